@@ -1,0 +1,89 @@
+"""events.jsonl: what happened in a run, one JSON object a line, written by the trainer alone.
+
+Every line has ``seq`` (1, 2, …), ``time`` (Unix seconds), ``attempt`` (1 = first start, +1 per resume)
+and ``kind``:
+
+============  ==========================================================================
+started       step (0, or the step resumed from: earlier lines beyond it are void), total
+stage         stage, done, total, text    a long stage's progress, at most 2 a second
+step          step, loss, lr, grad_norm, seconds
+sample        step, prompt (index), text, file
+checkpoint    step, folder
+saved         step, file                  the LoRA itself
+warning       text
+end           state (finished, stopped, failed), step, message, cause, evidence
+============  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+KINDS = ("started", "stage", "step", "sample", "checkpoint", "saved", "warning", "end")
+
+
+class EventLog:
+    """Appends events. One writer per run: the trainer that holds the run's lock."""
+
+    def __init__(self, path: Path, attempt: int) -> None:
+        self._attempt = attempt
+        self._seq = 0
+        torn = False
+        if path.exists():
+            events, offset = read_events(path)
+            self._seq = max((event["seq"] for event in events), default=0)
+            torn = offset < path.stat().st_size
+        self._file = path.open("ab")
+        if torn:
+            # A writer that was killed left half a line; without this it would swallow our first event.
+            self._file.write(b"\n")
+
+    def append(self, kind: str, **data: Any) -> None:
+        assert kind in KINDS, kind
+        self._seq += 1
+        event = {"seq": self._seq, "time": time.time(), "attempt": self._attempt, "kind": kind, **data}
+        self._file.write(json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+        if kind != "step":
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_events(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Whole events from byte ``offset`` on, and the offset to go on from.
+
+    A last line without its newline is left for the next call; a torn line in the middle (a writer that
+    was killed) is skipped. A missing file reads as empty.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except FileNotFoundError:
+        return [], offset
+    end = data.rfind(b"\n") + 1
+    events = []
+    for line in data[:end].splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and event.get("kind") in KINDS and isinstance(event.get("seq"), int):
+            events.append(event)
+    return events, offset + end
+
+
+def current_events(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events that still count: a resume from step N voids what came after N in earlier attempts."""
+    kept: list[dict[str, Any]] = []
+    for event in events:
+        if event["kind"] == "started":
+            kept = [old for old in kept if old.get("step", 0) <= event["step"]]
+        kept.append(event)
+    return kept

@@ -1,0 +1,92 @@
+"""The catalogue: one row per model family that can be trained.
+
+Everything that pages, linter and planner need to know of a family without loading it. The code of a
+family is ``trainer/families/<key>.py``; a test holds rows and files to the same set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model that is offered by name. ``download_gib`` is what a first run fetches."""
+
+    id: str
+    label: str
+    licence: str
+    resolution: int
+    download_gib: float
+    gated: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture.
+
+    Attributes:
+        resolution: native side in pixels where the base does not say otherwise.
+        bucket_step: bucket sides are multiples of this many pixels at the native resolution.
+        size_multiple: image sides must be multiples of this many pixels (VAE factor).
+        token_limit: tokens of a caption that the text encoders see.
+        denoiser_params, encoder_params, vae_params: millions of parameters, for the memory plan.
+        lora_params_per_rank: thousands of LoRA parameters per unit of rank, by ``adapter.targets``.
+        activation_gib: activations of one training sample at the native resolution in half precision,
+            (stored, with gradient checkpointing).
+    """
+
+    key: str
+    label: str
+    bases: tuple[Base, ...]
+    resolution: int
+    bucket_step: int
+    size_multiple: int
+    token_limit: int
+    denoiser_params: float
+    encoder_params: float
+    vae_params: float
+    lora_params_per_rank: dict[str, float]
+    activation_gib: tuple[float, float]
+
+
+DEMO_BASE = "demo"
+
+SDXL = Family(
+    key="sdxl",
+    label="Stable Diffusion XL",
+    bases=(
+        Base(
+            DEMO_BASE,
+            "Demo (small, included)",
+            "apache-2.0",
+            128,
+            0.0,
+            note="Draws simple shapes and creatures at 128 px. Trains in a minute on any computer.",
+        ),
+        Base(
+            "stabilityai/stable-diffusion-xl-base-1.0",
+            "Stable Diffusion XL 1.0",
+            "openrail++",
+            1024,
+            6.9,
+        ),
+    ),
+    resolution=1024,
+    bucket_step=64,
+    size_multiple=8,
+    token_limit=77,
+    denoiser_params=2567.5,
+    encoder_params=818.0,
+    vae_params=83.7,
+    lora_params_per_rank={"attention": 1450.0, "transformer": 2664.0, "transformer+conv": 3200.0},
+    activation_gib=(7.7, 0.45),
+)
+
+CATALOGUE: dict[str, Family] = {family.key: family for family in (SDXL,)}
+
+
+def known_base(family: str, base: str) -> Base | None:
+    """The catalogue's row of a base id, or None for one that users bring themselves."""
+    return next((row for row in CATALOGUE[family].bases if row.id == base), None)

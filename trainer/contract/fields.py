@@ -1,0 +1,269 @@
+"""TrainConfig as flat records, and recipes to and from TOML.
+
+One record per setting (``train.learning_rate``) feeds the form, the ``--set`` option, the reference
+page and the sentences that are shown for a wrong value.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import tomlkit
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from .config import TrainConfig
+from .errors import ConfigError
+
+Kind = Literal["text", "lines", "integer", "number", "switch", "choice"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a form, a command line and a reference page need to know of one setting.
+
+    ``minimum`` and ``maximum`` are inclusive unless ``open_minimum`` / ``open_maximum`` say otherwise.
+    """
+
+    path: str
+    section: str
+    name: str
+    label: str
+    help: str
+    kind: Kind
+    default: Any
+    optional: bool
+    basic: bool
+    unit: str
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    open_minimum: bool = False
+    open_maximum: bool = False
+
+    @property
+    def range_text(self) -> str:
+        """The allowed range in words, empty where there is none."""
+        if self.choices:
+            return ", ".join(self.choices)
+        low = None if self.minimum is None else f"{'>' if self.open_minimum else '≥'} {self.minimum:g}"
+        high = None if self.maximum is None else f"{'<' if self.open_maximum else '≤'} {self.maximum:g}"
+        return (
+            " and ".join(part for part in (low, high) if part) if self.kind in ("integer", "number") else ""
+        )
+
+
+def _kind_of(annotation: Any) -> tuple[Kind, bool, tuple[str, ...]]:
+    """(kind, optional, choices) of a field's type."""
+    optional = False
+    if get_origin(annotation) in (Union, types.UnionType):
+        inner = [arg for arg in get_args(annotation) if arg is not type(None)]
+        optional, annotation = len(inner) < len(get_args(annotation)), inner[0]
+    if get_origin(annotation) is Literal:
+        return "choice", optional, tuple(get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return "lines", optional, ()
+    kinds: dict[Any, Kind] = {bool: "switch", int: "integer", float: "number", str: "text"}
+    return kinds[annotation], optional, ()
+
+
+def _records_of(section: str, model: type[BaseModel]) -> Iterator[Record]:
+    for name, field in model.model_fields.items():
+        extra: Any = field.json_schema_extra or {}
+        kind, optional, choices = _kind_of(field.annotation)
+        if extra.get("choices"):
+            kind, choices = "choice", tuple(extra["choices"])
+        limits: dict[str, Any] = {}
+        for limit in field.metadata:
+            for key in ("ge", "gt", "le", "lt"):
+                if getattr(limit, key, None) is not None:
+                    limits[key] = getattr(limit, key)
+        yield Record(
+            path=f"{section}.{name}",
+            section=section,
+            name=name,
+            label=extra.get("label") or name.replace("_", " ").capitalize(),
+            help=" ".join((field.description or "").split()),
+            kind=kind,
+            default=field.default,
+            optional=optional,
+            basic=bool(extra.get("basic")),
+            unit=extra.get("unit", ""),
+            choices=choices,
+            minimum=limits.get("ge", limits.get("gt")),
+            maximum=limits.get("le", limits.get("lt")),
+            open_minimum="gt" in limits,
+            open_maximum="lt" in limits,
+        )
+
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    name: field.annotation  # type: ignore[misc]
+    for name, field in TrainConfig.model_fields.items()
+}
+RECORDS: dict[str, Record] = {
+    record.path: record for section, model in SECTIONS.items() for record in _records_of(section, model)
+}
+
+
+def flatten(config: TrainConfig) -> dict[str, Any]:
+    """{"train.steps": 1000, …}: the values that a form shows."""
+    return {path: getattr(getattr(config, record.section), record.name) for path, record in RECORDS.items()}
+
+
+def nest(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The inverse of :func:`flatten`, as plain nested tables. Dotted names that are no setting stay in."""
+    tables: dict[str, dict[str, Any]] = {}
+    for path, value in values.items():
+        section, _, name = path.partition(".")
+        tables.setdefault(section, {})[name] = value
+    return tables
+
+
+def _sentence(error: ErrorDetails) -> tuple[str, str]:
+    """(dotted field, one sentence) for a pydantic error."""
+    where = [str(part) for part in error["loc"] if not isinstance(part, int)]
+    path = ".".join(where[:2])
+    value = error.get("input")
+    if error["type"] == "extra_forbidden":
+        known = list(RECORDS) if len(where) > 1 else [*SECTIONS]
+        close = difflib.get_close_matches(path, known, n=1)
+        near = close or [name for name in known if name.rpartition(".")[2] == path.rpartition(".")[2]][:1]
+        hint = f"did you mean {near[0]}?" if near else "docs/settings.md lists all settings"
+        return path, f"{path} is not a setting; {hint}"
+    record = RECORDS.get(path)
+    if record is None:
+        return path or "recipe", error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return path, f"{path}: {error['msg'].removeprefix('Value error, ')}"
+    if error["type"] == "string_pattern_mismatch":
+        return (
+            path,
+            f"{path} = {value!r} is not allowed; {record.help}",
+        )
+    if error["type"] in ("string_too_short", "string_too_long", "too_long"):
+        problem = "is empty" if "short" in error["type"] else "is too long"
+        return path, f"{path} {problem}; {error['msg'].lower()}"
+    wanted = {
+        "text": "a text",
+        "lines": "a list of texts",
+        "integer": "a whole number",
+        "number": "a number",
+        "switch": "true or false",
+        "choice": "one of",
+    }[record.kind]
+    allowed = " ".join(part for part in (wanted, record.range_text) if part)
+    return path, f"{path} = {value!r} is not allowed; give {allowed}"
+
+
+def parse(tables: Mapping[str, Any]) -> TrainConfig:
+    """Nested tables -> TrainConfig.
+
+    Raises:
+        ConfigError: one sentence per wrong setting, keyed by its dotted name.
+    """
+    try:
+        return TrainConfig.model_validate(dict(tables))
+    except ValidationError as error:
+        raise ConfigError(dict(_sentence(detail) for detail in error.errors())) from None
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Two levels of tables, ``over`` winning; neither argument is changed."""
+    tables = {name: dict(table) if isinstance(table, Mapping) else table for name, table in base.items()}
+    for name, table in over.items():
+        if isinstance(table, Mapping) and isinstance(tables.get(name), dict):
+            tables[name].update(table)
+        else:
+            tables[name] = dict(table) if isinstance(table, Mapping) else table
+    return tables
+
+
+def override(assignment: str) -> dict[str, dict[str, Any]]:
+    """``section.field=value`` -> nested tables. The value is TOML; what is not TOML is a text.
+
+    An empty value means "left out" for settings that allow it.
+    """
+    path, separator, text = assignment.partition("=")
+    path = path.strip()
+    if not separator or "." not in path:
+        raise ConfigError({"--set": f"--set {assignment!r} is not section.field=value"})
+    record = RECORDS.get(path)
+    if record and record.kind in ("text", "choice"):
+        value: Any = text.strip().strip("\"'")
+    elif record and record.optional and not text.strip():
+        value = None
+    else:
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+    return nest({path: value})
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file, unvalidated."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError({"recipe": f"the recipe {path} does not exist"}) from None
+    except IsADirectoryError:
+        raise ConfigError({"recipe": f"{path} is a folder; name the .toml file in it"}) from None
+    except UnicodeDecodeError:
+        raise ConfigError({"recipe": f"{path} is not a text file in UTF-8; save it as UTF-8"}) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError({"recipe": f"{path} is not valid TOML: {error}"}) from None
+
+
+def load_recipe(path: Path, assignments: tuple[str, ...] = ()) -> TrainConfig:
+    """Read a recipe file and apply ``--set`` assignments over it. Raises ConfigError."""
+    tables = read_tables(path)
+    for assignment in assignments:
+        tables = merge(tables, override(assignment))
+    return parse(tables)
+
+
+def to_tables(config: TrainConfig) -> dict[str, dict[str, Any]]:
+    """The complete recipe as nested tables; settings that are None are left out, as TOML has no null."""
+    return {
+        section: {key: value for key, value in table.items() if value is not None}
+        for section, table in config.model_dump(mode="json").items()
+    }
+
+
+def dump_recipe(config: TrainConfig) -> str:
+    """The complete recipe as TOML; :func:`load_recipe` gives the same TrainConfig back."""
+    return tomlkit.dumps(to_tables(config))
+
+
+def settings_page() -> str:
+    """docs/settings.md: every setting with its default, range and help."""
+    lines = [
+        "# Settings",
+        "",
+        "Every setting of a recipe. This page is generated from `trainer/contract/config.py` by",
+        "`python -m trainer.contract.fields > docs/settings.md`; a test holds it current.",
+        "",
+    ]
+    for section, model in SECTIONS.items():
+        lines += [f"## [{section}]", "", " ".join((model.__doc__ or "").split()), ""]
+        lines += ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
+        for record in RECORDS.values():
+            if record.section != section:
+                continue
+            default = "" if record.default in (None, "", ()) else f"`{record.default}`"
+            unit = f" ({record.unit})" if record.unit else ""
+            allowed = {"switch": "true, false", "lines": "list of texts"}.get(record.kind, record.range_text)
+            lines.append(f"| `{record.name}`{unit} | {default} | {allowed} | {record.help} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(settings_page(), end="")

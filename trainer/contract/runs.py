@@ -1,0 +1,278 @@
+"""A run is a folder. This module knows every file name in it, and who may write which.
+
+The trainer writes status.json, events.jsonl, samples/, checkpoints/ and the LoRA; the studio writes
+launch.json and control/; recipe.toml and dataset.json are frozen when the run is made. Whether a
+trainer is alive is told by the OS lock it holds, never by a pid.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .config import TrainConfig
+from .errors import RunError
+from .fields import dump_recipe, load_recipe
+from .files import read_json, replace_json, write_json, write_text
+
+State = Literal[
+    "queued",
+    "starting",
+    "downloading",
+    "preparing",
+    "training",
+    "sampling",
+    "saving",
+    "stopping",
+    "finished",
+    "stopped",
+    "failed",
+    "lost",
+]
+TERMINAL: tuple[State, ...] = ("finished", "stopped", "failed", "lost")
+
+CAUSES: dict[str, str] = {
+    "gpu_oom": "The GPU ran out of memory.",
+    "host_oom": "The computer ran out of memory.",
+    "nan": "The loss became infinite or not a number.",
+    "disk_full": "The disk is full.",
+    "gated_model": "The base model needs an access token.",
+    "model_missing": "The base model was not found.",
+    "bad_image": "A picture cannot be read.",
+    "killed": "The training was killed from outside.",
+    "config": "The recipe does not work.",
+    "unknown": "The training failed.",
+}
+
+Verb = Literal["stop", "save", "sample"]
+
+
+class Status(BaseModel):
+    """status.json, replaced at most once a second by the trainer.
+
+    ``vram`` is GiB of GPU memory at its peak (None without a GPU), ``ram`` GiB of the process;
+    ``heartbeat`` is Unix seconds. ``loss`` is an exponential mean.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    state: State = "queued"
+    stage: str = ""
+    step: int = 0
+    total: int = 0
+    eta_s: float | None = None
+    steps_per_s: float | None = None
+    loss: float | None = None
+    lr: float | None = None
+    vram: float | None = None
+    vram_total: float | None = None
+    ram: float | None = None
+    heartbeat: float = 0.0
+    attempt: int = 0
+    message: str = ""
+    cause: str = ""
+    evidence: str = ""
+
+    @property
+    def terminal(self) -> bool:
+        return self.state in TERMINAL
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.toml"
+
+    @property
+    def dataset(self) -> Path:
+        return self.path / "dataset.json"
+
+    @property
+    def launch(self) -> Path:
+        return self.path / "launch.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "trainer.log"
+
+    @property
+    def control(self) -> Path:
+        return self.path / "control"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def sample(self, step: int, prompt: int) -> Path:
+        return self.samples / f"s{step:06d}_p{prompt:02d}.webp"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:06d}"
+
+    def result(self, config: TrainConfig) -> Path:
+        """The finished LoRA."""
+        return self.path / f"{config.output.name}.safetensors"
+
+    def create(self, config: TrainConfig) -> None:
+        """Make the folder and freeze the recipe. Raises RunError if a run is already there."""
+        if self.recipe.exists():
+            raise RunError(
+                f"{self.path} already holds a run; resume it, or choose another folder", cause="config"
+            )
+        for folder in (self.control, self.samples, self.checkpoints):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.recipe, dump_recipe(config))
+
+    def config(self) -> TrainConfig:
+        """The frozen recipe."""
+        if not self.recipe.exists():
+            raise RunError(f"{self.path} holds no run (no recipe.toml); name a run folder", cause="config")
+        return load_recipe(self.recipe)
+
+    # Liveness -----------------------------------------------------------------------------------
+
+    def hold(self) -> FileLock:
+        """Take the run's lock for this process. Raises RunError when a trainer already has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.lock)
+        try:
+            # A reader's probe holds the lock for microseconds; a trainer holds it for good.
+            lock.acquire(timeout=2, poll_interval=0.05)
+        except Timeout:
+            raise RunError(f"the run {self.id} is already being trained; stop it first", "config") from None
+        return lock
+
+    def alive(self) -> bool:
+        """Whether a trainer holds the lock."""
+        if not self.lock.exists():
+            return False
+        probe = FileLock(self.lock)
+        try:
+            probe.acquire(timeout=0)
+        except Timeout:
+            return True
+        probe.release()
+        return False
+
+    # Status -------------------------------------------------------------------------------------
+
+    def write_status(self, status: Status) -> None:
+        replace_json(self.status, status.model_dump())
+
+    def raw_status(self) -> Status:
+        """status.json as the trainer left it; a queued status while there is none."""
+        try:
+            return Status.model_validate(read_json(self.status))
+        except (FileNotFoundError, ValueError, ValidationError):
+            return Status()
+
+    def read_status(self) -> Status:
+        """The status a page shows: what the trainer wrote, or ``lost`` when it died without a word.
+
+        A run that was launched and whose trainer has not taken the lock yet is ``starting``.
+        """
+        status = self.raw_status()
+        if status.terminal or self.alive():
+            return status
+        launched = self._launched_at()
+        if launched is None and status.state == "queued":
+            return status
+        if launched is not None and launched > status.heartbeat and time.time() - launched < 30:
+            return status.model_copy(update={"state": "starting"})
+        again = self.raw_status()  # it may have ended between our two looks
+        if again.terminal:
+            return again
+        return again.model_copy(
+            update={
+                "state": "lost",
+                "message": f"The trainer died at step {again.step} without a word (killed, or power lost).",
+                "cause": "killed",
+            }
+        )
+
+    def _launched_at(self) -> float | None:
+        try:
+            return float(read_json(self.launch)["time"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+    # Control ------------------------------------------------------------------------------------
+
+    def send(self, verb: Verb) -> None:
+        """Ask the trainer for something: one small file, consumed once."""
+        write_json(self.control / f"{time.time_ns():020d}-{secrets.token_hex(3)}.json", {"verb": verb})
+
+    def take_controls(self) -> list[Verb]:
+        """The verbs sent since the last call, oldest first, each removed before it is returned."""
+        verbs: list[Verb] = []
+        if not self.control.is_dir():
+            return verbs
+        for file in sorted(self.control.glob("*.json")):
+            if file.name.startswith("."):
+                continue
+            try:
+                verb = read_json(file).get("verb")
+            except (ValueError, AttributeError):
+                verb = None
+            file.unlink(missing_ok=True)
+            if verb in ("stop", "save", "sample"):
+                verbs.append(verb)
+        return verbs
+
+
+def slug(text: str, fallback: str = "run") -> str:
+    """A name that is safe as a folder, URL part and id: ``[a-z0-9][a-z0-9-]{0,47}``."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-") or fallback
+
+
+def new_run_id(name: str) -> str:
+    """``20260131-142501-my-cat-3f``: sorts by time, unique without looking at the disk."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(name)}-{secrets.token_hex(1)}"
+
+
+def list_runs(runs_dir: Path) -> list[RunFolder]:
+    """All runs in a folder, newest first."""
+    if not runs_dir.is_dir():
+        return []
+    return sorted(
+        (RunFolder(path) for path in runs_dir.iterdir() if (path / "recipe.toml").exists()),
+        key=lambda run: run.id,
+        reverse=True,
+    )
+
+
+def launch_record(pid: int, started: float, argv: list[str], attempt: int) -> dict[str, Any]:
+    """launch.json: who started the trainer and how. ``started`` is the process's creation time."""
+    return {"pid": pid, "started": started, "argv": argv, "attempt": attempt, "time": time.time()}
