@@ -8,6 +8,7 @@ command line, ``docs/settings.md`` and the error messages are all derived from t
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -184,8 +185,18 @@ class CheckpointSettings(Section):
 class OutputSettings(Section):
     """The finished file."""
 
-    name: str = setting("lora", label="File name", basic=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
+    name: str = setting("lora", label="File name", basic=True)
     """Name of the .safetensors file, without the ending. Letters, digits, dot, dash, underscore."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_safe_as_a_file(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
+            raise ValueError(
+                f"{name!r} cannot be a file name here; use up to 80 letters, digits, dots, dashes and "
+                "underscores, with a letter or digit first"
+            )
+        return name
 
 
 class TrainConfig(Section):

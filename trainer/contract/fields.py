@@ -52,11 +52,22 @@ class Record:
         """The allowed range in words, empty where there is none."""
         if self.choices:
             return ", ".join(self.choices)
-        low = None if self.minimum is None else f"{'>' if self.open_minimum else '≥'} {self.minimum:g}"
-        high = None if self.maximum is None else f"{'<' if self.open_maximum else '≤'} {self.maximum:g}"
-        return (
-            " and ".join(part for part in (low, high) if part) if self.kind in ("integer", "number") else ""
-        )
+        if self.kind not in ("integer", "number"):
+            return ""
+        if self.minimum is None and self.maximum is None:
+            return ""
+        low = "" if self.minimum is None else plain(self.minimum)
+        high = "" if self.maximum is None else plain(self.maximum)
+        if low and high and not self.open_minimum:
+            return f"{low} to {'below ' if self.open_maximum else ''}{high}"
+        low = low and (f"above {low}" if self.open_minimum else f"at least {low}")
+        high = high and (f"below {high}" if self.open_maximum else f"at most {high}")
+        return " and ".join(part for part in (low, high) if part)
+
+
+def plain(number: float) -> str:
+    """A number as people write it: 1000000 and not 1e+06, 0.05 and not 0.050000000000000003."""
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 def _kind_of(annotation: Any) -> tuple[Kind, bool, tuple[str, ...]]:
@@ -132,9 +143,10 @@ def _sentence(error: ErrorDetails) -> tuple[str, str]:
     path = ".".join(where[:2])
     value = error.get("input")
     if error["type"] == "extra_forbidden":
-        known = list(RECORDS) if len(where) > 1 else [*SECTIONS]
-        close = difflib.get_close_matches(path, known, n=1)
-        near = close or [name for name in known if name.rpartition(".")[2] == path.rpartition(".")[2]][:1]
+        known = [*RECORDS] if len(where) > 1 else [*SECTIONS, *RECORDS]
+        name = path.rpartition(".")[2]
+        near = [other for other in known if other.rpartition(".")[2] == name]  # right name, wrong section
+        near = near or difflib.get_close_matches(path, known, n=1)
         hint = f"did you mean {near[0]}?" if near else "docs/settings.md lists all settings"
         return path, f"{path} is not a setting; {hint}"
     record = RECORDS.get(path)
@@ -142,14 +154,11 @@ def _sentence(error: ErrorDetails) -> tuple[str, str]:
         return path or "recipe", error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return path, f"{path}: {error['msg'].removeprefix('Value error, ')}"
-    if error["type"] == "string_pattern_mismatch":
-        return (
-            path,
-            f"{path} = {value!r} is not allowed; {record.help}",
-        )
-    if error["type"] in ("string_too_short", "string_too_long", "too_long"):
-        problem = "is empty" if "short" in error["type"] else "is too long"
-        return path, f"{path} {problem}; {error['msg'].lower()}"
+    if error["type"] == "string_too_short":
+        return path, f"{path} is empty; it needs a value"
+    if error["type"] in ("string_too_long", "too_long"):
+        things = "characters" if error["type"] == "string_too_long" else "entries"
+        return path, f"{path} has {len(value)} {things}; at most {error['ctx']['max_length']} are allowed"
     wanted = {
         "text": "a text",
         "lines": "a list of texts",
@@ -158,8 +167,12 @@ def _sentence(error: ErrorDetails) -> tuple[str, str]:
         "switch": "true or false",
         "choice": "one of",
     }[record.kind]
-    allowed = " ".join(part for part in (wanted, record.range_text) if part)
-    return path, f"{path} = {value!r} is not allowed; give {allowed}"
+    shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "…"
+    span = record.range_text
+    allowed = f"{wanted} {'from ' if span[:1].isdigit() else ''}{span}".strip()
+    if record.optional:
+        allowed += ", or leave it out"
+    return path, f"{path} = {shown} is not allowed; give {allowed}"
 
 
 def parse(tables: Mapping[str, Any]) -> TrainConfig:
@@ -257,7 +270,8 @@ def settings_page() -> str:
         for record in RECORDS.values():
             if record.section != section:
                 continue
-            default = "" if record.default in (None, "", ()) else f"`{record.default}`"
+            value = str(record.default).lower() if record.kind == "switch" else record.default
+            default = "" if value in (None, "", ()) else f"`{value}`"
             unit = f" ({record.unit})" if record.unit else ""
             allowed = {"switch": "true, false", "lines": "list of texts"}.get(record.kind, record.range_text)
             lines.append(f"| `{record.name}`{unit} | {default} | {allowed} | {record.help} |")

@@ -1,0 +1,262 @@
+"""Recipes: misspelt names, ranges, --set, TOML round trip, the generated settings page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.contract.config import TrainConfig
+from trainer.contract.errors import ConfigError
+from trainer.contract.families import CATALOGUE
+from trainer.contract.fields import (
+    RECORDS,
+    dump_recipe,
+    flatten,
+    load_recipe,
+    merge,
+    nest,
+    override,
+    parse,
+    settings_page,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def problems(tables: dict[str, Any]) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(tables)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("tables", "field", "sentence"),
+    [
+        (
+            {"train": {"learning_rat": 1e-4}},
+            "train.learning_rat",
+            "train.learning_rat is not a setting; did you mean train.learning_rate?",
+        ),
+        ({"trian": {"steps": 3}}, "trian", "trian is not a setting; did you mean train?"),
+        ({"batch_size": 3}, "batch_size", "batch_size is not a setting; did you mean train.batch_size?"),
+        (
+            {"samples": {"rank": 3}},
+            "samples.rank",
+            "samples.rank is not a setting; did you mean adapter.rank?",
+        ),
+        (
+            {"zzz": {}},
+            "zzz",
+            "zzz is not a setting; docs/settings.md lists all settings",
+        ),
+        (
+            {"train": {"steps": 0}},
+            "train.steps",
+            "train.steps = 0 is not allowed; give a whole number from 1 to 1000000",
+        ),
+        (
+            {"train": {"steps": 10.5}},
+            "train.steps",
+            "train.steps = 10.5 is not allowed; give a whole number from 1 to 1000000",
+        ),
+        (
+            {"train": {"learning_rate": 0}},
+            "train.learning_rate",
+            "train.learning_rate = 0 is not allowed; give a number above 0 and at most 1",
+        ),
+        (
+            {"adapter": {"dropout": 1}},
+            "adapter.dropout",
+            "adapter.dropout = 1 is not allowed; give a number from 0 to below 1",
+        ),
+        (
+            {"dataset": {"resolution": 32}},
+            "dataset.resolution",
+            "dataset.resolution = 32 is not allowed; give a whole number from 64 to 2048, or leave it out",
+        ),
+        (
+            {"model": {"precision": "int8"}},
+            "model.precision",
+            "model.precision = 'int8' is not allowed; give one of auto, bf16, fp16, fp32",
+        ),
+        ({"model": {"base": " "}}, "model.base", "model.base is empty; it needs a value"),
+        (
+            {"samples": {"prompts": ["a"] * 17}},
+            "samples.prompts",
+            "samples.prompts has 17 entries; at most 16 are allowed",
+        ),
+        (
+            {"dataset": {"trigger": "x" * 101}},
+            "dataset.trigger",
+            "dataset.trigger has 101 characters; at most 100 are allowed",
+        ),
+        (
+            {"samples": {"prompts": "one text"}},
+            "samples.prompts",
+            "samples.prompts = 'one text' is not allowed; give a list of texts",
+        ),
+        ({"train": 5}, "recipe", "[train] must be a table of settings, not 5"),
+    ],
+)
+def test_a_wrong_setting_gets_one_sentence(tables: dict[str, Any], field: str, sentence: str) -> None:
+    assert problems(tables) == {field: sentence}
+
+
+def test_every_wrong_setting_is_named_at_once() -> None:
+    found = problems({"train": {"steps": "many", "warmup": 2}, "output": {"name": "../lora"}})
+    assert set(found) == {"train.steps", "train.warmup", "output.name"}
+    assert "'../lora' cannot be a file name" in found["output.name"]
+
+
+def test_an_unknown_family_names_the_known_ones() -> None:
+    sentence = problems({"model": {"family": "sdxxl"}})["model.family"]
+    assert "'sdxxl'" in sentence and all(key in sentence for key in CATALOGUE)
+
+
+def test_a_huge_wrong_value_is_cut_in_the_sentence() -> None:
+    assert len(problems({"train": {"steps": "9x" * 500}})["train.steps"]) < 200
+
+
+def test_not_a_number_is_refused() -> None:
+    assert "train.learning_rate" in problems({"train": {"learning_rate": float("nan")}})
+    assert "adapter.alpha" in problems({"adapter": {"alpha": float("inf")}})
+
+
+AWAY: dict[str, Any] = {
+    "model.base": "someone/some-model",
+    "model.revision": "v1.0",
+    "model.vae": "madebyollin/sdxl-vae-fp16-fix",
+    "model.precision": "bf16",
+    "dataset.path": 'C:\\photos of "mine"',
+    "dataset.trigger": "zwx créature 🐈",
+    "dataset.resolution": 768,
+    "dataset.flip": True,
+    "dataset.caption_dropout": 0.05,
+    "adapter.rank": 7,
+    "adapter.alpha": 3.5,
+    "adapter.targets": "transformer+conv",
+    "adapter.dropout": 0.125,
+    "train.steps": 123,
+    "train.batch_size": 3,
+    "train.gradient_accumulation": 2,
+    "train.learning_rate": 3.14159e-07,
+    "train.scheduler": "cosine_with_restarts",
+    "train.restarts": 5,
+    "train.warmup": 0.07,
+    "train.optimizer": "adafactor",
+    "train.weight_decay": 0.1,
+    "train.max_grad_norm": 0.3,
+    "train.min_snr_gamma": 5.0,
+    "train.gradient_checkpointing": "on",
+    "train.seed": 2**63 - 1,
+    "samples.prompts": ("a photo of zwx créature", 'a "quoted" prompt, with = and #'),
+    "samples.negative": "blurry\nlow quality\\",
+    "samples.every": 11,
+    "samples.steps": 12,
+    "samples.guidance": 4.5,
+    "samples.seed": 7,
+    "samples.width": 640,
+    "samples.height": 512,
+    "checkpoints.every": 10,
+    "checkpoints.keep": 9,
+    "output.name": "my_cat-v1.2",
+}
+
+
+def away_from_default() -> TrainConfig:
+    """A recipe with every setting (that has more than one value) away from its default."""
+    config = parse(nest(AWAY))
+    values = flatten(config)
+    same = {path for path, record in RECORDS.items() if values[path] == record.default}
+    assert same <= {"model.family"}, "give the new setting a value in AWAY"
+    return config
+
+
+def test_toml_round_trip(tmp_path: Path) -> None:
+    config = away_from_default()
+    file = tmp_path / "recipe.toml"
+    file.write_text(dump_recipe(config), encoding="utf-8")
+    assert load_recipe(file) == config
+    file.write_text(dump_recipe(TrainConfig()), encoding="utf-8")
+    assert load_recipe(file) == TrainConfig()
+
+
+def test_flatten_and_nest_are_inverse() -> None:
+    config = away_from_default()
+    assert parse(nest(flatten(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("train.steps=50", {"train": {"steps": 50}}),
+        ("train.learning_rate = 2e-3", {"train": {"learning_rate": 2e-3}}),
+        ("dataset.flip=true", {"dataset": {"flip": True}}),
+        ("dataset.trigger=zwx cat", {"dataset": {"trigger": "zwx cat"}}),
+        ("dataset.trigger=007", {"dataset": {"trigger": "007"}}),
+        ("model.base='demo'", {"model": {"base": "demo"}}),
+        ("dataset.resolution=", {"dataset": {"resolution": None}}),
+        ('samples.prompts=["a = b", "c"]', {"samples": {"prompts": ["a = b", "c"]}}),
+    ],
+)
+def test_set(assignment: str, expected: dict[str, Any]) -> None:
+    assert override(assignment) == expected
+    parse(expected)
+
+
+@pytest.mark.parametrize("assignment", ["steps=5", "train.steps", "", "="])
+def test_set_wants_section_field_value(assignment: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not section\.field=value"):
+        override(assignment)
+
+
+def test_set_wins_over_the_file_and_is_checked(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text("[train]\nsteps = 5\nseed = 1\n", encoding="utf-8")
+    config = load_recipe(file, ("train.steps=9",))
+    assert (config.train.steps, config.train.seed) == (9, 1)
+    with pytest.raises(ConfigError, match="train.steps = 'x' is not allowed"):
+        load_recipe(file, ("train.steps=x",))
+
+
+def test_merge_changes_neither_argument() -> None:
+    base, over = {"train": {"steps": 1, "seed": 2}}, {"train": {"steps": 3}, "output": {"name": "a"}}
+    assert merge(base, over) == {"train": {"steps": 3, "seed": 2}, "output": {"name": "a"}}
+    assert base == {"train": {"steps": 1, "seed": 2}} and over["train"] == {"steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"[train]\nsteps = \n", "is not valid TOML"),
+        (b"\xff\xfe[train]", "is not a text file in UTF-8"),
+    ],
+)
+def test_an_unreadable_recipe_is_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=sentence):
+        load_recipe(file)
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_recipe(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="is a folder"):
+        load_recipe(tmp_path)
+
+
+def test_a_recipe_saved_by_notepad_loads(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_bytes(b"\xef\xbb\xbf[train]\r\nsteps = 5\r\n")
+    assert load_recipe(file).train.steps == 5
+
+
+def test_settings_page_is_current() -> None:
+    page = (REPOSITORY / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert page == settings_page(), "run: python -m trainer.contract.fields > docs/settings.md"
+
+
+def test_every_setting_explains_itself() -> None:
+    for record in RECORDS.values():
+        assert record.label and len(record.help) > 20, record.path
+        assert record.help[-1] == ".", record.path

@@ -1,0 +1,48 @@
+"""The learning-rate schedule: one pure function that the trainer follows and the form draws.
+
+The definitions are those of ``transformers.get_scheduler`` (steps count from 0, the warm-up starts at
+zero, ``polynomial`` has power 1 and ends at 1e-7), so that curves agree with the other trainers.
+"""
+
+from __future__ import annotations
+
+import math
+
+from .config import TrainSettings
+
+POLYNOMIAL_END = 1e-7
+"""Learning rate that "polynomial" ends at (transformers' ``lr_end``)."""
+
+
+def warmup_steps(train: TrainSettings) -> int:
+    """Steps of the warm-up. At least one step of every run comes after it."""
+    return min(round(train.warmup * train.steps), train.steps - 1)
+
+
+def lr_scale(train: TrainSettings, step: int) -> float:
+    """Factor on ``train.learning_rate`` for update number ``step`` (0 for the first one)."""
+    warmup = warmup_steps(train)
+    if step < warmup:
+        return step / warmup
+    if train.scheduler == "constant":
+        return 1.0
+    progress = (step - warmup) / max(1, train.steps - warmup)
+    if progress >= 1:
+        return POLYNOMIAL_END / train.learning_rate if train.scheduler == "polynomial" else 0.0
+    match train.scheduler:
+        case "linear":
+            return 1.0 - progress
+        case "polynomial":
+            end = POLYNOMIAL_END / train.learning_rate
+            return (1.0 - end) * (1.0 - progress) + end
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * progress))
+        case "cosine_with_restarts":
+            return 0.5 * (1.0 + math.cos(math.pi * (train.restarts * progress % 1.0)))
+
+
+def lr_curve(train: TrainSettings, points: int = 240) -> list[tuple[int, float]]:
+    """At most ``points`` (step, learning rate) pairs that cover the run, for drawing."""
+    count = max(2, min(points, train.steps))
+    steps = sorted({round(index * (train.steps - 1) / (count - 1)) for index in range(count)})
+    return [(step, train.learning_rate * lr_scale(train, step)) for step in steps]
