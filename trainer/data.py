@@ -1,0 +1,152 @@
+"""Which pictures a step sees, and everything random about them.
+
+Nothing here has state. The order of an epoch and the noise, timestep, flip and caption choice of a
+sample are functions of (seed, epoch, image id, repeat), so a resumed run needs to know only its step,
+and several processes agree without talking.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from dataset_tools.ingest import scan_folder
+from torch import Tensor
+
+from dataset_tools.crop import crop_dataset, fit_to_resolution
+from dataset_tools.dataset import Dataset, DatasetError, ImageRecord, load_dataset, read_caption
+
+from .contract.config import DatasetSettings
+from .contract.files import read_json, write_json
+from .families.base import Geometry
+
+
+class TrainImage(ImageRecord):
+    """A picture as a run froze it: with its caption, bucket and crop."""
+
+    caption: str
+
+    def geometry(self, flip: bool = False) -> Geometry:
+        """Sizes and crop as the model is told them; see :class:`Geometry`. Mirroring swaps the margins."""
+        assert self.bucket and self.crop
+        width, height = self.bucket
+        left, top, right, bottom = self.crop
+        scale = min(1.0, width / (right - left))
+        if flip:
+            left = self.width - right
+        return Geometry(
+            original=(round(self.height * scale), round(self.width * scale)),
+            crop=(round(top * scale), round(left * scale)),
+            target=(height, width),
+        )
+
+
+def freeze_dataset(
+    root: Path, settings: DatasetSettings, resolution: int, bucket_step: int, models: Path
+) -> tuple[TrainImage, ...]:
+    """The pictures of a folder as this run will see them: in buckets of ``resolution``, with captions.
+
+    ``root`` is a project (has dataset.json; its crops are kept) or a plain folder of pictures with
+    sidecar captions (crops are chosen now). Raises DatasetError when there is nothing to train on.
+    """
+    if not root.is_dir():
+        raise DatasetError(f"the dataset folder {root} does not exist; set dataset.path")
+    dataset = load_dataset(root) if (root / "dataset.json").exists() else scan_folder(root)
+    uncropped = [record.id for record in dataset.images if record.crop is None or record.bucket is None]
+    if uncropped:
+        dataset = crop_dataset(root, dataset, resolution, step=bucket_step, models_dir=models, only=uncropped)
+    trigger = settings.trigger or dataset.trigger
+    images = []
+    for record in dataset.enabled_images():
+        bucket, crop = fit_to_resolution(record, resolution, bucket_step)
+        fields = record.model_dump() | {"bucket": bucket, "crop": crop}
+        images.append(TrainImage(**fields, caption=read_caption(root, record) or trigger))
+    if not images:
+        raise DatasetError(f"there are no pictures to train on in {root}; add some, or include them again")
+    return tuple(images)
+
+
+def save_frozen(path: Path, trigger: str, images: Sequence[TrainImage]) -> None:
+    rows = [image.model_dump(mode="json") for image in images]
+    write_json(path, {"version": 1, "trigger": trigger, "images": rows})
+
+
+def load_frozen(path: Path) -> tuple[TrainImage, ...]:
+    return tuple(TrainImage.model_validate(row) for row in read_json(path)["images"])
+
+
+def frozen_trigger(path: Path) -> str:
+    return str(read_json(path)["trigger"])
+
+
+def dataset_of(images: Sequence[TrainImage]) -> Dataset:
+    """The frozen pictures as an ordinary dataset."""
+    return Dataset(images=tuple(ImageRecord(**image.model_dump(exclude={"caption"})) for image in images))
+
+
+# Randomness without state -----------------------------------------------------------------------
+
+
+def derived_seed(*parts: object) -> int:
+    """63 bits that depend on every part and nothing else."""
+    digest = hashlib.sha256("|".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One look at one picture."""
+
+    image: TrainImage
+    epoch: int
+    repeat: int
+    seed: int
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A fresh generator for one purpose ("noise", "t", "flip", …) of this sample, on the CPU."""
+        seed = derived_seed(self.seed, self.epoch, self.image.id, self.repeat, purpose)
+        return torch.Generator().manual_seed(seed)
+
+    def uniform(self, purpose: str) -> float:
+        """A number in [0, 1)."""
+        return torch.rand((), generator=self.generator(purpose)).item()
+
+    def noise_like(self, latents_CHW: Tensor) -> Tensor:
+        return torch.randn(latents_CHW.shape, generator=self.generator("noise"))
+
+
+class BatchPlan:
+    """Batches of one bucket each; the last one of a bucket may be smaller, none is dropped.
+
+    ``batch(i)`` is a pure function of i, the number of the batch since the start of the run.
+    """
+
+    def __init__(self, images: Sequence[TrainImage], batch_size: int, seed: int) -> None:
+        self._batch_size, self._seed = batch_size, seed
+        self._buckets: dict[tuple[int, int], list[tuple[TrainImage, int]]] = {}
+        for image in images:
+            assert image.bucket
+            looks = [(image, repeat) for repeat in range(image.repeats)]
+            self._buckets.setdefault(image.bucket, []).extend(looks)
+        self.batches_per_epoch = sum(-(-len(looks) // batch_size) for looks in self._buckets.values())
+        self._epoch: tuple[int, list[list[Sample]]] | None = None
+
+    def batch(self, index: int) -> list[Sample]:
+        epoch, position = divmod(index, self.batches_per_epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, self._plan(epoch))
+        return self._epoch[1][position]
+
+    def _plan(self, epoch: int) -> list[list[Sample]]:
+        batches: list[list[Sample]] = []
+        for looks in self._buckets.values():
+            samples = [Sample(image, epoch, repeat, self._seed) for image, repeat in looks]
+            samples.sort(key=lambda s: derived_seed(self._seed, epoch, s.image.id, s.repeat, "order"))
+            size = self._batch_size
+            batches += [samples[start : start + size] for start in range(0, len(samples), size)]
+        first = "batch order"
+        batches.sort(key=lambda b: derived_seed(self._seed, epoch, b[0].image.id, b[0].repeat, first))
+        return batches

@@ -1,0 +1,1 @@
+"""One file per model family; ``base.py`` says what a family has to offer."""

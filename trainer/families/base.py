@@ -1,0 +1,142 @@
+"""What the trainer asks of a model family.
+
+A family is one file, ``trainer/families/<key>.py``, with one class ``Family`` that has these members;
+``sdxl.py`` is the documented example to copy. Conventions everywhere:
+
+- pixels are float, RGB, (B, 3, H, W), in [-1, 1];
+- latents are float32, (B, C, h, w), scaled and shifted the way the denoiser wants them;
+- ``t_B`` runs from 0 (clean) to 1 (noise); a family that counts otherwise converts in ``predict``;
+- the text conditioning of ONE caption is a dict of tensors without a batch dimension; it is cached on
+  disk, so it holds everything that the text encoders say and nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from ..contract import families as catalogue
+from ..noise import Noise
+from ..source import BaseModel
+
+TextEmbeds = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a training picture comes from, in pixels: what SDXL calls micro-conditioning.
+
+    ``original`` (height, width) is the picture's size at the training scale, or its true size where it
+    had to be enlarged; ``crop`` (top, left) the corner of the crop at the training scale; ``target``
+    (height, width) the bucket.
+    """
+
+    original: tuple[int, int]
+    crop: tuple[int, int]
+    target: tuple[int, int]
+
+    @classmethod
+    def whole(cls, height: int, width: int) -> Geometry:
+        """An uncropped picture: what samplers assume."""
+        return cls((height, width), (0, 0), (height, width))
+
+
+class ModelFamily(Protocol):
+    """One architecture, bound to one base model.
+
+    Attributes:
+        row: the family's row in the catalogue.
+        noise: the process that the base was trained under, known once constructed.
+        resolution: native side of this base in pixels.
+        targets: ``adapter.targets`` -> regular expression that full-matches the module names of the
+            denoiser that get a LoRA.
+    """
+
+    row: catalogue.Family
+    noise: Noise
+    resolution: int
+    targets: dict[str, str]
+
+    def __init__(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> None:
+        """WHEN: first. Reads configuration files only; nothing heavy.
+
+        IN: ``dtype`` is the number format of the frozen base.
+        Raises RunError(model_missing) when a needed part is not there.
+        """
+        ...
+
+    def image_encoder_id(self) -> str:
+        """WHEN: before caching. OUT: a fingerprint of the VAE, part of the latents' cache keys."""
+        ...
+
+    def text_encoder_id(self) -> str:
+        """WHEN: before caching. OUT: a fingerprint of tokenizers, encoders and how they are used."""
+        ...
+
+    def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
+        """WHEN: caching, when a latent is not cached. Loads the VAE at the first call.
+
+        IN: pixels on any device. OUT: latents on the CPU.
+        """
+        ...
+
+    def encode_captions(self, captions: Sequence[str]) -> list[TextEmbeds]:
+        """WHEN: caching, when a caption is not cached. Loads the text encoders at the first call.
+
+        OUT: one TextEmbeds per caption, on the CPU. The empty caption is encoded the way the base
+        expects its unconditional input.
+        """
+        ...
+
+    def free_encoders(self) -> None:
+        """WHEN: after caching. Drops the text encoders, moves the VAE off the device."""
+        ...
+
+    def load_denoiser(self) -> nn.Module:
+        """WHEN: after caching. OUT: the denoiser on the device, frozen, in ``dtype``."""
+        ...
+
+    def predict(
+        self,
+        denoiser: nn.Module,
+        noisy_BCHW: Tensor,
+        t_B: Tensor,
+        embeds: Sequence[TextEmbeds],
+        geometry: Sequence[Geometry],
+    ) -> Tensor:
+        """WHEN: every step. OUT: the prediction (B, C, h, w) that ``noise.target`` is compared with."""
+        ...
+
+    def pipeline(self, denoiser: nn.Module) -> DiffusionPipeline:
+        """WHEN: drawing samples. OUT: a diffusers pipeline around the denoiser being trained, without
+        text encoders; its scheduler is the base's own."""
+        ...
+
+    def pipeline_inputs(self, positive: TextEmbeds, negative: TextEmbeds) -> dict[str, Any]:
+        """WHEN: drawing samples. OUT: the keyword arguments that give the pipeline its conditioning."""
+        ...
+
+    def kohya_name(self, module: str) -> str:
+        """WHEN: export. IN: dotted module name in the denoiser. OUT: its key stem in kohya's files."""
+        ...
+
+    def native_name(self, module: str) -> str:
+        """WHEN: export. OUT: the dotted module name in the architecture's original code (ComfyUI)."""
+        ...
+
+    def metadata(self) -> dict[str, str]:
+        """WHEN: export. OUT: the safetensors metadata that names the architecture to loaders."""
+        ...
+
+
+def load_family(key: str, base: BaseModel, device: torch.device, dtype: torch.dtype) -> ModelFamily:
+    """The family ``key`` of the catalogue, bound to ``base``."""
+    module = importlib.import_module(f".{key}", __package__)
+    family: ModelFamily = module.Family(base, device, dtype)
+    return family
