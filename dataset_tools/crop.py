@@ -1,0 +1,269 @@
+"""Which part of a picture is trained on, and at which size: chosen by content, explained in words.
+
+The crop is a box in ``dataset.json``; the picture on disk is never cut. :func:`render_crop` makes
+both the training crop and the preview, so what is shown is what is trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from dataset_tools.buckets import SDXL_RESOLUTION, scaled_buckets
+from dataset_tools.dataset import (
+    Box,
+    Dataset,
+    DatasetError,
+    ImageRecord,
+    Size,
+    load_dataset,
+    update_dataset,
+)
+from dataset_tools.detect import DetectorUnavailable, FaceDetector, FloatBox, Subject, find_subject
+from dataset_tools.images import open_image
+from dataset_tools.models import ensure_face_model
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total, what)."""
+
+CUT_WEIGHT = {"face": 8.0, "saliency": 1.5, "centre": 0.0}
+"""Cost of cutting the whole subject, against 1 for losing the whole picture."""
+UPSCALE_WEIGHT = 0.25
+"""Cost of enlarging twofold."""
+UPSCALE_WARNING = 1.25
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A box of a picture and the bucket that it is resized to."""
+
+    bucket: Size
+    box: Box
+    reason: str
+    warnings: tuple[str, ...] = ()
+
+
+def choose_crop(width: int, height: int, subject: Subject, buckets: Sequence[Size]) -> Crop:
+    """The best crop of a ``width`` × ``height`` picture among the buckets.
+
+    Each bucket's largest box is tried centred on the subject and on each face. The cost of a box is
+    the share of the subject that it cuts (faces weigh most), plus the share of the picture that it
+    loses, plus how far it has to be enlarged. A pure function; ties go to the earlier bucket.
+    """
+    centres = [_centre(subject.box), *(_centre(face) for face in subject.faces)]
+    candidates = [
+        (bucket, largest_box(width, height, bucket, centre)) for bucket in buckets for centre in centres
+    ]
+
+    def cost(candidate: tuple[Size, Box]) -> float:
+        bucket, box = candidate
+        cut = CUT_WEIGHT[subject.kind] * cut_share(subject.box, box)
+        if subject.faces:
+            cut += CUT_WEIGHT["face"] * max(cut_share(face, box) for face in subject.faces)
+        lost = 1 - (box[2] - box[0]) * (box[3] - box[1]) / (width * height)
+        return cut + lost + UPSCALE_WEIGHT * max(0.0, math.log2(_enlargement(box, bucket)))
+
+    bucket, box = min(candidates, key=cost)
+    return Crop(bucket, box, _reason(width, height, subject, box), _warnings(subject, box, bucket))
+
+
+def largest_box(width: int, height: int, bucket: Size, centre: tuple[float, float]) -> Box:
+    """The largest box of the bucket's aspect inside the picture, as near to ``centre`` as it goes.
+
+    Its sides are whole pixels, so its aspect is exact to within one pixel.
+    """
+    bucket_width, bucket_height = bucket
+    if width * bucket_height > height * bucket_width:
+        box_width, box_height = max(1, round(height * bucket_width / bucket_height)), height
+    else:
+        box_width, box_height = width, max(1, round(width * bucket_height / bucket_width))
+    left = min(max(0, round(centre[0] - box_width / 2)), width - box_width)
+    top = min(max(0, round(centre[1] - box_height / 2)), height - box_height)
+    return left, top, left + box_width, top + box_height
+
+
+def fit_to_resolution(record: ImageRecord, resolution: int, step: int | None = None) -> tuple[Size, Box]:
+    """(bucket, box) of a cropped picture for another resolution.
+
+    The bucket of the nearest aspect in that resolution's list, and the largest box of exactly its
+    aspect inside the chosen crop. Raises :class:`DatasetError` when the picture is not cropped yet.
+    """
+    if record.crop is None:
+        raise DatasetError(f"{record.original_name} is not cropped yet; open the Photos step once.")
+    left, top, right, bottom = record.crop
+    wanted = record.bucket or (right - left, bottom - top)
+
+    def distance(bucket: Size) -> float:
+        return abs(math.log(bucket[0] / bucket[1] * wanted[1] / wanted[0]))
+
+    bucket = min(scaled_buckets(resolution, step), key=distance)
+    width, height = right - left, bottom - top
+    inner = largest_box(width, height, bucket, (width / 2, height / 2))
+    return bucket, (left + inner[0], top + inner[1], left + inner[2], top + inner[3])
+
+
+def render_crop(image: Image.Image, box: Box, bucket: Size) -> Image.Image:
+    """The box of an upright picture, resized to exactly the bucket, RGB.
+
+    Trainers that resize by OpenCV switch between area (shrinking) and Lanczos (enlarging), because
+    OpenCV's Lanczos aliases when it shrinks. Pillow's widens its window with the scale, so one
+    filter does both, and needs no system library.
+    """
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return image.resize(bucket, Image.Resampling.LANCZOS, box=box)
+
+
+def crop_dataset(
+    root: Path,
+    dataset: Dataset,
+    resolution: int,
+    *,
+    step: int | None = None,
+    models_dir: Path | None = None,
+    only: Collection[str] | None = None,
+    detector: FaceDetector | None = None,
+    progress: Progress | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> Dataset:
+    """The dataset with bucket, crop, reason and warnings chosen for every picture, or those in ``only``.
+
+    Faces are looked for with ``detector``, else with one opened from ``models_dir``; with neither,
+    by saliency alone. ``notify`` gets one sentence where faces cannot be looked for. Nothing is
+    saved. Raises :class:`~dataset_tools.images.ImageError` for a picture that cannot be read.
+    """
+    buckets = scaled_buckets(resolution, step)
+    wanted = [record for record in dataset.images if only is None or record.id in only]
+    cropped: list[ImageRecord] = []
+    with ExitStack() as stack:
+        if detector is None and models_dir is not None and wanted:
+            detector = _open_detector(models_dir, progress, notify)
+            if detector is not None:
+                stack.enter_context(detector)
+        for done, record in enumerate(wanted):
+            if progress:
+                progress(done, len(wanted), record.original_name)
+            image = open_image(root / record.file, record.original_name).image
+            crop = choose_crop(*image.size, find_subject(image, detector), buckets)
+            changes = {
+                "bucket": crop.bucket,
+                "crop": crop.box,
+                "reason": crop.reason,
+                "warnings": crop.warnings,
+            }
+            cropped.append(record.model_copy(update=changes))
+    if progress and wanted:
+        progress(len(wanted), len(wanted), "cropped")
+    return dataset.with_record(*cropped)
+
+
+def crop_project(
+    root: Path,
+    resolution: int = SDXL_RESOLUTION,
+    *,
+    models_dir: Path | None = None,
+    only: Collection[str] | None = None,
+    progress: Progress | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> Dataset:
+    """Crop a project's pictures and save; what else changed meanwhile is kept.
+
+    By default only those without a crop, so that crops already made stay; ``only`` names others.
+    """
+    dataset = load_dataset(root)
+    if only is None:
+        only = {record.id for record in dataset.images if record.crop is None}
+    cropped = crop_dataset(
+        root, dataset, resolution, models_dir=models_dir, only=only, progress=progress, notify=notify
+    )
+    changed = {record.id: record for record in cropped.images if record.id in only}
+
+    def merge(current: Dataset) -> Dataset:
+        fields = ("bucket", "crop", "reason", "warnings")
+        return current.with_record(
+            *(
+                record.model_copy(update={name: getattr(changed[record.id], name) for name in fields})
+                for record in current.images
+                if record.id in changed
+            )
+        )
+
+    return update_dataset(root, merge)
+
+
+def cut_share(subject: FloatBox, box: Box) -> float:
+    """The share of the subject's area that lies outside the box, in [0, 1]."""
+    left, top, right, bottom = subject
+    area = (right - left) * (bottom - top)
+    if area <= 0:
+        return 0.0
+    kept_width = max(0.0, min(right, box[2]) - max(left, box[0]))
+    kept_height = max(0.0, min(bottom, box[3]) - max(top, box[1]))
+    return max(0.0, 1 - kept_width * kept_height / area)
+
+
+def _open_detector(
+    models_dir: Path, progress: Progress | None, notify: Callable[[str], None] | None
+) -> FaceDetector | None:
+    """The face detector, or None after telling why there is none."""
+    model = ensure_face_model(models_dir, progress=progress, notify=notify)
+    if model is None:
+        return None
+    try:
+        return FaceDetector(model)
+    except DetectorUnavailable as error:
+        if notify:
+            notify(f"{error} Crops follow what stands out instead.")
+        return None
+
+
+def _centre(box: FloatBox) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+
+def _enlargement(box: Box, bucket: Size) -> float:
+    """How many bucket pixels one picture pixel becomes, along a side."""
+    return math.sqrt(bucket[0] * bucket[1] / ((box[2] - box[0]) * (box[3] - box[1])))
+
+
+def _percent(share: float) -> int:
+    """Whole percent, at least 1: what is a little is not nothing."""
+    return max(1, round(100 * share))
+
+
+def _reason(width: int, height: int, subject: Subject, box: Box) -> str:
+    """Why this crop, e.g. "face kept whole; 6 % of the photo is cut"."""
+    cut = cut_share(subject.box, box)
+    lost = 1 - (box[2] - box[0]) * (box[3] - box[1]) / (width * height)
+    loss = f"{_percent(lost)} % of the photo is cut" if lost > 0.002 else "nothing is cut"
+    none_found = "no face found" if subject.looked_for_faces else "faces were not looked for"
+    if subject.kind == "face":
+        whole = [face for face in subject.faces if cut_share(face, box) < 0.005]
+        many = len(subject.faces)
+        if len(whole) == many:
+            what = "face kept whole" if many == 1 else f"{many} faces kept whole"
+        elif many == 1:
+            what = f"{_percent(cut_share(subject.faces[0], box))} % of the face does not fit"
+        else:
+            what = f"{len(whole)} of {many} faces kept whole"
+    elif subject.kind == "saliency":
+        kept = "is kept whole" if cut < 0.005 else f"is centred, {_percent(cut)} % of it does not fit"
+        what = f"{none_found}: what stands out {kept}"
+    else:
+        what = f"{none_found} and nothing stands out: cropped at the centre"
+    return f"{what}; {loss}"
+
+
+def _warnings(subject: Subject, box: Box, bucket: Size) -> tuple[str, ...]:
+    found = []
+    if subject.kind == "face" and any(cut_share(face, box) >= 0.005 for face in subject.faces):
+        found.append("face cut")
+    enlargement = _enlargement(box, bucket)
+    if enlargement > UPSCALE_WARNING:
+        found.append(f"upscaled {enlargement:.1f}x: a larger photo would train sharper")
+    return tuple(found)
