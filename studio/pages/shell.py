@@ -1,0 +1,234 @@
+"""The frame around the five pages: project picker, run bar, stepper, and the memory of where one was.
+
+What is shown lives in the address (``?project=<id>&step=<step>``), so a refresh, a second tab or a
+bookmark opens the same place. The project id travels in a hidden text box rather than in ``gr.State``:
+the browser keeps it, and it survives a restart of the studio.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import parse_qs
+
+import gradio as gr
+
+from studio.context import Studio
+from studio.theme import scripts
+from trainer.contract.errors import UserError
+
+from . import Page, captions, photos, recipe, results, shows_errors, train
+
+STEPS = {
+    "photos": ("Photos", photos),
+    "captions": ("Captions", captions),
+    "recipe": ("Recipe", recipe),
+    "train": ("Train", train),
+    "results": ("Results", results),
+}
+
+
+def build_app(studio: Studio) -> gr.Blocks:
+    """The whole page. ``root`` carries news from Python to the scripts, its ``select`` event the way back."""
+    with gr.Blocks(title="LoRA Studio", analytics_enabled=False) as app:
+        project_id = gr.Textbox(visible="hidden", elem_id="studio-project")
+        root = gr.HTML(
+            value="{}",
+            html_template="",
+            elem_id="studio-root",
+            head=scripts("live.js"),
+            js_on_load="studio.boot(props, watch, (project, step) => trigger('select', {project, step}))",
+        )
+        _panel("header", "live.js", functions=[_create_project(studio), _badges(studio)])
+        _panel("runbar", "live.js", functions=[_stop(studio)])
+        _panel("stepper", "live.js")
+        _panel("welcome", "live.js")
+        pages: dict[str, Page] = {}
+        with gr.Tabs(selected="photos", elem_id="steps"):
+            for step, (label, module) in STEPS.items():
+                with gr.Tab(label, id=step, elem_id=f"tab-{step}") as tab:
+                    pages[step] = module.build(studio, project_id)
+                tab.select(
+                    _open(pages[step]),
+                    project_id,
+                    pages[step].outputs,
+                    show_progress="hidden",
+                    api_visibility="private",
+                )
+
+        slots = [component for page in pages.values() for component in page.outputs]
+        app.load(
+            _load(studio, pages),
+            project_id,
+            [project_id, root, *slots],
+            js="() => location.search",
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        root.select(
+            _choose(studio, pages),
+            None,
+            [project_id, root, *slots],
+            show_progress="hidden",
+            api_visibility="private",
+        )
+    return app
+
+
+def _panel(name: str, *needs: str, functions: list[Any] | None = None) -> gr.HTML:
+    """An empty element that the script of the same name fills: ``studio.panels.<name>(element, server)``."""
+    return gr.HTML(
+        html_template="",
+        elem_id=f"studio-{name}",
+        apply_default_css=False,
+        head=scripts(*needs),
+        js_on_load=f"studio.panels.{name}(element, server)",
+        server_functions=functions,
+    )
+
+
+# Opening a place ---------------------------------------------------------------------------------
+
+
+def _open(page: Page) -> Any:
+    """Handler of a tab's ``select``: fill the page that was opened."""
+
+    @shows_errors
+    def open_page(project_id: str) -> Any:
+        return page.refresh(project_id) if project_id and page.outputs else gr.skip()
+
+    return open_page
+
+
+def _filled(pages: dict[str, Page], step: str, project_id: str) -> list[Any]:
+    """Values for the outputs of all pages: those of ``step`` refreshed, the others left as they are."""
+    values: list[Any] = []
+    for name, page in pages.items():
+        if name != step or not project_id or not page.outputs:
+            values += [gr.skip()] * len(page.outputs)
+            continue
+        fresh = page.refresh(project_id)
+        values += list(fresh) if len(page.outputs) > 1 else [fresh]
+    return values
+
+
+def _place(studio: Studio, project_id: str, step: str) -> str:
+    """What the scripts need to know: the projects, and where we are."""
+    projects = [{"id": project.id, "name": project.name} for project in studio.workspace.list_projects()]
+    return json.dumps(
+        {"project": project_id, "step": step, "projects": projects, "password": studio.has_password}
+    )
+
+
+def _load(studio: Studio, pages: dict[str, Page]) -> Any:
+    """The first event of a tab: from the address to a project and a step."""
+
+    @shows_errors
+    def load(search: str) -> list[Any]:
+        query = {key: values[-1] for key, values in parse_qs(search.removeprefix("?")).items()}
+        known = [project.id for project in studio.workspace.list_projects()]
+        wanted = [query.get("project", ""), studio.start_project, *known]
+        project_id = next((project for project in wanted if project in known), "")
+        step = query.get("step", "photos")
+        step = step if step in STEPS else "photos"
+        # Other tabs than the first are filled by their own select event, when the script opens them.
+        first = "photos" if step == "photos" else ""
+        return [project_id, _place(studio, project_id, step), *_filled(pages, first, project_id)]
+
+    return load
+
+
+def _choose(studio: Studio, pages: dict[str, Page]) -> Any:
+    """Another project was picked."""
+
+    @shows_errors
+    def choose(event: gr.EventData) -> list[Any]:
+        project = studio.workspace.project(str(event.project))
+        step = event.step if event.step in STEPS else "photos"
+        return [project.id, _place(studio, project.id, step), *_filled(pages, step, project.id)]
+
+    return choose
+
+
+# Called by the scripts ---------------------------------------------------------------------------
+
+
+def _create_project(studio: Studio) -> Any:
+    def create_project(message: dict[str, Any]) -> dict[str, str]:
+        try:
+            return {"project": studio.workspace.create_project(str(message.get("name", ""))).id}
+        except UserError as error:
+            return {"error": str(error)}
+
+    return create_project
+
+
+def _stop(studio: Studio) -> Any:
+    def stop(message: dict[str, Any]) -> dict[str, str]:
+        try:
+            studio.jobs.stop(studio.workspace.run(str(message.get("run", ""))))
+            return {}
+        except UserError as error:
+            return {"error": str(error)}
+
+    return stop
+
+
+def _badges(studio: Studio) -> Any:
+    """✓ or ! for each step of a project, with a sentence."""
+
+    def badges(message: dict[str, Any]) -> dict[str, dict[str, str]]:
+        try:
+            project = studio.workspace.project(str(message.get("project", "")))
+            return step_states(studio, project)
+        except UserError as error:
+            return {"recipe": {"state": "warn", "text": str(error)}}
+
+    return badges
+
+
+def step_states(studio: Studio, project: Any) -> dict[str, dict[str, str]]:
+    """{step: {"state": "done" | "warn" | "live" | "", "text": sentence}}."""
+    images = [record for record in project.dataset().images if record.enabled]
+    captions_by_id = project.captions()
+    trigger = project.dataset().trigger
+    states: dict[str, dict[str, str]] = {}
+
+    def say(step: str, state: str, text: str) -> None:
+        states[step] = {"state": state, "text": text}
+
+    if not images:
+        say("photos", "", "Add photos first")
+    else:
+        say("photos", "done", f"{len(images)} photo{'s' if len(images) > 1 else ''}")
+    bare = [record.id for record in images if not captions_by_id.get(record.id, "").strip()]
+    if not images:
+        say("captions", "", "Nothing to caption yet")
+    elif not trigger:
+        say("captions", "warn", "No trigger word yet")
+    elif bare:
+        say("captions", "done", f"{len(bare)} without a caption use the trigger word")
+    else:
+        say("captions", "done", "Every photo has a caption")
+    config = project.config()
+    say("recipe", "done" if images else "", f"{config.train.steps} steps, rank {config.adapter.rank}")
+    runs = project.runs()
+    if not runs:
+        say("train", "", "Not trained yet")
+        say("results", "", "Nothing to show yet")
+        return states
+    status = runs[0].read_status()
+    if not status.terminal:
+        say("train", "live", "Training now")
+    elif status.state in ("failed", "lost"):
+        say("train", "warn", status.message or "The last run failed")
+    elif status.state == "stopped":
+        say("train", "", f"Stopped at step {status.step}; it can be resumed")
+    else:
+        say("train", "done", f"Finished, {status.total} steps")
+    finished = [run for run in runs if run.read_status().state == "finished"]
+    if finished:
+        say("results", "done", f"{len(finished)} finished run{'s' if len(finished) > 1 else ''}")
+    else:
+        say("results", "", "Nothing finished yet")
+    return states
