@@ -1,0 +1,312 @@
+"""Starts, watches and ends the background processes: one training at a time, and publishing.
+
+A process is detached (its own session) and tells everything through its run folder, so it outlives the
+studio; a new studio finds it again by the lock it holds. No page ever waits for a process.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+from filelock import FileLock, Timeout
+
+from trainer.contract.config import TrainConfig
+from trainer.contract.errors import RunError, UserError
+from trainer.contract.families import CATALOGUE, DEMO_BASE
+from trainer.contract.files import read_json, write_json
+from trainer.contract.runs import RunFolder, Status, launch_record, new_run_id
+
+from .diagnosis import autopsy
+from .projects import Project, Workspace
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+REPO_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}")
+MIN_FREE_GIB = 0.5
+GIB = 2**30
+PUBLISH_GRACE_S = 15.0
+"""Seconds that a publishing process may take until it holds its lock."""
+
+
+class Supervisor:
+    """The background jobs of one workspace.
+
+    ``trainer`` and ``publisher`` are the commands that are run, without their arguments.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        trainer: tuple[str, ...] = (sys.executable, "-m", "trainer"),
+        publisher: tuple[str, ...] = (sys.executable, "-m", "studio.publish"),
+    ) -> None:
+        self.workspace = workspace
+        self._trainer = trainer
+        self._publisher = publisher
+        self._starting = threading.Lock()
+        # Asking whether a lock is held takes it for a moment: two threads must not meet in there.
+        self._probing = threading.Lock()
+        self._active: tuple[float, RunFolder | None] = (0.0, None)
+
+    # Training -----------------------------------------------------------------------------------
+
+    def start(self, project: Project, config: TrainConfig) -> RunFolder:
+        """Freeze the recipe into a new run and train it. Raises RunError in one sentence."""
+        with self._starting, self._one_at_a_time():
+            if not project.dataset().enabled_images():
+                what = "all its photos are left out" if project.dataset().images else "it has no photos"
+                raise RunError(
+                    f"{project.name} cannot be trained: {what}; add or enable some first.", "config"
+                )
+            check_disk(self.workspace, config)
+            run = RunFolder(self.workspace.runs / new_run_id(config.output.name))
+            # Relative to the run folder: the recipe tells no user names, and the workspace may move.
+            folder = os.path.relpath(project.root, run.path)
+            section = {"path": Path(folder).as_posix(), "trigger": project.dataset().trigger}
+            dataset = config.dataset.model_copy(update=section)
+            run.create(config.model_copy(update={"dataset": dataset}))
+            self._launch(run, ["train", str(run.recipe), "--run-dir", str(run.path)])
+            return run
+
+    def resume(self, run: RunFolder) -> RunFolder:
+        """Go on with a run that was stopped, failed or died. Raises RunError in one sentence."""
+        with self._starting, self._one_at_a_time():
+            if self.status(run).state == "finished":
+                raise RunError(f"{run.id} is already finished; start a new training instead.", "config")
+            check_disk(self.workspace, run.config())
+            run.take_controls()  # a stop that the dead trainer never read must not end the new one
+            self._launch(run, ["resume", str(run.path)])
+            return run
+
+    def stop(self, run: RunFolder) -> None:
+        """Ask the trainer to finish its step, save everything and end."""
+        self._send(run, "stop")
+
+    def ask(self, run: RunFolder, verb: Literal["save", "sample"]) -> None:
+        """Ask the trainer for a checkpoint or for validation images now."""
+        self._send(run, verb)
+
+    def _send(self, run: RunFolder, verb: Literal["stop", "save", "sample"]) -> None:
+        if not self.is_running(run):
+            raise RunError(f"{run.id} is not being trained now; there is nothing to {verb}.", "config")
+        run.send(verb)
+
+    def active(self) -> RunFolder | None:
+        """The run that is being trained, whoever started it. The answer may be half a second old."""
+        asked, run = self._active
+        if time.monotonic() - asked > 0.5:
+            run = next((run for run in self.workspace.list_runs() if self.is_running(run)), None)
+            self._active = (time.monotonic(), run)
+        return run
+
+    def is_running(self, run: RunFolder) -> bool:
+        """Whether a trainer holds the run's lock, or was launched and has yet to take it."""
+        with self._probing:
+            if run.alive():
+                return True
+        return _process_lives(_launch_of(run))
+
+    def status(self, run: RunFolder) -> Status:
+        """What a page shows of a run: the trainer's own word, ``starting`` until it gives one, or
+        ``lost`` with a diagnosis when it died without one."""
+        launch = _launch_of(run)
+        lives = _process_lives(launch)  # asked first: a dead process has written all it ever will
+        with self._probing:
+            status = run.read_status()
+        silent = float(launch.get("time", 0.0)) > status.heartbeat  # not a word since this launch
+        if lives and silent:
+            return status.model_copy(
+                update={
+                    "state": "starting",
+                    "stage": "",
+                    "message": "",
+                    "cause": "",
+                    "evidence": "",
+                    "attempt": launch.get("attempt", 1),
+                }
+            )
+        if status.state == "lost" or (launch and silent and not self.is_running(run)):
+            return autopsy(status, run.log, int(launch.get("log_start", 0)), launch.get("exit_code"))
+        return status
+
+    def _one_at_a_time(self) -> FileLock:
+        """The workspace's start lock (several studios may share it). Raises RunError when one trains."""
+        lock = FileLock(self.workspace.root / ".start.lock")
+        try:
+            lock.acquire(timeout=10)
+        except Timeout:
+            raise RunError("Another training is just being started; try again in a moment.", "config") from None
+        self._active = (0.0, None)
+        running = self.active()
+        if running is not None:
+            lock.release()
+            raise RunError(f"{running.id} is being trained now; stop it first, or wait for it.", "config")
+        return lock
+
+    def _launch(self, run: RunFolder, arguments: list[str]) -> None:
+        argv = [*self._trainer, *arguments]
+        attempt = int(_launch_of(run).get("attempt", 0)) + 1
+        log_start = run.log.stat().st_size if run.log.exists() else 0
+        child = _spawn(argv, run.log, child_environment())
+        try:
+            started = psutil.Process(child.pid).create_time()
+        except psutil.NoSuchProcess:
+            started = time.time()
+        record = launch_record(child.pid, started, argv, attempt)
+        write_json(run.launch, {**record, "log_start": log_start})
+        self._active = (0.0, None)
+        threading.Thread(target=self._reap, args=(child, run), daemon=True, name=f"reap {run.id}").start()
+
+    def _reap(self, child: subprocess.Popen[bytes], run: RunFolder) -> None:
+        """Wait for a trainer (no zombies) and note its exit code, which the log does not tell."""
+        code = child.wait()
+        launch = _launch_of(run)
+        if launch.get("pid") == child.pid:
+            with suppress(OSError):  # the run was deleted, or the disk is full: the code is only a hint
+                write_json(run.launch, {**launch, "exit_code": code})
+        self._active = (0.0, None)
+
+    # Publishing ---------------------------------------------------------------------------------
+
+    def publish(self, run: RunFolder, repo_id: str, private: bool, token: str | None = None) -> None:
+        """Push the run's LoRA to the Hub in the background; :meth:`publish_status` tells how it goes.
+
+        The token goes to that one process by its environment and is written nowhere.
+        """
+        repo_id = repo_id.strip()
+        if not REPO_ID.fullmatch(repo_id) or "--" in repo_id or ".." in repo_id:
+            raise UserError(
+                f"{repo_id[:100]!r} is no name for a model on the Hub; write it as you/my-lora "
+                "(letters, digits, dash, dot, underscore)."
+            )
+        if not run.result(run.config()).is_file():
+            raise UserError(f"{run.id} has no finished LoRA yet; publish it when the training has ended.")
+        with self._starting:
+            if self.publish_status(run)["state"] == "running":
+                raise UserError(f"{run.id} is being published already; wait until that has ended.")
+            write_publish_status(run, state="running", repo_id=repo_id, private=private, message="Starting")
+            argv = [*self._publisher, str(run.path), "--repo-id", repo_id]
+            argv.append("--private" if private else "--public")
+            environment = child_environment()
+            if token and token.strip():
+                environment["HF_TOKEN"] = token.strip()
+            child = _spawn(argv, run.path / "publish.log", environment)
+        threading.Thread(target=self._reap_publisher, args=(child, run), daemon=True).start()
+
+    def _reap_publisher(self, child: subprocess.Popen[bytes], run: RunFolder) -> None:
+        code = child.wait()
+        status = read_publish_status(run)
+        if status["state"] == "running":
+            message = f"Publishing ended unexpectedly (exit code {code}); publish.log in the run has details."
+            with suppress(OSError):
+                write_publish_status(run, **{**status, "state": "failed", "message": message})
+
+    def publish_status(self, run: RunFolder) -> dict[str, Any]:
+        """``{"state": none|running|done|failed, "repo_id", "private", "message", "url", "time"}``."""
+        status = read_publish_status(run)
+        if status["state"] != "running" or time.time() - status["time"] < PUBLISH_GRACE_S:
+            return status
+        with self._probing:
+            lock = FileLock(publish_lock(run))
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                return status
+            lock.release()
+        status = read_publish_status(run)  # it may have ended between our two looks
+        if status["state"] == "running":
+            status = {**status, "state": "failed", "message": "Publishing was interrupted; publish it again."}
+        return status
+
+
+# The publishing process and the studio share these three.
+
+
+def publish_lock(run: RunFolder) -> Path:
+    return run.path / "publish.lock"
+
+
+def write_publish_status(run: RunFolder, **status: Any) -> None:
+    write_json(run.path / "publish.json", {**status, "time": time.time()})
+
+
+def read_publish_status(run: RunFolder) -> dict[str, Any]:
+    empty = {"state": "none", "repo_id": "", "private": True, "message": "", "url": "", "time": 0.0}
+    try:
+        return {**empty, **read_json(run.path / "publish.json")}
+    except (FileNotFoundError, ValueError, TypeError):
+        return empty
+
+
+# Processes ----------------------------------------------------------------------------------------
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a background process: ours, without the studio's password."""
+    environment = {key: value for key, value in os.environ.items() if key != "STUDIO_PASSWORD"}
+    environment["PYTHONUNBUFFERED"] = "1"
+    return environment
+
+
+def _spawn(argv: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a detached process whose output goes to a file (never a pipe, which would fill up)."""
+    with log.open("ab") as output:
+        try:
+            return subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=REPOSITORY,
+                env=environment,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise RunError(f"{argv[0]} cannot be started ({error.strerror}).", "unknown") from error
+
+
+def _launch_of(run: RunFolder) -> dict[str, Any]:
+    """launch.json, {} where there is none or it is damaged."""
+    try:
+        launch = read_json(run.launch)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return launch if isinstance(launch, dict) else {}
+
+
+def _process_lives(launch: dict[str, Any]) -> bool:
+    """Whether the very process that launch.json names still runs (a recycled pid does not count)."""
+    pid, started = launch.get("pid"), launch.get("started")
+    if not isinstance(pid, int) or not isinstance(started, (int, float)) or "exit_code" in launch:
+        return False
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def check_disk(workspace: Workspace, config: TrainConfig) -> None:
+    """Refuse to start what the disk cannot hold: checkpoints (weights and two moments in fp32, one more
+    than are kept, as the oldest goes last) and room to breathe. Raises RunError."""
+    need = MIN_FREE_GIB
+    if config.model.base != DEMO_BASE:
+        per_rank = CATALOGUE[config.model.family].lora_params_per_rank[config.adapter.targets]
+        adapter_gib = per_rank * 1e3 * config.adapter.rank * 4 / GIB
+        need += 3 * adapter_gib * (config.checkpoints.keep + 1)
+    free = shutil.disk_usage(workspace.root).free / GIB
+    if free < need:
+        raise RunError(
+            f"The disk has {free:.1f} GiB free and this training needs about {need:.1f} GiB; free some "
+            "space, or keep fewer checkpoints.",
+            "disk_full",
+        )

@@ -1,0 +1,263 @@
+"""A workspace holds projects and runs; a project is a folder of photos, captions and a draft recipe.
+
+Everything is addressed by ids that this module made ([a-z0-9-]); no path ever comes from a client.
+Whatever changes dataset.json goes through the project's lock, so tabs never overwrite each other.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dataset_tools.dataset import (
+    Dataset,
+    ImageRecord,
+    load_dataset,
+    project_lock,
+    read_caption,
+    save_dataset,
+    update_dataset,
+    write_caption,
+)
+from trainer.contract.config import TrainConfig
+from trainer.contract.errors import ConfigError, UserError
+from trainer.contract.families import CATALOGUE, known_base
+from trainer.contract.fields import dump_recipe, merge, parse, read_tables
+from trainer.contract.files import read_json, write_json, write_text
+from trainer.contract.runs import RunFolder, list_runs, slug
+
+if TYPE_CHECKING:
+    from dataset_tools.ingest import IngestReport
+
+ID = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
+Progress = Callable[..., None]
+
+
+class NotFound(UserError):
+    """A project, picture, run or file that does not exist (or is none of ours)."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """One project folder."""
+
+    workspace: Workspace
+    root: Path
+
+    @property
+    def id(self) -> str:
+        return self.root.name
+
+    def _card(self) -> dict[str, Any]:
+        try:
+            card = read_json(self.root / "project.json")
+        except (FileNotFoundError, ValueError):
+            card = None  # a folder without a card (or with a damaged one) still opens, under its id
+        return card if isinstance(card, dict) else {}
+
+    def _update_card(self, **changes: Any) -> None:
+        with project_lock(self.root):
+            write_json(self.root / "project.json", {"version": 1, **self._card(), **changes})
+
+    @property
+    def name(self) -> str:
+        return str(self._card().get("name") or self.id)
+
+    @property
+    def created(self) -> float:
+        """Unix seconds."""
+        created = self._card().get("created")
+        return float(created) if isinstance(created, (int, float)) else 0.0
+
+    @property
+    def preset(self) -> str:
+        """Name of the preset that the draft recipe started from, "" if none."""
+        return str(self._card().get("preset") or "")
+
+    def set_preset(self, name: str) -> None:
+        self._update_card(preset=name)
+
+    def rename(self, name: str) -> None:
+        """Change the name that people see; the id stays."""
+        self._update_card(name=_checked_name(name))
+
+    # Pictures -----------------------------------------------------------------------------------
+
+    def dataset(self) -> Dataset:
+        return load_dataset(self.root)
+
+    def record(self, image_id: str) -> ImageRecord:
+        """The record of one picture. Raises NotFound."""
+        for record in self.dataset().images:
+            if record.id == image_id:
+                return record
+        raise NotFound(f"There is no picture {image_id[:80]!r} in this project; reload the page.")
+
+    def captions(self) -> dict[str, str]:
+        """Caption by picture id, "" where there is none."""
+        return {record.id: read_caption(self.root, record) for record in self.dataset().images}
+
+    def add(self, paths: Iterable[Path], progress: Progress | None = None) -> IngestReport:
+        """Take in pictures, caption files and zips, and crop what is new."""
+        from dataset_tools.ingest import ingest
+
+        before = {record.id for record in self.dataset().images}
+        report = ingest(list(paths), self.root, progress=progress)
+        new = [record.id for record in self.dataset().images if record.id not in before]
+        if new:
+            self.recrop(new, progress)
+        return report
+
+    def recrop(self, ids: Iterable[str] | None = None, progress: Progress | None = None) -> None:
+        """Choose bucket and crop anew, for all pictures or for some."""
+        from dataset_tools.crop import crop_dataset
+
+        only = None if ids is None else set(ids)
+        resolution = self.resolution()
+        with project_lock(self.root):
+            cropped = crop_dataset(
+                self.root,
+                load_dataset(self.root),
+                resolution,
+                models_dir=self.workspace.models,
+                only=only,
+                progress=progress,
+            )
+            save_dataset(self.root, cropped)
+
+    def remove(self, ids: Iterable[str]) -> None:
+        from dataset_tools.ingest import remove_images
+
+        remove_images(self.root, list(ids))
+
+    def set_enabled(self, image_id: str, enabled: bool) -> None:
+        """Let a picture take part in training, or leave it out."""
+        self.record(image_id)
+
+        def change(dataset: Dataset) -> Dataset:
+            return dataset.with_record(dataset.get(image_id).model_copy(update={"enabled": enabled}))
+
+        update_dataset(self.root, change)
+
+    def set_caption(self, image_id: str, text: str) -> None:
+        write_caption(self.root, self.record(image_id), text)
+
+    def set_trigger(self, text: str) -> None:
+        trigger = " ".join(text.split())
+        if len(trigger) > 100:
+            raise UserError(f"The trigger word has {len(trigger)} characters; use at most 100.")
+        update_dataset(self.root, lambda dataset: dataset.model_copy(update={"trigger": trigger}))
+
+    # Recipe -------------------------------------------------------------------------------------
+
+    def config(self) -> TrainConfig:
+        """The draft recipe, with this project's folder and trigger. Raises ConfigError."""
+        path = self.root / "recipe.toml"
+        tables: dict[str, Any] = {"output": {"name": slug(self.name, "lora")}}
+        if path.exists():
+            tables = read_tables(path)
+        here = {"dataset": {"path": str(self.root), "trigger": self.dataset().trigger}}
+        return parse(merge(tables, here))
+
+    def save_config(self, config: TrainConfig) -> None:
+        """Keep the draft. The trigger lives in dataset.json, so a changed one is saved there."""
+        if config.dataset.trigger != self.dataset().trigger:
+            self.set_trigger(config.dataset.trigger)
+        # "." is looked up beside the recipe: the file stays true when the workspace moves.
+        dataset = config.dataset.model_copy(update={"path": "."})
+        write_text(self.root / "recipe.toml", dump_recipe(config.model_copy(update={"dataset": dataset})))
+
+    def resolution(self) -> int:
+        """Side in pixels of the square bucket: the recipe's, else the base's native one."""
+        try:
+            config = self.config()
+        except ConfigError:
+            config = TrainConfig()
+        base = known_base(config.model.family, config.model.base)
+        native = base.resolution if base else CATALOGUE[config.model.family].resolution
+        return config.dataset.resolution or native
+
+    def runs(self) -> list[RunFolder]:
+        """This project's runs, newest first."""
+        return [run for run in self.workspace.list_runs() if self.workspace.project_of(run) == self.id]
+
+
+class Workspace:
+    """The folder that holds everything: projects/, runs/, models/, cache/."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.projects = self.root / "projects"
+        self.runs = self.root / "runs"
+        self.models = self.root / "models"
+        self.cache = self.root / "cache"
+        for folder in (self.projects, self.runs, self.models, self.cache):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._project_of: dict[str, str] = {}
+
+    def list_projects(self) -> list[Project]:
+        """All projects, newest first."""
+        folders = (path for path in self.projects.iterdir() if ID.fullmatch(path.name) and path.is_dir())
+        return sorted((Project(self, path) for path in folders), key=lambda p: (p.created, p.id), reverse=True)
+
+    def create_project(self, name: str) -> Project:
+        """A new, empty project. Two of the same name get different ids."""
+        name = _checked_name(name)
+        stem = slug(name, "project")
+        for number in range(1, 10_000):
+            root = self.projects / (stem if number == 1 else f"{stem}-{number}")
+            try:
+                root.mkdir()
+            except FileExistsError:
+                continue
+            project = Project(self, root)
+            write_json(root / "project.json", {"version": 1, "name": name, "created": time.time()})
+            return project
+        raise UserError(f"There are too many projects called {name!r}; choose another name.")
+
+    def project(self, project_id: str) -> Project:
+        """The project of this id. Raises NotFound."""
+        if ID.fullmatch(project_id):
+            root = self.projects / project_id
+            if root.is_dir() and not root.is_symlink():
+                return Project(self, root)
+        raise NotFound(f"There is no project {project_id[:80]!r}; choose one from the list.")
+
+    def list_runs(self) -> list[RunFolder]:
+        """All runs, newest first."""
+        return [run for run in list_runs(self.runs) if ID.fullmatch(run.id)]
+
+    def run(self, run_id: str) -> RunFolder:
+        """The run of this id. Raises NotFound."""
+        if ID.fullmatch(run_id):
+            run = RunFolder(self.runs / run_id)
+            if run.recipe.is_file() and not run.path.is_symlink():
+                return run
+        raise NotFound(f"There is no run {run_id[:80]!r}; reload the page.")
+
+    def project_of(self, run: RunFolder) -> str:
+        """Id of the project whose pictures the run trains on, "" where it is none of ours.
+
+        The frozen recipe names the folder relative to the run, so a workspace can be moved. A recipe
+        never changes, so the answer is remembered.
+        """
+        if run.id not in self._project_of:
+            try:
+                folder = (run.path / run.config().dataset.path).resolve()
+            except UserError:
+                return ""
+            self._project_of[run.id] = folder.name if folder.parent == self.projects else ""
+        return self._project_of[run.id]
+
+
+def _checked_name(name: str) -> str:
+    name = " ".join(name.split())
+    if not name:
+        raise UserError("The project needs a name; type one, for example the name of your pet.")
+    if len(name) > 80:
+        raise UserError(f"The name has {len(name)} characters; use at most 80.")
+    return name
