@@ -1,7 +1,8 @@
 """The look, as Gradio needs it: one theme whose every colour is a CSS variable of ``static/style.css``.
 
-``mount_gradio_app(..., theme=THEME, css=CSS, head=HEAD)``. The palette, light and dark, is defined once,
-at the top of the stylesheet; nothing is fetched from elsewhere.
+``mount_gradio_app(..., theme=THEME, head=HEAD)``. The palette, light and dark, is defined once, at the top
+of the stylesheet, which HEAD carries (Gradio would prefix every rule of a ``css=``, also those for the
+toasts and dialogs that live outside of its container). Nothing is fetched from elsewhere.
 """
 
 from __future__ import annotations
@@ -135,8 +136,7 @@ def scripts(*names: str) -> str:
 
 
 THEME = _theme()
-CSS = (STATIC / "style.css").read_text(encoding="utf-8")
 HEAD = (
-    '<meta name="viewport" content="width=device-width, initial-scale=1">'
     '<meta name="color-scheme" content="light dark">'
+    f"<style>{(STATIC / 'style.css').read_text(encoding='utf-8')}</style>"
 )
