@@ -217,7 +217,7 @@ def test_set_wins_over_the_file_and_is_checked(tmp_path: Path) -> None:
     file.write_text("[train]\nsteps = 5\nseed = 1\n", encoding="utf-8")
     config = load_recipe(file, ("train.steps=9",))
     assert (config.train.steps, config.train.seed) == (9, 1)
-    with pytest.raises(ConfigError, match="train.steps = 'x' is not allowed"):
+    with pytest.raises(ConfigError, match=r"train\.steps = .x. is not allowed"):
         load_recipe(file, ("train.steps=x",))
 
 

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Base:
-    """A base model that is offered by name. ``download_gib`` is what a first run fetches."""
+    """A base model that is offered by name. ``download_gib`` is what a first run fetches.
+
+    ``params``, ``activation_gib`` and ``lora_params_per_rank`` are given where a base differs from its
+    family.
+    """
 
     id: str
     label: str
@@ -20,6 +24,9 @@ class Base:
     download_gib: float
     gated: bool = False
     note: str = ""
+    params: tuple[float, float, float] | None = None
+    activation_gib: tuple[float, float] | None = None
+    lora_params_per_rank: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -31,10 +38,11 @@ class Family:
         bucket_step: bucket sides are multiples of this many pixels at the native resolution.
         size_multiple: image sides must be multiples of this many pixels (VAE factor).
         token_limit: tokens of a caption that the text encoders see.
-        denoiser_params, encoder_params, vae_params: millions of parameters, for the memory plan.
+        params: millions of parameters of denoiser, text encoders and VAE, for the memory plan.
         lora_params_per_rank: thousands of LoRA parameters per unit of rank, by ``adapter.targets``.
         activation_gib: activations of one training sample at the native resolution in half precision,
             (stored, with gradient checkpointing).
+        fp16_vae: Hub id of a VAE to use where the family's own overflows in fp16; empty if it does not.
     """
 
     key: str
@@ -44,11 +52,10 @@ class Family:
     bucket_step: int
     size_multiple: int
     token_limit: int
-    denoiser_params: float
-    encoder_params: float
-    vae_params: float
+    params: tuple[float, float, float]
     lora_params_per_rank: dict[str, float]
     activation_gib: tuple[float, float]
+    fp16_vae: str = ""
 
 
 DEMO_BASE = "demo"
@@ -77,11 +84,10 @@ SDXL = Family(
     bucket_step=64,
     size_multiple=8,
     token_limit=77,
-    denoiser_params=2567.5,
-    encoder_params=818.0,
-    vae_params=83.7,
+    params=(2567.5, 817.7, 83.7),
     lora_params_per_rank={"attention": 1450.0, "transformer": 2664.0, "transformer+conv": 3200.0},
     activation_gib=(7.7, 0.45),
+    fp16_vae="madebyollin/sdxl-vae-fp16-fix",
 )
 
 CATALOGUE: dict[str, Family] = {family.key: family for family in (SDXL,)}

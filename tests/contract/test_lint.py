@@ -1,0 +1,205 @@
+"""Every rule of the linter: a recipe that sets it off, one that does not, and a fix that helps."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from trainer.contract.config import TrainConfig
+from trainer.contract.fields import RECORDS, merge, nest, parse, to_tables
+from trainer.contract.lint import LEVELS, RULES, Facts, lint
+
+XL = "stabilityai/stable-diffusion-xl-base-1.0"
+GOOD = {
+    "model": {"base": XL},
+    "dataset": {"trigger": "zwx cat"},
+    "train": {"steps": 1500},
+    "samples": {"prompts": ["a photo of zwx cat", "a house"]},
+}
+"""A recipe in which no rule finds anything; the cases below change it."""
+
+
+@dataclass(frozen=True)
+class Case:
+    rule: str
+    fires: dict[str, Any]
+    silent: dict[str, Any]
+    facts: Facts = field(default_factory=Facts)
+    silent_facts: Facts | None = None
+    says: tuple[str, ...] = field(default=())
+
+
+CASES = [
+    Case("no_pictures", {}, {}, Facts(images=0), Facts(images=1), ("no pictures",)),
+    Case("few_pictures", {}, {}, Facts(images=3), Facts(images=6), ("3 pictures",)),
+    Case("trigger_empty", {"dataset.trigger": ""}, {}),
+    Case(
+        "trigger_missing_in_captions",
+        {},
+        {"dataset.trigger": ""},
+        Facts(images=9, captions_missing_trigger=2),
+        says=("2 captions lack", "zwx cat"),
+    ),
+    Case(
+        "captions_all_the_same",
+        {},
+        {},
+        Facts(images=9, distinct_captions=1),
+        Facts(images=9, distinct_captions=2),
+    ),
+    Case(
+        "resolution_above_native",
+        {"dataset.resolution": 1536},
+        {"dataset.resolution": 1152},
+        says=("1536 px", "1024 px"),
+    ),
+    Case(
+        "resolution_far_below_native",
+        {"dataset.resolution": 384},
+        {"dataset.resolution": 512},
+        says=("384 px",),
+    ),
+    Case(
+        "caption_dropout_high",
+        {"dataset.caption_dropout": 0.5},
+        {"dataset.caption_dropout": 0.3},
+        says=("50%",),
+    ),
+    Case(
+        "full_size_base_without_a_gpu", {}, {"model.base": "demo", "train.learning_rate": 2e-3}, Facts(gpu="")
+    ),
+    Case(
+        "half_precision_without_a_gpu", {"model.precision": "bf16"}, {}, Facts(gpu=""), Facts(gpu="RTX 4090")
+    ),
+    Case(
+        "vae_overflows_in_fp16",
+        {"model.precision": "fp16"},
+        {"model.precision": "fp16", "model.vae": "madebyollin/sdxl-vae-fp16-fix"},
+    ),
+    Case(
+        "checkpointing_off_on_a_small_gpu",
+        {"train.gradient_checkpointing": "off"},
+        {"train.gradient_checkpointing": "off"},
+        Facts(gpu="RTX 3060", vram_gib=12),
+        Facts(gpu="H100", vram_gib=80),
+        ("12 GiB",),
+    ),
+    Case("alpha_above_rank", {"adapter.alpha": 64}, {"adapter.alpha": 32}, says=("64", "rank 16")),
+    Case(
+        "learning_rate_too_high",
+        {"train.learning_rate": 1e-3},
+        {"train.learning_rate": 4e-4},
+        says=("0.001",),
+    ),
+    Case("learning_rate_too_low", {"adapter.alpha": 1}, {"adapter.alpha": 2}, says=("e-06",)),
+    Case("rank_large_for_the_pictures", {"adapter.rank": 128, "adapter.alpha": 128}, {}, Facts(images=20)),
+    Case("dropout_high", {"adapter.dropout": 0.5}, {"adapter.dropout": 0.1}),
+    Case(
+        "batch_above_pictures",
+        {"train.batch_size": 16, "train.steps": 60},
+        {"train.batch_size": 8, "train.steps": 60},
+        Facts(images=8),
+        says=("16", "8 pictures"),
+    ),
+    Case("few_looks", {"train.steps": 100}, {"train.steps": 400}, Facts(images=20), says=("5 times",)),
+    Case("many_looks", {"train.steps": 20000}, {"train.steps": 4000}, Facts(images=20), says=("1000 times",)),
+    Case("warmup_long", {"train.warmup": 0.5}, {"train.warmup": 0.3}),
+    Case(
+        "restarts_do_nothing",
+        {"train.scheduler": "cosine_with_restarts", "train.restarts": 1},
+        {"train.scheduler": "cosine", "train.restarts": 1},
+    ),
+    Case(
+        "restarts_too_short",
+        {"train.scheduler": "cosine_with_restarts", "train.restarts": 40},
+        {"train.scheduler": "cosine_with_restarts", "train.restarts": 3},
+        says=("37 steps",),
+    ),
+    Case("polynomial_is_linear", {"train.scheduler": "polynomial"}, {"train.scheduler": "linear"}),
+    Case("no_prompts", {"samples.prompts": []}, {}),
+    Case(
+        "trigger_in_no_prompt",
+        {"samples.prompts": ["a cat", "a house"]},
+        {"samples.prompts": ["ZWX Cat", "a"]},
+    ),
+    Case("no_control_prompt", {"samples.prompts": ["zwx cat"]}, {"samples.prompts": ["zwx cat", "a cat"]}),
+    Case("samples_never", {"samples.every": 2000}, {"samples.every": 1500}),
+    Case("samples_cost_more_than_training", {"samples.every": 20}, {"samples.every": 300}),
+    Case("guidance_off", {"samples.guidance": 1}, {"samples.guidance": 1.5}),
+    Case("sample_size_does_not_fit", {"samples.width": 1001}, {"samples.width": 1000}, says=("1001",)),
+    Case(
+        "checkpoints_never", {"checkpoints.every": 2000}, {"checkpoints.every": 1500}, says=("1500", "2000")
+    ),
+]
+
+
+def changed(overrides: dict[str, Any]) -> TrainConfig:
+    return parse(merge(GOOD, nest(overrides)))
+
+
+def test_the_good_recipe_is_good() -> None:
+    facts = Facts(images=20, distinct_captions=20, gpu="RTX 4090", vram_gib=24, native_resolution=1024)
+    assert lint(changed({}), facts) == []
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.rule)
+def test_a_rule_fires_where_it_should_and_only_there(case: Case) -> None:
+    found = [one for one in lint(changed(case.fires), case.facts) if one.rule == case.rule]
+    assert found, "did not fire"
+    for one in found:
+        assert one.field in RECORDS and one.level in LEVELS
+        assert one.message[0].isupper() or one.message[0].isdigit()
+        assert one.message.endswith(".") and len(one.message) < 220, one.message
+        assert (one.fix is None) == (one.fix_label == "")
+        for part in case.says:
+            assert part in one.message
+    quiet = lint(changed(case.silent), case.silent_facts or case.facts)
+    assert case.rule not in {one.rule for one in quiet}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.rule)
+def test_a_fix_is_valid_and_silences_its_rule(case: Case) -> None:
+    config = changed(case.fires)
+    for one in lint(config, case.facts):
+        if one.rule != case.rule or one.fix is None:
+            continue
+        fixed = parse(merge(to_tables(config), nest(one.fix)))
+        assert one.message not in {other.message for other in lint(fixed, case.facts)}
+
+
+def test_every_rule_has_a_case() -> None:
+    assert {case.rule for case in CASES} == set(RULES)
+
+
+def test_an_error_comes_first_and_an_odd_size_names_both_sides() -> None:
+    found = lint(
+        changed({"samples.width": 999, "samples.height": 30 + 64, "train.warmup": 0.8}), Facts(images=20)
+    )
+    assert [one.level for one in found][:2] == ["error", "error"]
+    assert {one.field for one in found[:2]} == {"samples.width", "samples.height"}
+
+
+def test_unknown_facts_and_an_unknown_base_raise_nothing() -> None:
+    assert lint(changed({"model.base": "me/my-model", "dataset.resolution": 2048})) == []
+
+
+def test_the_demo_model_has_its_own_learning_rates() -> None:
+    demo = {"model.base": "demo", "dataset.resolution": None}
+    assert "learning_rate_too_low" in {one.rule for one in lint(changed(demo))}
+    assert lint(changed({**demo, "train.learning_rate": 2e-3})) == []
+
+
+def test_fast_and_without_torch() -> None:
+    config = changed({"train.warmup": 0.5})
+    start = time.perf_counter()
+    lint(config, Facts(images=20))
+    assert time.perf_counter() - start < 0.2
+    code = (
+        "import sys, trainer.contract.lint; sys.exit(bool({'torch', 'gradio', 'numpy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

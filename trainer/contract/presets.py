@@ -1,0 +1,128 @@
+"""Presets: partial recipes in presets/*.toml, one file each.
+
+A file has a ``[preset]`` table (what it is for, in plain words) and any of a recipe's tables. Choosing
+a preset starts from the defaults, so that nothing of an earlier choice lingers, and keeps what is the
+user's own: the photos, the trigger word, the name of the file, a base model they brought.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .config import TrainConfig
+from .errors import ConfigError
+from .families import DEMO_BASE, known_base
+from .fields import SECTIONS, merge, parse, read_tables, to_tables
+
+PRESETS_DIR = Path(__file__).resolve().parents[2] / "presets"
+
+OWN = {
+    "dataset": ("path", "trigger"),
+    "output": ("name",),
+}
+"""Settings that no preset touches."""
+
+
+class _Head(BaseModel):
+    """The [preset] table of a file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str = Field(min_length=1)
+    summary: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+    caveat: str = ""
+    order: int = 100
+    prompts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One file of presets/.
+
+    Attributes:
+        key: the file's name without its ending.
+        summary, source, caveat: plain sentences: what it is for, where its numbers come from, what to mind.
+        prompts: sample prompts in which ``{trigger}`` stands for the trigger word.
+        values: the partial recipe.
+    """
+
+    key: str
+    title: str
+    summary: str
+    source: str
+    caveat: str
+    order: int
+    prompts: tuple[str, ...]
+    values: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def family(self) -> str:
+        return str(self.values["model"]["family"])
+
+    @property
+    def base(self) -> str:
+        return str(self.values["model"]["base"])
+
+    def prompts_for(self, trigger: str) -> tuple[str, ...]:
+        """The sample prompts with the trigger word in its place; without one, only those that need none."""
+        return tuple(
+            prompt.replace("{trigger}", trigger)
+            for prompt in self.prompts
+            if trigger or "{trigger}" not in prompt
+        )
+
+    def apply(self, config: TrainConfig) -> TrainConfig:
+        """What this preset makes of ``config``: defaults, then the preset, then what is the user's own."""
+        tables = to_tables(config)
+        values = merge(self.values, {"samples": {"prompts": self.prompts_for(config.dataset.trigger)}})
+        for section, names in OWN.items():
+            values = merge(values, {section: {name: tables[section][name] for name in names}})
+        own_base = known_base(config.model.family, config.model.base) is None
+        if own_base and self.base != DEMO_BASE and config.model.family == self.family:
+            # The recipe is for a full-size model, and theirs is one of the same architecture.
+            values = merge(values, {"model": {"base": config.model.base, "revision": config.model.revision}})
+        return parse(values)
+
+
+def load_preset(path: Path) -> Preset:
+    """Read one file. Raises ConfigError when the head or the partial recipe is wrong."""
+    tables = read_tables(path)
+    head_table = tables.pop("preset", {})
+    try:
+        head = _Head.model_validate(head_table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError({"preset": f"{path.name}: [preset] {where}: {first['msg'].lower()}"}) from None
+    try:
+        config = parse(tables)
+    except ConfigError as error:
+        raise ConfigError({name: f"{path.name}: {text}" for name, text in error.problems.items()}) from None
+    values = {section: tables[section] for section in SECTIONS if section in tables}
+    values = merge({"model": {"family": config.model.family, "base": config.model.base}}, values)
+    for section, names in OWN.items():
+        if taken := [name for name in names if name in values.get(section, {})]:
+            raise ConfigError({"preset": f"{path.name} sets {section}.{taken[0]}, which is the user's own"})
+    return Preset(
+        key=path.stem,
+        title=head.title,
+        summary=head.summary,
+        source=head.source,
+        caveat=head.caveat,
+        order=head.order,
+        prompts=head.prompts,
+        values=values,
+    )
+
+
+def load_presets(folder: Path = PRESETS_DIR) -> list[Preset]:
+    """All presets of a folder, in the order they are shown."""
+    return sorted(
+        (load_preset(path) for path in folder.glob("*.toml")), key=lambda preset: (preset.order, preset.key)
+    )
