@@ -39,10 +39,10 @@ def build_app(studio: Studio) -> gr.Blocks:
             head=scripts("live.js"),
             js_on_load="studio.boot(props, watch, (project, step) => trigger('select', {project, step}))",
         )
-        _panel("header", "live.js", functions=[_create_project(studio), _badges(studio)])
-        _panel("runbar", "live.js", functions=[_stop(studio)])
-        _panel("stepper", "live.js")
-        _panel("welcome", "live.js")
+        _panel("header", "live.js", "frame.js", functions=[_create_project(studio), _badges(studio)])
+        _panel("runbar", "live.js", "frame.js", functions=[_stop(studio)])
+        _panel("stepper", "live.js", "frame.js")
+        _panel("welcome", "live.js", "frame.js")
         pages: dict[str, Page] = {}
         with gr.Tabs(selected="photos", elem_id="steps"):
             for step, (label, module) in STEPS.items():

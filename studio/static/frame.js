@@ -1,0 +1,228 @@
+// The frame around the pages: header, run bar, stepper, welcome, and the title of the tab.
+(() => {
+  "use strict";
+  if (studio.panels.header) return;
+  const { h, icon, format, panels } = studio;
+
+  const STATE_WORDS = {
+    queued: "Queued", starting: "Starting", downloading: "Downloading", preparing: "Preparing", training: "Training",
+    sampling: "Drawing samples", saving: "Saving", stopping: "Stopping", finished: "Finished", stopped: "Stopped",
+    failed: "Failed", lost: "Died",
+  };
+  const STATE_KINDS = { finished: "good", stopped: "warn", failed: "bad", lost: "bad", queued: "", "": "" };
+  studio.stateWords = STATE_WORDS;
+
+  /** A state as a word with a sign and a colour. */
+  studio.statePill = (state) => {
+    const kind = STATE_KINDS[state] ?? "live";
+    const sign = { good: icon("check"), warn: icon("stop"), bad: icon("alert") }[kind] ?? h("span.dot");
+    return h(`span.pill.${kind || "idle"}`, null, sign, STATE_WORDS[state] ?? "No run yet");
+  };
+
+  const MARK = `<svg viewBox="0 0 32 32" aria-hidden="true"><rect width="32" height="32" rx="9" fill="var(--accent)"/>
+    <path d="M8 9h4v10h5v4H8z" fill="var(--on-accent)"/><path d="M19 23c0-6 1-10 6-14-1 6-1 10-6 14z" fill="var(--on-accent)" opacity=".75"/></svg>`;
+
+  // Header ----------------------------------------------------------------------------------------
+
+  let createProject = async () => null;
+
+  function askForProject() {
+    const input = h("input", { name: "name", maxLength: 80, autocomplete: "off", placeholder: "for example: Luna the cat", required: true });
+    const cancel = h("button.btn", { type: "button", onclick: () => dialog.close() }, "Cancel");
+    const form = h("form", { onsubmit: async (event) => {
+      event.preventDefault();
+      if (await newProject(input.value)) dialog.close();
+    } },
+      h("h3", null, "New project"),
+      h("label.field", null, "Name", input, h("small", null, "One project holds the photos of one thing: a pet, a person, a style.")),
+      h("div.buttons", null, h("button.btn.primary", { type: "submit" }, "Create"), cancel));
+    const dialog = h("dialog.sheet", { onclose: () => dialog.remove() }, form);
+    document.body.append(dialog);
+    dialog.showModal();
+  }
+
+  async function newProject(name) {
+    const answer = await studio.call(createProject({ name }));
+    if (!answer) return false;
+    studio.open(answer.project, "photos");
+    return true;
+  }
+
+  panels.header = (element, server) => {
+    createProject = (message) => server.create_project(message);
+    studio.badges = (project) => server.badges({ project });
+    const select = h("select", { "aria-label": "Project", onchange: () => studio.open(select.value) });
+    const machine = h("div.machine", { "aria-label": "This machine" });
+    const brand = h("div.brand");
+    brand.innerHTML = MARK;
+    brand.append(h("span", null, "LoRA Studio"));
+    const theme = h("button.icon-button", { type: "button", "aria-label": "Switch between light and dark", title: "Light or dark", onclick: studio.toggleTheme }, icon("sun"));
+    const logout = h("button.icon-button", { type: "button", "aria-label": "Log out", title: "Log out", hidden: true, onclick: async () => {
+      await fetch("/logout", { method: "POST" });
+      location.reload();
+    } }, icon("out"));
+    const add = h("button.btn", { type: "button", onclick: askForProject }, icon("plus"), "New project");
+    element.replaceChildren(h("header.head", null, brand, select, add, h("span.spacer"), machine, theme, logout));
+    studio.on("projects", (projects) => {
+      select.replaceChildren(...projects.map((project) => h("option", { value: project.id }, project.name)));
+      select.value = studio.project();
+      select.hidden = add.hidden = !projects.length;
+      logout.hidden = !studio.hasPassword();
+    });
+    studio.on("live", (live) => machine.replaceChildren(...machineLine(live)));
+  };
+
+  function machineLine(live) {
+    if (!live.online) return [h("span.offline", { role: "status" }, "Reconnecting… nothing is lost")];
+    const parts = [];
+    if (live.gpu) {
+      parts.push(h("b", null, live.gpu.name));
+      if (live.gpu.total_gib) parts.push(h("span.number", null, `${format.gib(live.gpu.used_gib)} / ${format.gib(live.gpu.total_gib)} GiB`));
+      if (live.gpu.temperature_c) parts.push(h("span.number", null, `${live.gpu.temperature_c} °C`));
+    } else {
+      parts.push(h("b", null, "CPU"), h("span", null, "no GPU"));
+    }
+    if (live.disk !== null) parts.push(h("span.number", null, `${format.gib(live.disk)} GiB free`));
+    return parts;
+  }
+
+  // Run bar ---------------------------------------------------------------------------------------
+
+  panels.runbar = (element, server) => {
+    let bar = null;
+    let stopping = "";
+    let announced = "";
+    const announcer = h("span.visually-hidden", { "aria-live": "polite" });
+    document.body.append(announcer);
+
+    function build() {
+      const parts = {
+        pill: h("span"), name: h("span"), fill: h("i"), figures: h("div.figures"),
+        stop: h("button.btn.danger", { type: "button" }, icon("stop"), "Stop"),
+      };
+      parts.bar = h("div.bar", { role: "progressbar", "aria-label": "Progress of the training", "aria-valuemin": "0", "aria-valuemax": "100" }, parts.fill);
+      const who = h("button.who", { type: "button", title: "Open this training", onclick: () => studio.open(studio.live.active.project, "train") }, parts.pill, parts.name);
+      parts.stop.onclick = async () => {
+        stopping = studio.live.active?.run ?? "";
+        show(studio.live);
+        if (!await studio.call(server.stop({ run: stopping }))) stopping = "";
+      };
+      element.replaceChildren(parts.root = h("section.runbar", { "aria-label": "Training in progress" }, who, parts.bar, parts.figures, parts.stop));
+      return parts;
+    }
+
+    function show(live) {
+      const { active } = live;
+      title(live);
+      if (!active) {
+        element.replaceChildren();
+        [bar, stopping] = [null, ""];
+        return;
+      }
+      bar ||= build();
+      const state = stopping === active.run ? "stopping" : active.state;
+      const share = active.total ? active.step / active.total : 0;
+      if (bar.state !== state) bar.pill.replaceChildren(studio.statePill(bar.state = state));
+      bar.name.textContent = live.projectName(active.project);
+      bar.fill.style.width = `${(100 * share).toFixed(1)}%`;
+      bar.bar.setAttribute("aria-valuenow", Math.round(100 * share));
+      bar.bar.classList.toggle("unknown", !active.step && state !== "stopping");
+      bar.stop.disabled = state === "stopping";
+      bar.figures.replaceChildren(...[
+        active.total ? h("span", null, h("b", null, format.count(active.step)), ` / ${format.count(active.total)}`) : null,
+        active.loss !== null && active.loss !== undefined ? h("span", null, "loss ", h("b", null, format.number(active.loss))) : null,
+        active.eta_s !== null && active.eta_s !== undefined ? h("span", null, h("b", null, format.seconds(active.eta_s)), " left") : null,
+        live.online ? null : h("span", null, "reconnecting…"),
+      ].filter(Boolean));
+      if (announced !== state) announcer.textContent = `${bar.name.textContent}: ${STATE_WORDS[announced = state]}`;
+    }
+    studio.on("live", show);
+    studio.on("state", ({ from, to }) => {
+      if (!from || studio.live.TERMINAL.includes(from)) return;
+      const name = followedName();
+      if (to === "finished") studio.toast(`${name} is finished. The LoRA is on the Results page.`, "good");
+      if (to === "stopped") studio.toast(`${name} is stopped and saved. Resume goes on from here.`, "info");
+      if (to === "failed" || to === "lost") studio.toast(studio.live.data.status.message || `${name} failed.`, "bad");
+    });
+  };
+  const followedName = () => studio.live.projectName(studio.live.data.project);
+
+  /** The tab's title tells the progress of what is being trained, else how this project's run ended. */
+  function title(live) {
+    const { active, data } = live;
+    const sign = { finished: "✓ ", failed: "! ", lost: "! " }[data.status?.state] ?? "";
+    if (active) {
+      const share = active.total ? `${Math.floor(100 * active.step / active.total)} %` : STATE_WORDS[active.state];
+      document.title = `${share} · ${live.projectName(active.project)}`;
+    } else {
+      document.title = studio.project() ? `${sign}${live.projectName(studio.project())} · LoRA Studio` : "LoRA Studio";
+    }
+  }
+
+  // Stepper ---------------------------------------------------------------------------------------
+
+  panels.stepper = (element) => {
+    const buttons = {};
+    const list = h("ol.stepper", null, studio.STEPS.map((step, index) => {
+      const mark = h("span.mark", { "aria-hidden": "true" }, String(index + 1));
+      const note = h("small");
+      const button = h("button", { type: "button", onclick: () => studio.go(step) }, mark, h("span.words", null, h("b", null, studio.LABELS[step]), note));
+      buttons[step] = { button, mark, note, number: String(index + 1) };
+      return h("li", null, button);
+    }));
+    element.replaceChildren(h("nav", { "aria-label": "Steps" }, list));
+
+    const current = () => {
+      for (const [step, { button }] of Object.entries(buttons)) {
+        if (step === studio.step()) button.setAttribute("aria-current", "step");
+        else button.removeAttribute("aria-current");
+      }
+    };
+    const signs = { done: ["check", "done"], warn: ["alert", "needs attention"] };
+    async function badges() {
+      const project = studio.project();
+      if (!project) return;
+      const states = await studio.badges(project).catch(() => null);
+      if (!states || project !== studio.project()) return;
+      for (const [step, { button, mark, note, number }] of Object.entries(buttons)) {
+        const { state = "", text = "" } = states[step] ?? {};
+        button.className = state;
+        const sign = signs[state];
+        mark.replaceChildren(sign ? icon(sign[0]) : number);
+        note.textContent = text;
+        button.title = text;
+        button.setAttribute("aria-label", `${studio.LABELS[step]}${sign ? `, ${sign[1]}` : ""}: ${text}`);
+      }
+    }
+    studio.on("step", () => { current(); badges(); });
+    studio.on("project", badges);
+    studio.on("state", badges);
+    studio.refreshBadges = badges;
+    current();
+  };
+
+  // First visit -----------------------------------------------------------------------------------
+
+  const PATH = [
+    ["Photos", "Drop 10 to 30 pictures; each is cropped around its face or subject."],
+    ["Captions", "Say what is in them, and choose a trigger word."],
+    ["Recipe", "Take a preset; every setting explains itself."],
+    ["Train", "Watch loss and sample images arrive."],
+    ["Results", "Download the LoRA, or publish it."],
+  ];
+
+  panels.welcome = (element) => {
+    studio.on("projects", (projects) => {
+      if (projects.length) return element.replaceChildren();
+      if (element.firstChild) return undefined;
+      const input = h("input", { "aria-label": "Name of the project", placeholder: "Name it, for example: Luna the cat", maxLength: 80, autocomplete: "off", required: true });
+      const form = h("form", { onsubmit: (event) => { event.preventDefault(); newProject(input.value); } },
+        input, h("button.btn.primary", { type: "submit" }, "Create project"));
+      return element.replaceChildren(h("section.card.empty.welcome", null,
+        h("h2", null, "What do you want to teach?"),
+        h("p", null, "A pet, a person, an object or a style: a project holds its photos, their captions and the training."),
+        form,
+        h("ol", null, PATH.map(([name, text], index) => h("li", null, h("b", null, `${index + 1}  ${name}`), h("span", null, text))))));
+    });
+  };
+})();
