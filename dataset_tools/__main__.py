@@ -1,0 +1,163 @@
+"""``python -m dataset_tools``: the dataset's jobs from the command line.
+
+Exit codes: 0 finished, 1 failed (one sentence on stderr), 2 bad arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dataset_tools import captions as bulk
+from dataset_tools.check import check_project
+from dataset_tools.crop import crop_project
+from dataset_tools.dataset import Dataset, DatasetError, load_dataset, update_dataset
+from dataset_tools.ingest import ingest
+from trainer.contract.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        run: Callable[[argparse.Namespace], int] = arguments.run
+        return run(arguments)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped; what was finished is kept.", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dataset_tools", description="Images on disk.")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    verb = verbs.add_parser("ingest", help="take photos, folders or zips into a project")
+    verb.add_argument("source", type=Path, nargs="+")
+    verb.add_argument("project", type=Path)
+    verb.add_argument("--keep-originals", action="store_true", help="also keep the files as they came")
+    verb.set_defaults(run=_ingest)
+
+    verb = verbs.add_parser("crop", help="choose bucket and crop by face, else by what stands out")
+    verb.add_argument("project", type=Path)
+    verb.add_argument("--resolution", type=int, default=1024, help="pixels (default 1024)")
+    verb.add_argument("--all", action="store_true", help="also those already cropped")
+    verb.add_argument(
+        "--models", type=Path, help="where the face detector is kept (default: <workspace>/models)"
+    )
+    verb.set_defaults(run=_crop)
+
+    verb = verbs.add_parser("caption", help="change captions in bulk; without options, list them")
+    verb.add_argument("project", type=Path)
+    verb.add_argument("--trigger", help="the trigger word: stored, and inserted where it is missing")
+    verb.add_argument("--prefix", default="")
+    verb.add_argument("--suffix", default="")
+    verb.add_argument("--find", default="")
+    verb.add_argument("--replace", default="")
+    verb.add_argument("--regex", action="store_true", help="--find is a regular expression")
+    verb.add_argument("--dry-run", action="store_true", help="show the changes, write nothing")
+    verb.set_defaults(run=_caption)
+
+    verb = verbs.add_parser("check", help="look for what may spoil a training")
+    verb.add_argument("project", type=Path)
+    verb.set_defaults(run=_check)
+    return parser
+
+
+def _ingest(arguments: argparse.Namespace) -> int:
+    report = ingest(
+        arguments.source, arguments.project, keep_originals=arguments.keep_originals, progress=_Progress()
+    )
+    for skipped in report.skipped:
+        print(f"skipped: {skipped.reason}")
+    print(report.summary())
+    return 0 if report.added or not report.skipped else 1
+
+
+def _crop(arguments: argparse.Namespace) -> int:
+    root: Path = arguments.project
+    dataset = _existing(root)
+    wanted = {record.id for record in dataset.images if arguments.all or record.crop is None}
+    models = arguments.models or _workspace(root) / "models"
+    cropped = crop_project(
+        root, arguments.resolution, models_dir=models, only=wanted, progress=_Progress(), notify=print
+    )
+    for record in cropped.images:
+        if record.id in wanted and record.bucket:
+            warnings = "".join(f" [{warning}]" for warning in record.warnings)
+            size = f"{record.bucket[0]}x{record.bucket[1]}"
+            print(f"{record.original_name}: {size}, {record.reason}{warnings}")
+    print(f"{len(wanted)} cropped")
+    return 0
+
+
+def _caption(arguments: argparse.Namespace) -> int:
+    root: Path = arguments.project
+    dataset = _existing(root)
+    before = bulk.read_captions(root, dataset)
+    after = dict(before)
+    if arguments.find:
+        after |= bulk.find_replace(after, arguments.find, arguments.replace, regex=arguments.regex)
+    if arguments.prefix:
+        after |= bulk.add_prefix(after, arguments.prefix)
+    if arguments.suffix:
+        after |= bulk.add_suffix(after, arguments.suffix)
+    if arguments.trigger:
+        after |= bulk.insert_trigger(after, arguments.trigger)
+    changes = {key: text for key, text in after.items() if text != before[key]}
+    names = {record.id: record.original_name for record in dataset.images}
+    edits = any((arguments.trigger, arguments.prefix, arguments.suffix, arguments.find))
+    for key, text in (changes if edits else before).items():
+        print(f"{names[key]}: {text}")
+    if edits and not arguments.dry_run:
+        bulk.apply_captions(root, dataset, changes)
+        if arguments.trigger:
+            update_dataset(root, lambda d: d.model_copy(update={"trigger": arguments.trigger.strip()}))
+    if edits:
+        print(f"{len(changes)} {'would change' if arguments.dry_run else 'changed'}")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    _existing(arguments.project)
+    findings = check_project(arguments.project, _Progress())
+    for finding in findings:
+        print(f"{finding.level}: {finding.sentence} {finding.remedy}")
+    if not findings:
+        print("nothing found")
+    return 1 if any(finding.level == "error" for finding in findings) else 0
+
+
+def _existing(root: Path) -> Dataset:
+    """The dataset of a project folder that must be one."""
+    if not (root / "dataset.json").is_file():
+        raise DatasetError(f"{root} is no project (it has no dataset.json); ingest photos into it first.")
+    return load_dataset(root)
+
+
+def _workspace(root: Path) -> Path:
+    """A project lies in <workspace>/projects/<project-id>; elsewhere its parent serves."""
+    parent = root.resolve().parent
+    return parent.parent if parent.name == "projects" else parent
+
+
+class _Progress:
+    """Prints ``[3/12] name``, at most once a second."""
+
+    def __init__(self) -> None:
+        self.last = 0.0
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        now = time.monotonic()
+        if now - self.last >= 1:
+            self.last = now
+            print(f"[{done}/{total}] {what}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

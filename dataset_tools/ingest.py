@@ -1,0 +1,391 @@
+"""Taking photos into a project: decoded, upright, sRGB, without metadata, each with its caption.
+
+What is wrong with one file is told in one sentence and the others go in. Nothing that the project
+already holds is changed, and ``dataset.json`` is replaced after every few photos, so that a crash
+loses at most the batch in hand.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from dataset_tools.dataset import (
+    DATASET_FILE,
+    Dataset,
+    DatasetError,
+    ImageRecord,
+    caption_path,
+    decode_caption,
+    load_dataset,
+    project_lock,
+    save_dataset,
+    write_caption,
+)
+from dataset_tools.images import ImageError, encode_png, open_image, probe_image
+from dataset_tools.sources import (
+    ArchiveAborted,
+    Entry,
+    EntryError,
+    Skipped,
+    class_folder,
+    printable,
+    walk_sources,
+)
+from trainer.contract.errors import UserError
+from trainer.contract.files import write_bytes
+
+MAX_IMAGES = 2000
+BATCH_IMAGES = 16
+BATCH_BYTES = 64_000_000
+IMAGE_SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".heic",
+    ".heif",
+    ".avif",
+)
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What came of an ingest."""
+
+    added: tuple[str, ...]
+    """ids of the new pictures."""
+    skipped: tuple[Skipped, ...]
+    captions: int
+    """how many of the new pictures got a caption."""
+    notes: tuple[str, ...]
+    """what was changed on the way, counted: "GPS position removed (14 photos)"."""
+
+    def summary(self) -> str:
+        """One line: "23 added · 2 skipped · 20 captions · GPS position removed (14 photos)"."""
+        parts = [f"{len(self.added)} added"]
+        if self.skipped:
+            parts.append(f"{len(self.skipped)} skipped")
+        if self.captions:
+            parts.append(f"{self.captions} captions")
+        return " · ".join([*parts, *self.notes])
+
+
+@dataclass
+class _Prepared:
+    """A decoded picture that waits to be written."""
+
+    record: ImageRecord
+    png: bytes
+    caption: str
+    original: tuple[str, bytes] | None
+    """(suffix, bytes) of the file as it came."""
+
+
+@dataclass
+class _Ingest:
+    """The state of one ingest."""
+
+    project_dir: Path
+    keep_originals: bool
+    added: list[str] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
+    caption_notes: list[str] = field(default_factory=list)
+    captions: int = 0
+    batch: list[_Prepared] = field(default_factory=list)
+
+    def skip(self, name: str, reason: str) -> None:
+        self.skipped.append(Skipped(printable(name), reason))
+
+    def prepare(self, entry: Entry, caption: str, work: Path) -> None:
+        """Decode one picture into the batch."""
+        copy = work / "entry"
+        try:
+            if entry.path is None or self.keep_originals:
+                entry.copy_to(copy)
+            source = copy if copy.exists() else entry.path
+            assert source is not None
+            opened = open_image(source, printable(entry.name))
+            original = (
+                (PurePosixPath(entry.name).suffix.lower(), copy.read_bytes()) if self.keep_originals else None
+            )
+        finally:
+            copy.unlink(missing_ok=True)
+        self.notes.update(opened.notes)
+        width, height = opened.image.size
+        png = encode_png(opened.image)
+        image_id = hashlib.sha256(f"{width}x{height} ".encode() + opened.image.tobytes()).hexdigest()[:12]
+        kohya = class_folder(entry.folder)
+        record = ImageRecord(
+            id=image_id,
+            file=f"images/{image_id}.png",
+            original_name=printable(entry.name),
+            sha256=hashlib.sha256(png).hexdigest(),
+            width=width,
+            height=height,
+            repeats=kohya[0] if kohya else 1,
+        )
+        self.batch.append(_Prepared(record, png, caption or (kohya[1] if kohya else ""), original))
+
+    def batch_is_full(self) -> bool:
+        return len(self.batch) >= BATCH_IMAGES or sum(len(p.png) for p in self.batch) >= BATCH_BYTES
+
+    def commit(self) -> None:
+        """Write the batch and enter it into dataset.json, under the project's lock."""
+        batch, self.batch = self.batch, []
+        if not batch:
+            return
+        written: list[Path] = []
+        try:
+            with project_lock(self.project_dir):
+                dataset = load_dataset(self.project_dir)
+                known = {record.id: record for record in dataset.images}
+                new: list[ImageRecord] = []
+                with_caption = 0
+                for prepared in batch:
+                    record = prepared.record
+                    if record.id in known:
+                        twin = known[record.id].original_name
+                        self.skip(
+                            record.original_name,
+                            f"{record.original_name} is already in the project as {twin}.",
+                        )
+                        continue
+                    if len(known) >= MAX_IMAGES:
+                        self.skip(record.original_name, _project_full(record.original_name))
+                        continue
+                    known[record.id] = record
+                    new.append(record)
+                    with_caption += self._write(prepared, written)
+                if new:
+                    save_dataset(
+                        self.project_dir, dataset.model_copy(update={"images": (*dataset.images, *new)})
+                    )
+        except OSError as error:
+            for path in written:
+                path.unlink(missing_ok=True)
+            raise disk_error(error, self.project_dir) from error
+        self.added += [record.id for record in new]
+        self.captions += with_caption
+
+    def _write(self, prepared: _Prepared, written: list[Path]) -> bool:
+        """Write one picture's files, note their paths, and tell whether it has a caption."""
+        record = prepared.record
+        path = self.project_dir / record.file
+        written.append(path)
+        write_bytes(path, prepared.png)
+        if prepared.original:
+            suffix, data = prepared.original
+            original = self.project_dir / "originals" / f"{record.id}{suffix}"
+            written.append(original)
+            write_bytes(original, data)
+        if prepared.caption:
+            written.append(caption_path(self.project_dir, record))
+            write_caption(self.project_dir, record, prepared.caption)
+        return bool(prepared.caption)
+
+
+def ingest(
+    sources: Iterable[Path],
+    project_dir: Path,
+    *,
+    keep_originals: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> IngestReport:
+    """Take pictures and captions from files, folders and zips into a project.
+
+    ``keep_originals`` also stores each file as it came, with its metadata, under ``originals/``.
+    ``progress`` gets (done, total, name). Two ingests into one project at once both succeed.
+    Raises :class:`UserError` only where nothing can go on: a full disk, a locked or damaged project.
+    """
+    try:
+        project_dir.mkdir(parents=True, exist_ok=True)
+        load_dataset(project_dir)
+        with tempfile.TemporaryDirectory(prefix="ingest-") as folder, ExitStack() as archives:
+            state = _Ingest(project_dir, keep_originals)
+            entries = list(walk_sources(sources, state.skipped.append, archives))
+            return _ingest(entries, state, Path(folder), progress)
+    except OSError as error:
+        raise disk_error(error, project_dir) from error
+
+
+def _ingest(
+    entries: list[Entry], state: _Ingest, work: Path, progress: Callable[[int, int, str], None] | None
+) -> IngestReport:
+    pictures = [entry for entry in entries if not entry.is_caption]
+    aborted: set[str] = set()
+    captions = _read_captions(entries, pictures, work, state, aborted)
+    for done, entry in enumerate(pictures):
+        if progress:
+            progress(done, len(pictures), printable(entry.name))
+        if _archive_of(entry) in aborted:
+            continue
+        try:
+            if len(state.added) + len(state.batch) >= MAX_IMAGES:
+                raise EntryError(_project_full(printable(entry.name)))
+            state.prepare(entry, _caption_of(entry, captions), work)
+        except ArchiveAborted as error:
+            aborted.add(_archive_of(entry))
+            state.skip(entry.name, str(error))
+        except (ImageError, EntryError) as error:
+            state.skip(entry.name, str(error))
+        if state.batch_is_full():
+            state.commit()
+    state.commit()
+    if progress:
+        progress(len(pictures), len(pictures), "done")
+    notes = [f"{what} ({count} photo{'s' * (count > 1)})" for what, count in state.notes.most_common()]
+    return IngestReport(
+        tuple(state.added), tuple(state.skipped), state.captions, (*notes, *state.caption_notes)
+    )
+
+
+def remove_images(project_dir: Path, ids: Iterable[str]) -> Dataset:
+    """Take pictures out of a project, with their captions, masks and originals."""
+    gone = set(ids)
+    with project_lock(project_dir):
+        dataset = load_dataset(project_dir)
+        records = [record for record in dataset.images if record.id in gone]
+        remaining = dataset.without(gone)
+        save_dataset(project_dir, remaining)  # First: a record without files is worse than the reverse.
+        for record in records:
+            (project_dir / record.file).unlink(missing_ok=True)
+            caption_path(project_dir, record).unlink(missing_ok=True)
+            (project_dir / "masks" / f"{record.id}.png").unlink(missing_ok=True)
+            for original in (project_dir / "originals").glob(f"{record.id}.*"):
+                original.unlink()
+        return remaining
+
+
+def scan_folder(folder: Path) -> Dataset:
+    """A plain folder of pictures with sidecar captions as a dataset, in place; nothing is written.
+
+    Pictures lie in the folder itself or in subfolders named ``<repeats>_<class>``. Records are
+    sorted by name. Every picture is decoded once. Raises :class:`DatasetError` when there is none,
+    or when some cannot be used.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"The folder {folder} does not exist; check the path of the dataset.")
+    groups = [(folder, 1)]
+    for path in sorted(folder.iterdir()):
+        kohya = class_folder(path.name) if path.is_dir() else None
+        if kohya:
+            groups.append((path, kohya[0]))
+    files = [
+        (path, repeats)
+        for group, repeats in groups
+        for path in sorted(group.iterdir())
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.startswith(".")
+    ]
+    if not files:
+        raise DatasetError(
+            f"{folder} holds no pictures; put PNG, JPEG or WebP files into it, or into folders named like "
+            "10_zwx dog."
+        )
+    records, problems = [], []
+    for path, repeats in files:
+        try:
+            width, height = probe_image(path)
+        except ImageError as error:
+            problems.append(str(error))
+            continue
+        name = path.relative_to(folder).as_posix()
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        records.append(
+            ImageRecord(
+                id=hashlib.sha256(f"{sha256} {name}".encode()).hexdigest()[:12],
+                file=name,
+                original_name=path.name,
+                sha256=sha256,
+                width=width,
+                height=height,
+                repeats=repeats,
+            )
+        )
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise DatasetError(
+            f"{len(problems)} of {len(files)} pictures cannot be used: {' '.join(problems[:3])}{more}"
+        )
+    return Dataset(images=tuple(records))
+
+
+def load_or_scan(root: Path) -> Dataset:
+    """The dataset of a project folder, or of a plain folder of pictures."""
+    return load_dataset(root) if (root / DATASET_FILE).exists() else scan_folder(root)
+
+
+def disk_error(error: OSError, project_dir: Path) -> UserError:
+    """The sentence for a write that failed."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DatasetError(
+            f"The disk is full (at {project_dir} or the temporary folder); free some space and add the "
+            "remaining photos again."
+        )
+    return DatasetError(
+        f"{project_dir} cannot be written ({error.strerror or error}); check its permissions."
+    )
+
+
+def _archive_of(entry: Entry) -> str:
+    """The archive that an entry belongs to, as its group names it."""
+    return entry.group.partition("!")[0] if entry.path is None else ""
+
+
+def _project_full(name: str) -> str:
+    return f"{name} was left out: a project holds at most {MAX_IMAGES} photos; remove some first."
+
+
+def _read_captions(
+    entries: list[Entry], pictures: list[Entry], work: Path, state: _Ingest, aborted: set[str]
+) -> dict[tuple[str, str], str]:
+    """(group, stem) -> caption text. Captions of no picture are skipped with a sentence."""
+    wanted = {key for picture in pictures for key in _caption_keys(picture)}
+    captions: dict[tuple[str, str], str] = {}
+    for entry in entries:
+        if not entry.is_caption or _archive_of(entry) in aborted:
+            continue
+        key = (entry.group, PurePosixPath(entry.name).stem.casefold())
+        if key not in wanted:
+            state.skip(
+                entry.name,
+                f"{printable(entry.name)} has no photo of the same name beside it; add both together.",
+            )
+            continue
+        copy = work / "caption"
+        try:
+            entry.copy_to(copy)
+            text, note = decode_caption(copy.read_bytes())
+        except ArchiveAborted as error:
+            aborted.add(_archive_of(entry))
+            state.skip(entry.name, str(error))
+            continue
+        except EntryError as error:
+            state.skip(entry.name, str(error))
+            continue
+        finally:
+            copy.unlink(missing_ok=True)
+        captions[key] = text
+        if note:
+            state.caption_notes.append(f"{printable(entry.name)} {note}")
+    return captions
+
+
+def _caption_keys(entry: Entry) -> tuple[tuple[str, str], tuple[str, str]]:
+    """What the caption of a picture may be called: a.txt or a.jpg.txt for a.jpg."""
+    return (entry.group, PurePosixPath(entry.name).stem.casefold()), (entry.group, entry.name.casefold())
+
+
+def _caption_of(entry: Entry, captions: dict[tuple[str, str], str]) -> str:
+    return next((captions[key] for key in _caption_keys(entry) if key in captions), "")
