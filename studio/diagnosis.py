@@ -34,7 +34,9 @@ REMEDIES: dict[str, str] = {
 _SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
         "gpu_oom",
-        re.compile(r"CUDA out of memory|CUDA error: out of memory|torch\.(cuda\.)?OutOfMemoryError|ALLOC_FAILED"),
+        re.compile(
+            r"CUDA out of memory|CUDA error: out of memory|torch\.(cuda\.)?OutOfMemoryError|ALLOC_FAILED"
+        ),
     ),
     ("disk_full", re.compile(r"No space left on device|Errno 28\b|Disk quota exceeded")),
     (
@@ -87,7 +89,9 @@ def autopsy(status: Status, log: Path, log_start: int, exit_code: int | None) ->
         memory = ", as happens when the computer runs out of memory" if name == "SIGKILL" else ""
         return _lost(status, "killed", f"The trainer was killed from outside ({name}) {at}{memory}.", last)
     if exit_code == 2:
-        return _lost(status, "config", f"The trainer refused the recipe: {last or 'it gave no reason.'}", last)
+        return _lost(
+            status, "config", f"The trainer refused the recipe: {last or 'it gave no reason.'}", last
+        )
     if exit_code is not None and exit_code > 0:
         sentence = f"The trainer ended with exit code {exit_code} {at}."
         return _lost(status, "unknown", sentence, last)
@@ -98,7 +102,12 @@ def autopsy(status: Status, log: Path, log_start: int, exit_code: int | None) ->
 
 def _lost(status: Status, cause: str, sentence: str, evidence: str) -> Status:
     return status.model_copy(
-        update={"state": "lost", "cause": cause, "message": redact(sentence), "evidence": redact(evidence)[:500]}
+        update={
+            "state": "lost",
+            "cause": cause,
+            "message": redact(sentence),
+            "evidence": redact(evidence)[:500],
+        }
     )
 
 

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,19 +139,21 @@ class Supervisor:
             return autopsy(status, run.log, int(launch.get("log_start", 0)), launch.get("exit_code"))
         return status
 
-    def _one_at_a_time(self) -> FileLock:
-        """The workspace's start lock (several studios may share it). Raises RunError when one trains."""
+    @contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """Hold the workspace's start lock (several studios may share it). RunError when one trains."""
         lock = FileLock(self.workspace.root / ".start.lock")
         try:
-            lock.acquire(timeout=10)
+            with lock.acquire(timeout=10):
+                self._active = (0.0, None)
+                running = self.active()
+                if running is not None:
+                    raise RunError(
+                        f"{running.id} is being trained now; stop it first, or wait until it ends.", "config"
+                    )
+                yield
         except Timeout:
-            raise RunError("Another training is just being started; try again in a moment.", "config") from None
-        self._active = (0.0, None)
-        running = self.active()
-        if running is not None:
-            lock.release()
-            raise RunError(f"{running.id} is being trained now; stop it first, or wait for it.", "config")
-        return lock
+            raise RunError("Another training is just starting; try again in a moment.", "config") from None
 
     def _launch(self, run: RunFolder, arguments: list[str]) -> None:
         argv = [*self._trainer, *arguments]
@@ -290,7 +293,8 @@ def _process_lives(launch: dict[str, Any]) -> bool:
         return False
     try:
         process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+        same = abs(process.create_time() - started) < 1.0
+        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
 

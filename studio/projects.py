@@ -19,7 +19,6 @@ from dataset_tools.dataset import (
     load_dataset,
     project_lock,
     read_caption,
-    save_dataset,
     update_dataset,
     write_caption,
 )
@@ -105,29 +104,21 @@ class Project:
         """Take in pictures, caption files and zips, and crop what is new."""
         from dataset_tools.ingest import ingest
 
-        before = {record.id for record in self.dataset().images}
         report = ingest(list(paths), self.root, progress=progress)
-        new = [record.id for record in self.dataset().images if record.id not in before]
-        if new:
-            self.recrop(new, progress)
+        self._crop(None, progress)
         return report
 
     def recrop(self, ids: Iterable[str] | None = None, progress: Progress | None = None) -> None:
         """Choose bucket and crop anew, for all pictures or for some."""
-        from dataset_tools.crop import crop_dataset
+        self._crop([record.id for record in self.dataset().images] if ids is None else list(ids), progress)
 
-        only = None if ids is None else set(ids)
-        resolution = self.resolution()
-        with project_lock(self.root):
-            cropped = crop_dataset(
-                self.root,
-                load_dataset(self.root),
-                resolution,
-                models_dir=self.workspace.models,
-                only=only,
-                progress=progress,
-            )
-            save_dataset(self.root, cropped)
+    def _crop(self, only: list[str] | None, progress: Progress | None) -> None:
+        """Crop the named pictures; with None, those that have no crop yet."""
+        from dataset_tools.crop import crop_project
+
+        crop_project(
+            self.root, self.resolution(), models_dir=self.workspace.models, only=only, progress=progress
+        )
 
     def remove(self, ids: Iterable[str]) -> None:
         from dataset_tools.ingest import remove_images
@@ -202,7 +193,9 @@ class Workspace:
     def list_projects(self) -> list[Project]:
         """All projects, newest first."""
         folders = (path for path in self.projects.iterdir() if ID.fullmatch(path.name) and path.is_dir())
-        return sorted((Project(self, path) for path in folders), key=lambda p: (p.created, p.id), reverse=True)
+        return sorted(
+            (Project(self, path) for path in folders), key=lambda p: (p.created, p.id), reverse=True
+        )
 
     def create_project(self, name: str) -> Project:
         """A new, empty project. Two of the same name get different ids."""
