@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -38,8 +39,9 @@ def add_lora(denoiser: nn.Module, settings: AdapterSettings, targets: str, seed:
     A is drawn from U(-1/√fan_in, 1/√fan_in) by ``seed``, B is zero, so that nothing changes at step 0;
     both train in float32. Raises RunError(config) when nothing matches.
     """
+    alpha: Any = settings.alpha  # peft's annotation says int; its arithmetic takes any number
     config = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets
+        r=settings.rank, lora_alpha=alpha, lora_dropout=settings.dropout, target_modules=targets
     )
     torch.manual_seed(seed)
     try:
@@ -64,7 +66,8 @@ def lora_weights(denoiser: nn.Module) -> dict[str, LoraWeights]:
     weights = {}
     for name, module in denoiser.named_modules():
         if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
-            down, up = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
+            layer: Any = module
+            down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
             weights[name] = LoraWeights(
                 down.detach().float().cpu().clone(),
                 up.detach().float().cpu().clone(),

@@ -61,7 +61,13 @@ def save_checkpoint(
     parameters: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Write the checkpoint ``folder`` (…/step-000500). An older one of the same step is replaced."""
+    """Write the checkpoint ``folder`` (…/step-000500).
+
+    Where a whole one of the same step is there it is kept: training is a function of the step, so it
+    holds the same state.
+    """
+    if is_whole(folder):
+        return
     staging = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)

@@ -33,7 +33,7 @@ class TrainImage(ImageRecord):
         """Sizes and crop as the model is told them; see :class:`Geometry`. Mirroring swaps the margins."""
         assert self.bucket and self.crop
         width, height = self.bucket
-        left, top, right, bottom = self.crop
+        left, top, right, _ = self.crop
         scale = min(1.0, width / (right - left))
         if flip:
             left = self.width - right

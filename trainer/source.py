@@ -145,7 +145,7 @@ def _download(repo: str, revision: str, on_download: Callable[[str], None], *, w
     )
 
     token = os.environ.get("HF_TOKEN") or None
-    which = {"repo_id": repo, "revision": revision or None}
+    which: dict[str, Any] = {"repo_id": repo, "revision": revision or None}
     on_download(f"Looking for {repo}")
     try:
         files = [

@@ -234,13 +234,17 @@ class RunFolder:
         """Ask the trainer for something: one small file, consumed once."""
         write_json(self.control / f"{time.time_ns():020d}-{secrets.token_hex(3)}.json", {"verb": verb})
 
-    def take_controls(self) -> list[Verb]:
-        """The verbs sent since the last call, oldest first, each removed before it is returned."""
+    def take_controls(self, before_ns: int | None = None) -> list[Verb]:
+        """The verbs sent since the last call, oldest first, each removed before it is returned.
+
+        ``before_ns``: only those sent before this Unix time in nanoseconds.
+        """
         verbs: list[Verb] = []
         if not self.control.is_dir():
             return verbs
         for file in sorted(self.control.glob("*.json")):
-            if file.name.startswith("."):
+            sent_ns = file.name.partition("-")[0]
+            if not sent_ns.isdigit() or (before_ns is not None and int(sent_ns) >= before_ns):
                 continue
             try:
                 verb = read_json(file).get("verb")

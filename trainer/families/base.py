@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ..contract import families as catalogue
@@ -113,7 +112,7 @@ class ModelFamily(Protocol):
         """WHEN: every step. OUT: the prediction (B, C, h, w) that ``noise.target`` is compared with."""
         ...
 
-    def pipeline(self, denoiser: nn.Module) -> DiffusionPipeline:
+    def pipeline(self, denoiser: nn.Module) -> Any:
         """WHEN: drawing samples. OUT: a diffusers pipeline around the denoiser being trained, without
         text encoders; its scheduler is the base's own."""
         ...

@@ -17,7 +17,6 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
-    DiffusionPipeline,
     EulerDiscreteScheduler,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -49,8 +48,8 @@ class Family:
 
     def __init__(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> None:
         self._base, self._device, self._dtype = base, device, dtype
-        self._vae: AutoencoderKL | None = None
-        self._text: StableDiffusionXLPipeline | None = None
+        self._vae: Any = None
+        self._text: Any = None  # a pipeline of tokenizers and text encoders
         index = base.read_json("model_index.json")
         if not str(index.get("_class_name", "")).startswith("StableDiffusionXL"):
             raise RunError(
@@ -83,7 +82,7 @@ class Family:
     def text_encoder_id(self) -> str:
         return fingerprint(*self._weight_files("text_encoder", "text_encoder_2")) + f"-{self._zero_empty}"
 
-    def _load_vae(self) -> AutoencoderKL:
+    def _load_vae(self) -> Any:
         if self._vae is None:
             if self._base.vae:
                 vae = _load_part(AutoencoderKL, self._base.vae, None, torch.float32)
@@ -104,7 +103,8 @@ class Family:
         # The mode, not a draw: a cached latent must be a function of the picture.
         latents = vae.encode(pixels_BCHW.to(self._device, vae.dtype)).latent_dist.mode()
         shift = vae.config.shift_factor or 0.0
-        return ((latents.float() - shift) * vae.config.scaling_factor).cpu()
+        scaled: Tensor = ((latents.float() - shift) * vae.config.scaling_factor).cpu()
+        return scaled
 
     @torch.no_grad()
     def encode_captions(self, captions: Sequence[str]) -> list[TextEmbeds]:
@@ -121,8 +121,8 @@ class Family:
             embeds.append({"prompt": prompt[0].float().cpu(), "pooled": pooled[0].float().cpu()})
         return embeds
 
-    def _load_text_encoders(self) -> StableDiffusionXLPipeline:
-        parts: dict[str, Any] = {"unet": None, "vae": None, "torch_dtype": self._dtype}
+    def _load_text_encoders(self) -> Any:
+        parts: dict[str, Any] = {"unet": None, "vae": None, "dtype": self._dtype}
         if self._base.single_file:
             pipeline = StableDiffusionXLPipeline.from_single_file(
                 str(self._base.weights), config=str(self._base.config), **parts
@@ -146,7 +146,7 @@ class Family:
                 str(self._base.weights),
                 config=str(self._base.config),
                 subfolder="unet",
-                torch_dtype=self._dtype,
+                dtype=self._dtype,
             )
         else:
             unet = _load_part(UNet2DConditionModel, self._base.weights, "unet", self._dtype)
@@ -176,7 +176,7 @@ class Family:
 
     # Sampling -----------------------------------------------------------------------------------
 
-    def pipeline(self, denoiser: nn.Module) -> DiffusionPipeline:
+    def pipeline(self, denoiser: nn.Module) -> Any:
         return StableDiffusionXLPipeline(
             vae=self._load_vae().to(self._device),
             unet=denoiser,
@@ -262,5 +262,5 @@ def _load_part(cls: Any, folder: Path, subfolder: str | None, dtype: torch.dtype
     if subfolder is None and not (folder / "config.json").exists():
         subfolder, inside = "vae", folder / "vae"
     return cls.from_pretrained(
-        folder, subfolder=subfolder, torch_dtype=dtype, use_safetensors=True, variant=_variant(inside)
+        folder, subfolder=subfolder, dtype=dtype, use_safetensors=True, variant=_variant(inside)
     )

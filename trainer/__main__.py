@@ -1,0 +1,194 @@
+"""``python -m trainer``: the trainer's command line, and the one place that catches every error.
+
+Exit codes: 0 finished · 1 failed (cause on the last line) · 2 bad recipe or arguments · 3 stopped and
+saved, resume with the same folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from .contract.config import TrainConfig
+from .contract.errors import ConfigError, UserError
+from .contract.fields import RECORDS, load_recipe, parse, to_tables
+from .contract.runs import RunFolder, new_run_id
+from .requests import Requests
+
+FINISHED, FAILED, BAD_RECIPE, STOPPED = 0, 1, 2, 3
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.verb(arguments)
+        return code
+    except ConfigError as error:
+        for sentence in error.problems.values():
+            print(f"error: {sentence}", file=sys.stderr)
+        return BAD_RECIPE
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_RECIPE if getattr(error, "cause", "") == "config" else FAILED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return STOPPED
+    except Exception as error:  # the one boundary: a bug ends as a log and a sentence, with exit code 1
+        traceback.print_exc()
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m trainer", description="Train LoRAs for image models.")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    train = verbs.add_parser("train", help="train a recipe", epilog=_settings_help(), formatter_class=_Raw)
+    train.add_argument("recipe", type=Path, metavar="RECIPE.toml")
+    train.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="the run's folder (default: workspace/runs/…)"
+    )
+    _add_set(train)
+    train.set_defaults(verb=_train)
+
+    resume = verbs.add_parser("resume", help="go on with a run from its newest checkpoint")
+    resume.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    resume.set_defaults(verb=_resume)
+
+    plan = verbs.add_parser("plan", help="what a recipe will need: memory, disk, steps")
+    plan.add_argument("recipe", type=Path, metavar="RECIPE.toml")
+    plan.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_set(plan)
+    plan.set_defaults(verb=_plan)
+
+    check = verbs.add_parser("check", help="check a recipe without loading anything")
+    check.add_argument("recipe", type=Path, metavar="RECIPE.toml")
+    _add_set(check)
+    check.set_defaults(verb=_check)
+
+    sample = verbs.add_parser("sample", help="draw pictures with a run's LoRA")
+    sample.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    sample.add_argument("--prompt", action="append", required=True, help="may be given several times")
+    sample.add_argument("--out", type=Path, metavar="DIR", help="default: RUN_DIR/drawings")
+    sample.add_argument("--seed", type=int, help="default: the recipe's")
+    sample.set_defaults(verb=_sample)
+
+    export = verbs.add_parser("export", help="write a run's LoRA for another program")
+    export.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    export.add_argument("--format", choices=("kohya", "diffusers", "comfyui"), default="kohya")
+    export.add_argument("--out", type=Path, required=True, metavar="FILE")
+    export.set_defaults(verb=_export)
+    return parser
+
+
+class _Raw(argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="section.field=value",
+        help="change a setting; repeatable",
+    )
+
+
+def _settings_help() -> str:
+    rows = [f"  {r.path:32} {r.default!s:12} {r.range_text}" for r in RECORDS.values()]
+    return "settings (docs/settings.md explains them):\n" + "\n".join(rows)
+
+
+def _load(arguments: argparse.Namespace) -> TrainConfig:
+    """The recipe with its overrides, its local paths made absolute."""
+    from .source import local_path
+
+    config = load_recipe(arguments.recipe, tuple(arguments.set))
+    beside = arguments.recipe.resolve().parent
+    tables = to_tables(config)
+    dataset = local_path(config.dataset.path, beside)
+    if dataset is None:
+        sentence = f"dataset.path = {config.dataset.path!r} does not exist; name the folder of photos"
+        raise ConfigError({"dataset.path": sentence})
+    tables["dataset"]["path"] = str(dataset)
+    for field in ("base", "vae"):
+        text = tables["model"][field]
+        if text and text != "demo" and (local := local_path(text, beside)):
+            tables["model"][field] = str(local)
+    return parse(tables)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    home = Path(os.environ.get("STUDIO_WORKSPACE", "workspace"))
+    run = RunFolder((arguments.run_dir or home / "runs" / new_run_id(config.output.name)).resolve())
+    if run.recipe.exists():
+        # The same command again goes on with the run, which is what a restarted machine does.
+        if run.config() != config:
+            sentence = f"{run.path} holds a run of another recipe; choose another folder, or resume it"
+            raise ConfigError({"--run-dir": sentence})
+    else:
+        run.create(config)
+    return _run(run)
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    run = RunFolder(arguments.run_dir.resolve())
+    run.config()
+    return _run(run)
+
+
+def _run(run: RunFolder) -> int:
+    requests = Requests(run)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, requests.on_signal)
+    with run.hold():
+        if run.raw_status().state == "finished":
+            print(f"{run.id} is finished: {run.result(run.config())}", file=sys.stderr)
+            return FINISHED
+        from .train import Stopped, train
+
+        try:
+            train(run, requests)
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            return STOPPED
+    return FINISHED
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from .after import print_plan
+
+    return print_plan(_load(arguments), arguments.json)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from .contract.lint import lint
+
+    findings = lint(_load(arguments), None)
+    for finding in findings:
+        print(f"{finding.level}: {finding.message}")
+    if not findings:
+        print("the recipe is fine")
+    return BAD_RECIPE if any(finding.level == "error" for finding in findings) else FINISHED
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from .after import sample_run
+
+    return sample_run(RunFolder(arguments.run_dir.resolve()), arguments.prompt, arguments.out, arguments.seed)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from .after import export_run
+
+    return export_run(RunFolder(arguments.run_dir.resolve()), arguments.format, arguments.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

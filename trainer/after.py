@@ -1,0 +1,105 @@
+"""What can be done with a recipe before, and with a run after its training: plan, draw, export."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from .adapters import LoraWeights, add_lora, lora_parameters
+from .cache import TextCache
+from .checkpoints import newest_whole
+from .contract.config import TrainConfig
+from .contract.errors import RunError
+from .contract.plan import Machine, estimate
+from .contract.runs import RunFolder, slug
+from .data import frozen_trigger
+from .export import Format, save_lora
+from .families.base import ModelFamily, load_family
+from .memory import GIB, pick_device, pick_dtype
+from .sampling import draw, save_sample
+from .train import Folders, find_base, sample_size
+
+
+def this_machine() -> Machine:
+    """The device that a training here would run on."""
+    device = pick_device()
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return Machine(properties.name, properties.total_memory / GIB)
+    return Machine("CPU", None)
+
+
+def print_plan(config: TrainConfig, as_json: bool) -> int:
+    plan = estimate(config, this_machine())
+    print(json.dumps(plan.as_dict(), ensure_ascii=False, indent=1) if as_json else plan.as_text())
+    return 0
+
+
+def _load(run: RunFolder, config: TrainConfig) -> tuple[ModelFamily, str]:
+    device = pick_device()
+    dtype = pick_dtype(config.model.precision, device)
+    base = find_base(config)
+    return load_family(config.model.family, base, device, dtype), base.name
+
+
+def _checkpoint(run: RunFolder) -> Path:
+    checkpoint = newest_whole(run.checkpoints, lambda text: print(f"warning: {text}", file=sys.stderr))
+    if checkpoint is None:
+        raise RunError(f"the run {run.id} has no checkpoint yet; train it first", "config")
+    return checkpoint
+
+
+def sample_run(run: RunFolder, prompts: list[str], out: Path | None, seed: int | None) -> int:
+    """Draw each prompt with the run's newest weights; prints the files' names."""
+    config = run.config()
+    checkpoint = _checkpoint(run)
+    family, _ = _load(run, config)
+    texts = TextCache(Folders.of(run).cache, family, lambda text: None)
+    texts.fill([*prompts, config.samples.negative], lambda done, total: None)
+    family.free_encoders()
+    denoiser = family.load_denoiser()
+    add_lora(denoiser, config.adapter, family.targets[config.adapter.targets], config.train.seed)
+    parameters = lora_parameters(denoiser)
+    with torch.no_grad():
+        for name, tensor in load_file(checkpoint / "adapter.safetensors").items():
+            parameters[name].copy_(tensor)
+    settings = config.samples.model_copy(update={} if seed is None else {"seed": seed})
+    folder = out or run.path / "drawings"
+    for number, prompt in enumerate(prompts):
+        size = sample_size(config, family)
+        image = draw(family, denoiser, texts, settings, prompt, number=number, size=size)
+        file = folder / f"{slug(prompt)}-{settings.seed}-{number:02d}.webp"
+        save_sample(image, file)
+        print(file)
+    return 0
+
+
+def export_run(run: RunFolder, format: Format, out: Path) -> int:
+    """Write the run's newest weights to ``out`` in another program's key names."""
+    config = run.config()
+    checkpoint = _checkpoint(run)
+    family, base_name = _load(run, config)
+    if out.suffix != ".safetensors":
+        raise RunError(f"--out {out} has to end in .safetensors; there is no other format", "config")
+    step = int(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"])
+    weights = weights_in(checkpoint, config)
+    trigger = frozen_trigger(run.dataset)
+    save_lora(out, weights, family, config, trigger=trigger, step=step, base_name=base_name, format=format)
+    print(out)
+    return 0
+
+
+def weights_in(checkpoint: Path, config: TrainConfig) -> dict[str, LoraWeights]:
+    """A checkpoint's LoRA without loading the denoiser: {dotted module name: weights}."""
+    tensors = load_file(checkpoint / "adapter.safetensors")
+    downs = {name: tensor for name, tensor in tensors.items() if ".lora_A." in name}
+    return {
+        name.partition(".lora_A.")[0]: LoraWeights(
+            down, tensors[name.replace(".lora_A.", ".lora_B.")], config.adapter.alpha
+        )
+        for name, down in downs.items()
+    }

@@ -1,0 +1,133 @@
+"""What a recipe will need: memory in each phase, disk, download, steps. An estimate, before anything loads.
+
+The parts are counted (weights, gradients, optimizer state) or taken from the catalogue (activations per
+sample, from full-size graphs); nothing here is fitted to a card. Gradient accumulation costs no memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .config import TrainConfig
+from .families import CATALOGUE, DEMO_BASE, known_base
+
+GIB = 2**30
+CONTEXT_GIB = 0.6
+"""What a CUDA process holds before it has allocated anything."""
+DECODE_GIB = 3.0
+"""Activations of an SDXL-class VAE while it decodes a picture of a megapixel in half precision."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The device a training would run on; ``vram_gib`` is None without a GPU."""
+
+    name: str
+    vram_gib: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``vram_gib`` is zero everywhere on a CPU, where all memory is counted in ``ram_gib``."""
+
+    vram_gib: dict[str, float]
+    ram_gib: float
+    disk_gib: float
+    download_gib: float
+    steps: int
+    seconds_per_step: float | None
+    fits: bool | None
+    breakdown: dict[str, float]
+    warnings: tuple[str, ...] = field(default=())
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"warnings": list(self.warnings)}
+
+    def as_text(self) -> str:
+        verdict = {True: "fits", False: "does not fit", None: "unknown whether it fits"}[self.fits]
+        phases = ", ".join(f"{phase} {gib:.1f}" for phase, gib in self.vram_gib.items())
+        lines = [
+            f"steps: {self.steps}",
+            f"GPU memory (GiB): {phases} — {verdict}",
+            f"RAM: {self.ram_gib:.1f} GiB, disk: {self.disk_gib:.2f} GiB",
+            f"download: {self.download_gib:.1f} GiB",
+            *(f"warning: {warning}" for warning in self.warnings),
+        ]
+        return "\n".join(lines)
+
+
+def estimate(config: TrainConfig, machine: Machine, *, seconds_per_step: float | None = None) -> Plan:
+    """The plan of a recipe on a machine. ``seconds_per_step``: where it is known from an earlier run."""
+    family = CATALOGUE[config.model.family]
+    base = known_base(config.model.family, config.model.base)
+    denoiser_m, encoder_m, vae_m = (base and base.params) or family.params
+    stored_gib, checkpointed_gib = (base and base.activation_gib) or family.activation_gib
+    per_rank = ((base and base.lora_params_per_rank) or family.lora_params_per_rank)[config.adapter.targets]
+    native = base.resolution if base else family.resolution
+    on_gpu = machine.vram_gib is not None
+    bytes_per_weight = 2 if on_gpu and config.model.precision != "fp32" else 4
+    area = ((config.dataset.resolution or native) / native) ** 2
+
+    def weights(millions: float) -> float:
+        return millions * 1e6 * bytes_per_weight / GIB
+
+    lora = per_rank * 1e3 * config.adapter.rank * 4 / GIB  # float32
+    optimizer = lora * (2 if config.train.optimizer == "adamw" else 0.02)
+    checkpointing = config.train.gradient_checkpointing
+    recompute = checkpointing == "on" or (checkpointing == "auto" and on_gpu)
+    activations = (checkpointed_gib if recompute else stored_gib) * area * config.train.batch_size
+    if recompute:
+        # One block is recomputed, and so stored, at a time: about a tenth of the network.
+        activations += 0.1 * stored_gib * area * config.train.batch_size
+    decode = DECODE_GIB * area * (native / 1024) ** 2
+    context = CONTEXT_GIB if on_gpu else 0.5
+    breakdown = {
+        "denoiser": weights(denoiser_m),
+        "text_encoders": weights(encoder_m),
+        "vae": weights(vae_m),
+        "lora": lora,
+        "gradients": lora,
+        "optimizer": optimizer,
+        "activations": activations,
+        "decode": decode,
+        "context": context,
+    }
+    phases = {
+        "cache": weights(encoder_m) + weights(vae_m) + decode + context,
+        "train": weights(denoiser_m) + 2 * lora + optimizer + activations + context,
+        "sample": weights(denoiser_m) + weights(vae_m) + 2 * lora + optimizer + decode + context,
+    }
+    if not config.samples.prompts:
+        phases["sample"] = 0.0
+    peak = max(phases.values())
+    fits = None if machine.vram_gib is None else peak <= machine.vram_gib * 0.95
+    warnings = []
+    if fits is False:
+        worst = max(phases, key=lambda phase: phases[phase])
+        warnings.append(
+            f"needs about {peak:.1f} GiB while it {_DOING[worst]}, and {machine.name} has "
+            f"{machine.vram_gib:.1f} GiB; lower the batch size, the resolution or the rank"
+        )
+    if not on_gpu and not (base and base.id == DEMO_BASE):
+        warnings.append("no GPU was found: a full-size model trains for days on a CPU; try the demo base")
+    # A checkpoint holds the LoRA and its optimizer state; one more is written before the oldest goes.
+    checkpoints = (config.checkpoints.keep + 1) * (lora + optimizer) + lora / 2
+    pictures = len(config.samples.prompts) * (config.train.steps // max(config.samples.every, 1) + 2)
+    disk = checkpoints + pictures * 1.5 * area * (native / 1024) ** 2 / 1024
+    local = Path(config.model.base).exists()
+    return Plan(
+        vram_gib={phase: round(gib, 2) if on_gpu else 0.0 for phase, gib in phases.items()},
+        ram_gib=round(peak + 1.0 if not on_gpu else weights(denoiser_m + encoder_m) + 2.0, 2),
+        disk_gib=round(disk, 3),
+        download_gib=0.0 if local else (base or family.bases[-1]).download_gib,
+        steps=config.train.steps,
+        seconds_per_step=seconds_per_step,
+        fits=fits,
+        breakdown={part: round(gib, 3) for part, gib in breakdown.items()},
+        warnings=tuple(warnings),
+    )
+
+
+_DOING = {"cache": "encodes the photos", "train": "trains", "sample": "draws samples"}

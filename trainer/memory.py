@@ -1,0 +1,57 @@
+"""The device a training runs on, its number format, and how much memory is in use."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import psutil
+import torch
+
+GIB = 2**30
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def pick_device() -> torch.device:
+    """The GPU where there is one (CUDA, then Apple), else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def pick_dtype(precision: Literal["auto", "bf16", "fp16", "fp32"], device: torch.device) -> torch.dtype:
+    """The number format of the frozen base. A CPU always gets fp32: half precision is slower there."""
+    if device.type == "cpu":
+        return torch.float32
+    if precision == "auto":
+        precision = "bf16" if device.type != "cuda" or torch.cuda.is_bf16_supported() else "fp16"
+    return _DTYPES[precision]
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """GiB: GPU peak since the process began and GPU size (None without a GPU), and process memory."""
+
+    vram: float | None
+    vram_total: float | None
+    ram: float
+
+
+def memory_use(device: torch.device) -> MemoryUse:
+    ram = psutil.Process().memory_info().rss / GIB
+    if device.type != "cuda":
+        return MemoryUse(None, None, round(ram, 3))
+    peak = torch.cuda.max_memory_reserved(device) / GIB
+    total = torch.cuda.get_device_properties(device).total_memory / GIB
+    return MemoryUse(round(peak, 3), round(total, 3), round(ram, 3))
+
+
+def describe(device: torch.device) -> str:
+    """ "NVIDIA GeForce RTX 4090" or "CPU (2 threads)"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({torch.get_num_threads()} threads)" if device.type == "cpu" else "Apple GPU"

@@ -1,0 +1,131 @@
+"""What a run tells the world: status.json, events.jsonl, and lines (or a bar) on the terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from .contract.events import EventLog
+from .contract.runs import RunFolder, State, Status
+from .memory import memory_use
+
+
+class Reporter:
+    """The one writer of a run's status and events. Status is replaced at most once a second, except
+    when the state changes; the terminal gets at most one line a second, or a bar where a person looks."""
+
+    def __init__(self, run: RunFolder, attempt: int, total: int, device: torch.device) -> None:
+        self._run, self._device = run, device
+        self._events = EventLog(run.events, attempt)
+        self._status = Status(state="starting", attempt=attempt, total=total)
+        self._written = self._printed = self._staged = 0.0
+        self._times: deque[float] = deque(maxlen=50)
+        self._bar: tqdm[Any] | None = None
+        self._interactive = sys.stderr.isatty()
+        self._write(force=True)
+
+    @property
+    def status(self) -> Status:
+        return self._status
+
+    def _update(self, **changes: Any) -> None:
+        self._status = self._status.model_copy(update=changes)
+
+    def _write(self, force: bool = False) -> None:
+        now = time.time()
+        if not force and now - self._written < 1:
+            return
+        use = memory_use(self._device)
+        self._update(heartbeat=now, vram=use.vram, vram_total=use.vram_total, ram=use.ram)
+        self._run.write_status(self._status)
+        self._written = now
+
+    def say(self, text: str) -> None:
+        """A line on the terminal, clear of the bar."""
+        tqdm.write(text, file=sys.stderr) if self._bar else print(text, file=sys.stderr, flush=True)
+
+    def state(self, state: State, message: str = "") -> None:
+        """The run enters a state; shown at once."""
+        self._update(state=state, stage="", message=message)
+        self._write(force=True)
+        if message:
+            self.say(message)
+
+    def stage(self, name: str, done: int, total: int, text: str = "") -> None:
+        """Progress of a long stage."""
+        now = time.monotonic()
+        if done < total and now - self._staged < 0.5:
+            return
+        self._staged = now
+        self._update(stage=name, message=f"{text or name} {done}/{total}" if total else text or name)
+        self._events.append("stage", stage=name, done=done, total=total, text=text)
+        self._write()
+
+    def started(self, step: int, total: int, loss: float | None) -> None:
+        """Training begins, at ``step`` when resumed."""
+        self._events.append("started", step=step, total=total)
+        self._update(state="training", stage="", step=step, total=total, loss=loss, message="")
+        self._write(force=True)
+        if self._interactive:
+            self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, file=sys.stderr)
+
+    def step(
+        self, step: int, loss: float, mean_loss: float, lr: float, grad_norm: float, seconds: float
+    ) -> None:
+        """One update was made, in ``seconds``; ``step`` updates are done now."""
+        self._events.append(
+            "step", step=step, loss=loss, lr=lr, grad_norm=grad_norm, seconds=round(seconds, 4)
+        )
+        self._times.append(seconds)
+        rate = len(self._times) / sum(self._times) if sum(self._times) > 0 else None
+        left = self._status.total - step
+        self._update(
+            state="training",
+            step=step,
+            loss=mean_loss,
+            lr=lr,
+            steps_per_s=rate,
+            eta_s=left / rate if rate else None,
+            message="",
+        )
+        self._write()
+        now = time.monotonic()
+        if self._bar:
+            self._bar.update(1)
+            self._bar.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{lr:.2e}", refresh=False)
+        elif now - self._printed >= 1 or left == 0:
+            self._printed = now
+            speed = f"{rate:.2f} steps/s" if rate else ""
+            self.say(f"step {step}/{self._status.total}  loss {mean_loss:.4f}  lr {lr:.2e}  {speed}")
+
+    def sample(self, step: int, prompt: int, text: str, file: str) -> None:
+        self._events.append("sample", step=step, prompt=prompt, text=text, file=file)
+
+    def checkpoint(self, step: int, folder: str) -> None:
+        self._events.append("checkpoint", step=step, folder=folder)
+        self.say(f"saved checkpoint {folder}")
+
+    def saved(self, step: int, file: str) -> None:
+        self._events.append("saved", step=step, file=file)
+        self.say(f"saved {file}")
+
+    def warning(self, text: str) -> None:
+        self._events.append("warning", text=text)
+        self.say(f"warning: {text}")
+
+    def end(self, state: State, message: str, cause: str = "", evidence: str = "") -> None:
+        """The run's last word."""
+        if self._bar:
+            self._bar.close()
+            self._bar = None
+        self._update(state=state, stage="", message=message, cause=cause, evidence=evidence, eta_s=None)
+        self._events.append(
+            "end", state=state, step=self._status.step, message=message, cause=cause, evidence=evidence
+        )
+        self._events.close()
+        self._write(force=True)

@@ -1,0 +1,42 @@
+"""What the outside asks of a running training: control files from the studio, signals from the system."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+import psutil
+
+from .contract.runs import RunFolder, Verb
+
+
+class Requests:
+    """Collects requests until the loop takes them. A second Ctrl-C interrupts at once.
+
+    Control files from before this process began were meant for the one before and are dropped; a stop
+    that is pressed while the model still loads is kept.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self._asked: set[Verb] = set()
+        run.take_controls(before_ns=int(psutil.Process(os.getpid()).create_time() * 1e9))
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and "stop" in self._asked:
+            raise KeyboardInterrupt
+        self._asked.add("stop")
+
+    def stop(self) -> bool:
+        """Whether a stop was asked; stays true."""
+        self._asked.update(self._run.take_controls())
+        return "stop" in self._asked
+
+    def take(self, verb: Verb) -> bool:
+        """Whether ``verb`` was asked since it was last taken."""
+        self._asked.update(self._run.take_controls())
+        if verb not in self._asked:
+            return False
+        self._asked.discard(verb)
+        return True

@@ -1,0 +1,288 @@
+"""The training of one run, top to bottom."""
+
+from __future__ import annotations
+
+import errno
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from .adapters import add_lora, lora_parameters, lora_weights
+from .cache import LatentCache, TextCache
+from .checkpoints import TrainState, load_checkpoint, newest_whole, rotate, save_checkpoint
+from .contract.config import TrainConfig
+from .contract.errors import RunError, UserError
+from .contract.families import CATALOGUE
+from .contract.files import read_json
+from .contract.runs import RunFolder
+from .contract.schedule import lr_scale
+from .data import BatchPlan, Sample, TrainImage, freeze_dataset, frozen_trigger, load_frozen, save_frozen
+from .export import save_lora
+from .families.base import ModelFamily, load_family
+from .losses import mse
+from .memory import describe, pick_device, pick_dtype
+from .optimizers import build_optimizer, set_learning_rate
+from .report import Reporter
+from .requests import Requests
+from .sampling import draw, save_sample
+from .source import BaseModel, resolve
+
+LOSS_MEMORY = 0.98
+"""Weight of the past in the running mean of the loss."""
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a run finds what outlives it: encoded pictures and detector models."""
+
+    cache: Path
+    models: Path
+
+    @classmethod
+    def of(cls, run: RunFolder) -> Folders:
+        """The workspace's folders for a run in <workspace>/runs/, the run's own otherwise."""
+        home = run.path.parent.parent if run.path.parent.name == "runs" else run.path
+        return cls(home / "cache", home / "models")
+
+
+class Stopped(Exception):
+    """The user, or the machine, asked the training to stop; everything is saved."""
+
+
+def train(run: RunFolder, requests: Requests) -> None:
+    """Train the run in its folder, from its newest checkpoint if it has one.
+
+    Returns when the LoRA is finished. Raises Stopped when asked to stop, RunError or UserError when
+    the training cannot go on. The caller holds the run's lock.
+    """
+    config = run.config()
+    folders = Folders.of(run)
+    device = pick_device()
+    dtype = pick_dtype(config.model.precision, device)
+    attempt = run.raw_status().attempt + 1
+    report = Reporter(run, attempt, config.train.steps, device)
+    try:
+        _train(run, config, folders, device, dtype, report, requests)
+        report.end("finished", f"Finished: {run.result(config).name}")
+    except Stopped as stopped:
+        report.end("stopped", str(stopped))
+        raise
+    except BaseException as error:
+        report.end("failed", *explain(error))
+        raise
+
+
+def _train(
+    run: RunFolder,
+    config: TrainConfig,
+    folders: Folders,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Reporter,
+    requests: Requests,
+) -> None:
+    settings = config.train
+
+    def stopping(progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
+        """Progress that also ends a long preparation when a stop is asked; what is done stays cached."""
+
+        def checked(done: int, total: int) -> None:
+            progress(done, total)
+            if requests.stop():
+                raise Stopped("Stopped while preparing; nothing was trained yet.")
+
+        return checked
+
+    # The base model, and the pictures as it wants them.
+    report.state("downloading", f"Loading {config.model.base} on {describe(device)}")
+    base = find_base(config, report)
+    family = load_family(config.model.family, base, device, dtype)
+    report.state("preparing")
+    images = frozen_images(run, config, family, folders)
+    root = Path(config.dataset.path)
+
+    # Encode once, then let the encoders go.
+    latents = LatentCache(folders.cache, family, report.warning)
+    flips = (False, True) if config.dataset.flip else (False,)
+    latents.fill(root, images, flips, stopping(lambda d, t: report.stage("encode", d, t, "Encoding photos")))
+    texts = TextCache(folders.cache, family, report.warning)
+    captions = [image.caption for image in images] + [*config.samples.prompts, config.samples.negative]
+    texts.fill(captions, stopping(lambda d, t: report.stage("captions", d, t, "Encoding captions")))
+    family.free_encoders()
+
+    # The denoiser, its LoRA, and the optimizer.
+    report.stage("load", 0, 0, "Loading the denoiser")
+    denoiser = family.load_denoiser()
+    add_lora(denoiser, config.adapter, family.targets[config.adapter.targets], settings.seed)
+    if settings.gradient_checkpointing == "on" or (
+        settings.gradient_checkpointing == "auto" and device.type != "cpu"
+    ):
+        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    parameters = lora_parameters(denoiser)
+    optimizer = build_optimizer(settings, parameters.values())
+    state = TrainState(step=0, loss=None)
+    if checkpoint := newest_whole(run.checkpoints, report.warning):
+        state = load_checkpoint(checkpoint, parameters, optimizer)
+        report.say(f"resuming from {checkpoint.name}")
+    mixed = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
+    accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
+    optimizer = accelerator.prepare(optimizer)
+    denoiser.train()
+    plan = BatchPlan(images, settings.batch_size, settings.seed)
+
+    def save(state: TrainState) -> None:
+        report.state("saving")
+        folder = run.checkpoint(state.step)
+        save_checkpoint(folder, state, parameters, optimizer.optimizer)
+        report.checkpoint(state.step, folder.name)
+        rotate(run.checkpoints, config.checkpoints.keep)
+
+    def sample(step: int) -> None:
+        report.state("sampling")
+        size = sample_size(config, family)
+        for number, prompt in enumerate(config.samples.prompts):
+            file = run.sample(step, number)
+            try:
+                if not file.exists():
+                    with accelerator.autocast():
+                        image = draw(
+                            family, denoiser, texts, config.samples, prompt, number=number, size=size
+                        )
+                    save_sample(image, file)
+            except (RuntimeError, MemoryError) as error:  # out of memory, mostly: the training is worth more
+                report.warning(f"drawing samples at step {step} failed ({error}); the training goes on")
+                return
+            report.sample(step, number, prompt, file.name)
+            report.stage("sample", number + 1, len(config.samples.prompts), "Drawing samples")
+            if requests.stop():
+                return
+
+    report.started(state.step, settings.steps, state.loss)
+    if state.step == 0:
+        sample(0)  # the baseline: what the base draws before it has learnt anything
+    while state.step < settings.steps:
+        began = time.monotonic()
+        learning_rate = settings.learning_rate * lr_scale(settings, state.step)
+        set_learning_rate(optimizer, learning_rate)
+        torch.manual_seed(settings.seed + state.step)  # LoRA dropout; all else is drawn per sample
+        loss = 0.0
+        for micro in range(settings.gradient_accumulation):
+            batch = plan.batch(state.step * settings.gradient_accumulation + micro)
+            with accelerator.autocast():
+                losses_B = sample_losses(family, denoiser, batch, latents, texts, config, device)
+            if not bool(losses_B.isfinite().all()):
+                names = ", ".join(sorted({look.image.original_name for look in batch}))
+                raise RunError(
+                    f"the loss became infinite at step {state.step + 1} on {names}; resume with a lower "
+                    "learning rate, or precision bf16 or fp32",
+                    "nan",
+                )
+            part = losses_B.mean() / settings.gradient_accumulation
+            accelerator.backward(part)
+            loss += part.item()
+        limit = settings.max_grad_norm or math.inf
+        grad_norm = float(accelerator.clip_grad_norm_(parameters.values(), limit))
+        optimizer.step()
+        optimizer.zero_grad()
+        mean = loss if state.loss is None else LOSS_MEMORY * state.loss + (1 - LOSS_MEMORY) * loss
+        state = TrainState(step=state.step + 1, loss=mean)
+        report.step(state.step, loss, mean, learning_rate, grad_norm, time.monotonic() - began)
+
+        last = state.step == settings.steps
+        stop = requests.stop()
+        if last or stop or requests.take("save") or state.step % config.checkpoints.every == 0:
+            save(state)  # before sampling: a failed drawing must not cost a checkpoint
+        if stop and not last:
+            raise Stopped(f"Stopped and saved at step {state.step} of {settings.steps}.")
+        if (
+            last
+            or requests.take("sample")
+            or (config.samples.every and state.step % config.samples.every == 0)
+        ):
+            sample(state.step)
+
+    report.state("saving")
+    path = run.result(config)
+    weights = lora_weights(denoiser)
+    trigger = frozen_trigger(run.dataset)
+    save_lora(path, weights, family, config, trigger=trigger, step=state.step, base_name=base.name)
+    report.saved(state.step, path.name)
+
+
+def sample_losses(
+    family: ModelFamily,
+    denoiser: nn.Module,
+    batch: list[Sample],
+    latents: LatentCache,
+    texts: TextCache,
+    config: TrainConfig,
+    device: torch.device,
+) -> torch.Tensor:
+    """The loss of each sample of a batch, (B,)."""
+    flips = [config.dataset.flip and look.uniform("flip") < 0.5 for look in batch]
+    dropped = [look.uniform("caption") < config.dataset.caption_dropout for look in batch]
+    clean = [latents.get(look.image.id, flip) for look, flip in zip(batch, flips, strict=True)]
+    noise = [look.noise_like(latent) for look, latent in zip(batch, clean, strict=True)]
+    t_B = family.noise.sample_t(torch.tensor([look.uniform("t") for look in batch]))
+    clean_BCHW, noise_BCHW = torch.stack(clean).to(device), torch.stack(noise).to(device)
+    t_B = t_B.to(device)
+    prediction_BCHW = family.predict(
+        denoiser,
+        family.noise.mix(clean_BCHW, noise_BCHW, t_B),
+        t_B,
+        [texts.get("" if drop else look.image.caption) for look, drop in zip(batch, dropped, strict=True)],
+        [look.image.geometry(flip) for look, flip in zip(batch, flips, strict=True)],
+    )
+    target_BCHW = family.noise.target(clean_BCHW, noise_BCHW, t_B)
+    return mse(prediction_BCHW, target_BCHW) * family.noise.weight(t_B, config.train.min_snr_gamma)
+
+
+def find_base(config: TrainConfig, report: Reporter | None = None) -> BaseModel:
+    """The recipe's base model on this machine, fetched if need be."""
+    model = config.model
+    tell = (lambda text: report.state("downloading", text)) if report else (lambda text: None)
+    return resolve(model.family, model.base, model.revision, model.vae, on_download=tell)
+
+
+def frozen_images(
+    run: RunFolder, config: TrainConfig, family: ModelFamily, folders: Folders
+) -> tuple[TrainImage, ...]:
+    """The run's pictures: frozen at its first start, the same ever after."""
+    if not run.dataset.exists():
+        resolution = config.dataset.resolution or family.resolution
+        row = CATALOGUE[config.model.family]
+        step = max(row.size_multiple, row.bucket_step * family.resolution // row.resolution)
+        images = freeze_dataset(Path(config.dataset.path), config.dataset, resolution, step, folders.models)
+        project = Path(config.dataset.path) / "dataset.json"
+        trigger = config.dataset.trigger or (read_json(project)["trigger"] if project.exists() else "")
+        save_frozen(run.dataset, trigger, images)
+    return load_frozen(run.dataset)
+
+
+def sample_size(config: TrainConfig, family: ModelFamily) -> tuple[int, int]:
+    """(width, height) of the validation images: the training resolution unless the recipe says more."""
+    side = config.dataset.resolution or family.resolution
+    return config.samples.width or side, config.samples.height or side
+
+
+def explain(error: BaseException) -> tuple[str, str, str]:
+    """(sentence, cause, evidence) for an error that ends a run."""
+    text = str(error).strip() or type(error).__name__
+    evidence = f"{type(error).__name__}: {text.splitlines()[-1]}"[:500]
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "The GPU ran out of memory; lower the batch size or the resolution.", "gpu_oom", evidence
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return "The computer ran out of memory; lower the batch size or the resolution.", "host_oom", evidence
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "The disk is full; free some space, then resume.", "disk_full", evidence
+    if isinstance(error, RunError):
+        return text, error.cause, evidence
+    if isinstance(error, UserError):
+        return text, "bad_image" if "Image" in type(error).__name__ else "config", evidence
+    return f"The training failed unexpectedly ({evidence}); trainer.log has the details.", "unknown", evidence
