@@ -78,7 +78,7 @@
     if (live.gpu) {
       parts.push(h("b", null, live.gpu.name));
       if (live.gpu.total_gib) parts.push(h("span.number", null, `${format.gib(live.gpu.used_gib)} / ${format.gib(live.gpu.total_gib)} GiB`));
-      if (live.gpu.temperature_c) parts.push(h("span.number", null, `${live.gpu.temperature_c} °C`));
+      if (live.gpu.celsius !== null) parts.push(h("span.number", null, `${live.gpu.celsius} °C`));
     } else {
       parts.push(h("b", null, "CPU"), h("span", null, "no GPU"));
     }

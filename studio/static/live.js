@@ -13,12 +13,15 @@
       run, project: studio.project(), attempt: 0, status: null, result: null, end: null, revision: 0,
       series: { step: [], loss: [], lr: [] },
       samples: new Map(), prompts: new Map(), stages: new Map(), checkpoints: [], warnings: [], resumes: [],
-      log: [], logTail: "", logCut: false,
+      log: [], logTail: "", logCount: 0,
     };
   }
 
   /** Take one event in. A resume from step N voids what earlier attempts did beyond it. */
   function fold(data, event) {
+    if (event.attempt !== data.attempt) {
+      Object.assign(data, { attempt: event.attempt, stages: new Map(), warnings: [], end: null });
+    }
     switch (event.kind) {
       case "started": {
         const { series } = data;
@@ -27,9 +30,6 @@
         data.checkpoints = data.checkpoints.filter((checkpoint) => checkpoint.step <= event.step);
         data.resumes = data.resumes.filter((step) => step <= event.step);
         if (event.attempt > 1) data.resumes.push(event.step);
-        data.stages.clear();
-        data.warnings = [];
-        data.end = null;
         break;
       }
       case "stage":
@@ -59,18 +59,17 @@
         data.end = event;
         break;
     }
-    data.attempt = event.attempt;
   }
 
   /** Log text arrives in pieces; a carriage return rewrites its line, as on a terminal. */
   function foldLog(data, text) {
+    const last = (line) => line.replace(/\r+$/, "").split("\r").pop();
     const lines = (data.logTail + text).split("\n");
-    data.logTail = lines.pop();
-    for (const line of lines) data.log.push(line.replace(/\r+$/, "").split("\r").pop());
-    if (data.log.length > LOG_LINES) {
-      data.log.splice(0, data.log.length - LOG_LINES);
-      data.logCut = true;
-    }
+    const tail = lines.pop();
+    data.logTail = tail.endsWith("\r") ? `${last(tail)}\r` : tail;
+    data.log.push(...lines.map(last));
+    data.logCount += lines.length;
+    if (data.log.length > LOG_LINES) data.log.splice(0, data.log.length - LOG_LINES);
   }
 
   const live = {
@@ -119,9 +118,8 @@
     const answer = await studio.fetchJSON(`/studio/live?${query}`);
     if (studio.project() !== project) return void (again = true);
     take(answer);
-    const { active } = answer;
-    if (active && active.project === project && active.run !== answer.run) {
-      forget(); // a newer run of this project lives: follow that one
+    if (answer.latest !== answer.run) {
+      forget(); // a newer run of this project was started, here or elsewhere: follow that one
       again = true;
     }
   }

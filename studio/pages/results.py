@@ -1,0 +1,147 @@
+"""Results: the finished LoRA, how to use it, its samples and checkpoints, and publishing. The script
+``static/results.js`` draws it from what the functions here answer."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from studio.context import Studio
+from studio.theme import scripts
+from trainer.contract.config import TrainConfig
+from trainer.contract.errors import UserError
+from trainer.contract.families import DEMO_BASE, known_base
+from trainer.contract.runs import RunFolder
+
+from . import Page
+
+
+def build(studio: Studio, project_id: gr.Textbox) -> Page:
+    gr.HTML(
+        html_template="",
+        elem_id="studio-results",
+        apply_default_css=False,
+        head=scripts("live.js", "frame.js", "samples.js", "results.js"),
+        js_on_load="studio.panels.results(element, server)",
+        server_functions=[_runs(studio), _detail(studio), _publish(studio), _publish_status(studio)],
+    )
+    return Page()
+
+
+# Called by the script ----------------------------------------------------------------------------
+
+
+def _runs(studio: Studio) -> Any:
+    def runs(message: dict[str, Any]) -> dict[str, Any]:
+        """``{"runs": [{id, when, state, step, total}, …]}``, newest first."""
+        try:
+            project = studio.workspace.project(str(message.get("project", "")))
+            return {"runs": [_line(studio, run) for run in project.runs()]}
+        except UserError as error:
+            return {"error": str(error)}
+
+    return runs
+
+
+def _detail(studio: Studio) -> Any:
+    def detail(message: dict[str, Any]) -> dict[str, Any]:
+        try:
+            run = studio.workspace.run(str(message.get("run", "")))
+            return {**_line(studio, run), **describe(run), "publish": studio.jobs.publish_status(run)}
+        except UserError as error:
+            return {"error": str(error)}
+
+    return detail
+
+
+def _publish(studio: Studio) -> Any:
+    def publish(message: dict[str, Any]) -> dict[str, Any]:
+        """Start publishing. The token is handed on and kept nowhere."""
+        try:
+            run = studio.workspace.run(str(message.get("run", "")))
+            token = str(message.get("token") or "") or None
+            private = bool(message.get("private", True))
+            studio.jobs.publish(run, str(message.get("repo_id", "")), private, token)
+            return studio.jobs.publish_status(run)
+        except UserError as error:
+            return {"error": str(error)}
+
+    return publish
+
+
+def _publish_status(studio: Studio) -> Any:
+    def publish_status(message: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return studio.jobs.publish_status(studio.workspace.run(str(message.get("run", ""))))
+        except UserError as error:
+            return {"error": str(error)}
+
+    return publish_status
+
+
+# What a run left ---------------------------------------------------------------------------------
+
+
+def _line(studio: Studio, run: RunFolder) -> dict[str, Any]:
+    """A run in the list of runs."""
+    status = studio.jobs.status(run)
+    created = time.localtime(run.recipe.stat().st_mtime)
+    when = f"{created.tm_mday} {time.strftime('%b %H:%M', created)}"
+    return {"id": run.id, "when": when, "state": status.state, "step": status.step, "total": status.total}
+
+
+def describe(run: RunFolder) -> dict[str, Any]:
+    """The file and how to use it: ``file``, ``bytes`` (None until finished), ``facts`` [[label, value], …],
+    ``trigger``, ``snippet``, ``checkpoints`` [{step, bytes}, …], ``repo`` (a proposed name)."""
+    config = run.config()
+    result = run.result(config)
+    saved = result.is_file()
+    return {
+        "file": result.name,
+        "bytes": result.stat().st_size if saved else None,
+        "trigger": config.dataset.trigger,
+        "facts": facts(config),
+        "snippet": snippet(config, result.name),
+        "checkpoints": checkpoints(run),
+        "repo": config.output.name,
+    }
+
+
+def facts(config: TrainConfig) -> list[list[str]]:
+    base = known_base(config.model.family, config.model.base)
+    rate = f"{config.train.learning_rate:.1e}".replace("e-0", "e-")
+    return [
+        ["Base model", base.label if base else config.model.base],
+        ["LoRA", f"rank {config.adapter.rank}, alpha {config.adapter.alpha:g}"],
+        ["Training", f"{config.train.steps} steps at {rate}, batch {config.train.batch_size}"],
+    ]
+
+
+def snippet(config: TrainConfig, file: str) -> str:
+    """Python that draws a picture with the LoRA."""
+    base = "demo/model" if config.model.base == DEMO_BASE else config.model.base
+    load = f'DiffusionPipeline.from_pretrained("{base}")'
+    if Path(base).suffix == ".safetensors":
+        load = f'AutoPipelineForText2Image.from_single_file("{Path(base).name}")'
+    pipeline = load.partition(".")[0]
+    prompt = config.samples.prompts[0] if config.samples.prompts else f"a photo of {config.dataset.trigger}"
+    return (
+        f"from diffusers import {pipeline}\n\n"
+        f"pipe = {load}\n"
+        f'pipe.load_lora_weights("{file}")\n'
+        f"image = pipe({prompt!r}).images[0]\n"
+        f'image.save("picture.png")\n'
+    )
+
+
+def checkpoints(run: RunFolder) -> list[dict[str, Any]]:
+    """The resumable states that are on disk, newest first."""
+    found = []
+    for folder in sorted(run.checkpoints.glob("step-*"), reverse=True):
+        if (folder / "MANIFEST.json").is_file():
+            size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+            found.append({"step": int(folder.name.removeprefix("step-")), "bytes": size})
+    return found

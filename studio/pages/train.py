@@ -1,0 +1,106 @@
+"""Train: start, stop and resume a run, and watch it. All that is live is drawn by ``static/train.js``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from studio.context import Studio
+from studio.projects import Project
+from studio.theme import scripts
+from trainer.contract.config import TrainConfig
+from trainer.contract.errors import UserError
+from trainer.contract.families import known_base
+
+from . import Page
+
+
+def build(studio: Studio, project_id: gr.Textbox) -> Page:
+    """The page has nothing for Gradio to fill: its script follows the run that the tab's poller follows."""
+    gr.HTML(
+        html_template="",
+        elem_id="studio-train",
+        apply_default_css=False,
+        head=scripts("live.js", "frame.js", "chart.js", "samples.js", "train.js"),
+        js_on_load="studio.panels.train(element, server)",
+        server_functions=[_act(studio), _plan(studio)],
+    )
+    return Page()
+
+
+def _act(studio: Studio) -> Any:
+    def act(message: dict[str, Any]) -> dict[str, str]:
+        """Do what a button says; ``{"run": id}``, or ``{"error": sentence}``."""
+        try:
+            return {"run": perform(studio, message)}
+        except UserError as error:
+            return {"error": str(error)}
+
+    return act
+
+
+def perform(studio: Studio, message: dict[str, Any]) -> str:
+    """``message``: verb, and the id of the project (start) or of the run (the others). The run's id."""
+    verb = message.get("verb")
+    if verb == "start":
+        project = studio.workspace.project(str(message.get("project", "")))
+        return studio.jobs.start(project, project.config()).id
+    run = studio.workspace.run(str(message.get("run", "")))
+    if verb == "resume":
+        studio.jobs.resume(run)
+    elif verb == "stop":
+        studio.jobs.stop(run)
+    elif verb == "save" or verb == "sample":
+        studio.jobs.ask(run, verb)
+    else:
+        raise UserError(f"{str(verb)[:40]!r} is nothing that a training can be asked; reload the page.")
+    return run.id
+
+
+def _plan(studio: Studio) -> Any:
+    def plan(message: dict[str, Any]) -> dict[str, Any]:
+        """What Start would train, and what stands against it ("" if nothing does)."""
+        try:
+            project = studio.workspace.project(str(message.get("project", "")))
+            return describe(project)
+        except UserError as error:
+            return {"problem": str(error), "summary": [], "run_prompts": 1}
+
+    return plan
+
+
+def describe(project: Project) -> dict[str, Any]:
+    """``problem``, ``summary`` [[label, value], …] of the draft, ``run_prompts`` of the newest run."""
+    config = project.config()
+    photos = len(project.dataset().enabled_images())
+    runs = project.runs()
+    prompts = runs[0].config().samples.prompts if runs else config.samples.prompts
+    problem = "" if photos else "Add some photos first; there is nothing to learn from yet."
+    return {"problem": problem, "summary": summary(config, photos), "run_prompts": len(prompts)}
+
+
+def summary(config: TrainConfig, photos: int) -> list[list[str]]:
+    """The draft in words that can be checked at a glance."""
+    settings = config.train
+    base = known_base(config.model.family, config.model.base)
+    batch = settings.batch_size * settings.gradient_accumulation
+    looks = settings.steps * batch / photos if photos else 0
+    rows = [
+        ["Base model", base.label if base else config.model.base],
+        ["Photos", f"{photos}" + (f", each seen about {looks:.0f} times" if photos else "")],
+        ["Steps", f"{settings.steps} with {batch} photo{'s' if batch > 1 else ''} each"],
+        ["Trigger word", config.dataset.trigger or "none"],
+        ["LoRA", f"rank {config.adapter.rank}, alpha {config.adapter.alpha:g}"],
+        ["Learning rate", f"{settings.learning_rate:.1e}".replace("e-0", "e-") + f", {settings.scheduler}"],
+        ["Samples", _samples(config)],
+    ]
+    return rows
+
+
+def _samples(config: TrainConfig) -> str:
+    prompts, every = len(config.samples.prompts), config.samples.every
+    if not prompts:
+        return "no prompts: nothing is drawn while training"
+    often = f"every {every} steps" if every else "at the start and at the end"
+    return f"{prompts} prompt{'s' if prompts > 1 else ''}, {often}"

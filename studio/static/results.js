@@ -1,0 +1,166 @@
+// The Results page: one run's LoRA, how to use it, its samples and checkpoints, and publishing to the Hub.
+(() => {
+  "use strict";
+  if (studio.panels.results) return;
+  const { h, icon, format } = studio;
+
+  function copyButton(text) {
+    const label = h("span", null, "Copy");
+    return h("button.btn.small", { type: "button", onclick: async () => {
+      await navigator.clipboard?.writeText(text).catch(() => null);
+      label.textContent = "Copied";
+      setTimeout(() => { label.textContent = "Copy"; }, 1500);
+    } }, icon("copy"), label);
+  }
+
+  const facts = (rows) => h("dl.plan", null, rows.map(([label, value]) => h("div", null, h("dt", null, label), h("dd", null, value))));
+
+  // Parts of the page -----------------------------------------------------------------------------
+
+  function fileCard(run) {
+    if (run.bytes === null) {
+      const going = !studio.live.TERMINAL.includes(run.state);
+      return h("section.card.empty", null,
+        h("h3", null, going ? "This run is not finished yet" : "This run ended without a LoRA file"),
+        h("p", null, going ? "The file appears here when the last step is done." : "Resume it on the Train page to bring it to its end."),
+        h("div.buttons", null, h("button.btn.primary", { type: "button", onclick: () => studio.go("train") }, "Go to Train")));
+    }
+    return h("section.card.result", { "aria-label": "The LoRA" },
+      h("div.result-head", null,
+        h("div", null, h("h2", null, run.file), h("p.muted", null, `${format.bytes(run.bytes)} · loads in diffusers, ComfyUI, A1111 and Forge`)),
+        h("a.btn.primary", { id: "download", href: `/studio/download/${run.id}/${encodeURIComponent(run.file)}`, download: run.file }, icon("save"), "Download")),
+      facts([["Trigger word", run.trigger || "none"], ...run.facts]));
+  }
+
+  function useCard(run) {
+    const name = run.file.replace(/\.safetensors$/, "");
+    const prompt = `${run.trigger ? `${run.trigger}, ` : ""}… <lora:${name}:1>`;
+    const part = (title, ...content) => h("div.use", null, h("h4", null, title), content);
+    return h("section.card", { "aria-label": "How to use it" }, h("div.card-head", null, h("h3", null, "How to use it")),
+      run.trigger ? part("In every prompt", h("p", null, "Say the trigger word: ", h("code", null, run.trigger), " ", copyButton(run.trigger))) : null,
+      part("ComfyUI", h("p", null, "Put the file into ", h("code", null, "ComfyUI/models/loras/"), " and add a Load LoRA node, strength 1.")),
+      part("A1111, Forge", h("p", null, "Put it into ", h("code", null, "models/Lora/"), " and write ", h("code", null, prompt), ".")),
+      part("Python", h("div.code", null, h("pre", null, run.snippet), copyButton(run.snippet))));
+  }
+
+  function checkpointCard(run) {
+    const rows = run.checkpoints.map(({ step, bytes }) => h("li", null, h("b.number", null, `step ${format.count(step)}`), h("span.muted.number", null, format.bytes(bytes))));
+    return h("section.card", { "aria-label": "Checkpoints" }, h("div.card-head", null, h("h3", null, "Checkpoints")),
+      rows.length ? h("ul.checkpoints", null, rows) : h("p.muted", null, "None on disk."),
+      h("p.muted.hint", null, "Resumable states of the training; the newest is where Resume goes on."));
+  }
+
+  // Publishing ------------------------------------------------------------------------------------
+
+  class Publish {
+    constructor(server) {
+      this.server = server;
+      this.repo = h("input", { name: "repo", autocomplete: "off", spellcheck: false, required: true, maxLength: 200 });
+      this.private = h("input", { type: "checkbox", checked: true });
+      // Never given back: emptied when it is sent, and the browser is asked not to remember it.
+      this.token = h("input", { type: "password", autocomplete: "new-password", placeholder: "hf_…", spellcheck: false });
+      this.button = h("button.btn.primary", { type: "submit", id: "publish" }, "Publish");
+      this.status = h("div", { role: "status" });
+      this.element = h("section.card", { "aria-label": "Publish" },
+        h("div.card-head", null, h("h3", null, "Publish to the Hugging Face Hub")),
+        h("form", { onsubmit: (event) => { event.preventDefault(); this.send(); } },
+          h("label.field", null, "Repository", this.repo, h("small", null, "you/name; a name alone goes to your own account")),
+          h("label.field.check", null, this.private, "Private"),
+          h("label.field", null, "Access token", this.token, h("small", null, "With write access. Used once, kept nowhere. Leave empty if the studio was started with HF_TOKEN.")),
+          this.button),
+        this.status);
+    }
+
+    show(run) {
+      clearTimeout(this.timer);
+      if (this.run !== run.id) this.repo.value = run.publish.repo_id || run.repo;
+      this.run = run.id;
+      this.report(run.publish);
+    }
+
+    report(status) {
+      const running = status.state === "running";
+      this.button.disabled = running;
+      this.button.textContent = running ? "Publishing…" : "Publish";
+      const kind = { done: "good", failed: "bad", running: "" }[status.state];
+      const link = status.url && /^https?:/.test(status.url) ? [" ", h("a.link", { href: status.url, target: "_blank", rel: "noopener noreferrer" }, "Open it")] : [];
+      this.status.replaceChildren(...(kind === undefined ? [] : [
+        h(`p.notice.${kind || "plain"}`, null, kind ? icon(kind === "good" ? "check" : "alert") : null, h("span", null, status.message, link))]));
+      if (running) this.timer = setTimeout(() => this.poll(), 1500);
+    }
+
+    async poll() {
+      const run = this.run;
+      const status = await this.server.publish_status({ run }).catch(() => null);
+      if (run !== this.run) return;
+      if (status && !status.error) this.report(status);
+      else this.timer = setTimeout(() => this.poll(), 4000);
+    }
+
+    async send() {
+      const message = { run: this.run, repo_id: this.repo.value, private: this.private.checked, token: this.token.value };
+      this.token.value = "";
+      const status = await studio.call(this.server.publish(message));
+      if (status) this.report(status);
+    }
+  }
+
+  // The page --------------------------------------------------------------------------------------
+
+  /** The samples of a run that the tab does not follow, fetched once. */
+  async function pastRun(run) {
+    const query = new URLSearchParams({ project: studio.project(), run, offset: 0, log: 0 });
+    const answer = await studio.fetchJSON(`/studio/live?${query}`);
+    const data = studio.live.fresh(run);
+    for (const event of answer.events) studio.live.fold(data, event);
+    return data;
+  }
+
+  studio.panels.results = (element, server) => {
+    const matrix = new studio.SampleMatrix({ empty: "This run drew no samples: its recipe has no prompts." });
+    const publish = new Publish(server);
+    const picker = h("select", { "aria-label": "Run" });
+    const pickerRow = h("label.field.run-picker", { hidden: true }, "Run", picker);
+    const body = h("div.results");
+    let chosen = "";
+    let ticket = 0;
+    element.replaceChildren(h("div.results", null, pickerRow, body));
+
+    const label = (run) => {
+      const progress = run.state === "finished" ? `${format.count(run.total)} steps` : `step ${format.count(run.step)} of ${format.count(run.total)}`;
+      return `${run.when} · ${studio.stateWords[run.state].toLowerCase()} · ${progress}`;
+    };
+
+    async function load() {
+      const project = studio.project();
+      if (!project) return;
+      const mine = ticket += 1;
+      const answer = await studio.call(server.runs({ project }));
+      if (mine !== ticket || !answer) return;
+      const { runs } = answer;
+      pickerRow.hidden = !runs.length;
+      if (!runs.length) return void body.replaceChildren(h("section.card.empty", null,
+        h("h3", null, "No results yet"),
+        h("p", null, "When a training is finished, its LoRA waits here for download, with the pictures it drew on the way."),
+        h("div.buttons", null, h("button.btn.primary", { type: "button", onclick: () => studio.go("train") }, "Go to Train"))));
+      if (!runs.some((run) => run.id === chosen)) chosen = (runs.find((run) => run.state === "finished") ?? runs[0]).id;
+      picker.replaceChildren(...runs.map((run) => h("option", { value: run.id }, label(run))));
+      picker.value = chosen;
+      const detail = await studio.call(server.detail({ run: chosen }));
+      if (mine !== ticket || !detail) return;
+      const done = detail.bytes !== null;
+      publish.show(detail);
+      body.replaceChildren(...[fileCard(detail), matrix.element, done ? useCard(detail) : null,
+        h("div.results-columns", null, done ? publish.element : null, checkpointCard(detail))].filter(Boolean));
+      const { data } = studio.live;
+      matrix.update(chosen === data.run ? data : await pastRun(chosen));
+    }
+    picker.onchange = () => { chosen = picker.value; load(); };
+    const reload = () => { if (studio.step() === "results") load(); };
+    studio.on("project", () => { chosen = ""; reload(); });
+    studio.on("step", reload);
+    studio.on("state", reload);
+    studio.on("live", ({ data }) => { if (studio.step() === "results" && chosen === data.run && matrix.element.isConnected) matrix.update(data); });
+    reload();
+  };
+})();

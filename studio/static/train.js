@@ -1,0 +1,300 @@
+// The Train page: buttons, stage ladder, numbers, loss chart, samples and log of the run that the tab follows.
+(() => {
+  "use strict";
+  if (studio.panels.train) return;
+  const { h, icon, format } = studio;
+
+  // Buttons ---------------------------------------------------------------------------------------
+
+  const BUTTONS = [
+    ["start", "play", "Start training", "primary"],
+    ["resume", "play", "Resume", "primary"],
+    ["stop", "stop", "Stop", "danger"],
+    ["save", "save", "Save now", ""],
+    ["sample", "image", "Sample now", ""],
+  ];
+  const WAITING = { start: "Starting…", resume: "Resuming…", stop: "Stopping…", save: "Saving…", sample: "Asked…" };
+
+  class Actions {
+    constructor(server) {
+      this.server = server;
+      this.pending = null; // {verb, until}: a button waits until the run shows the effect
+      this.plan = null;
+      this.why = h("p.why.muted", { role: "status" });
+      this.row = h("div.buttons");
+      this.buttons = {};
+      for (const [verb, sign, label, kind] of BUTTONS) {
+        const button = h(`button.btn${kind ? `.${kind}` : ""}`, { type: "button", id: `train-${verb}`, onclick: () => this.press(verb) }, icon(sign), h("span", null, label));
+        this.buttons[verb] = { button, label: button.lastChild, text: label };
+        this.row.append(button);
+      }
+    }
+
+    /** What stands against each button, "" where it may be pressed, null where it is not offered. */
+    reasons() {
+      const live = studio.live;
+      const state = live.state();
+      const alive = live.alive();
+      const elsewhere = live.active && live.active.run !== live.data.run
+        ? `${live.projectName(live.active.project)} is being trained now. One training runs at a time; stop that one first.` : "";
+      const working = ["training", "sampling", "saving"].includes(state);
+      const resumable = ["stopped", "failed", "lost"].includes(state);
+      const soon = "This works as soon as the first step is done.";
+      return {
+        start: alive ? null : elsewhere || (this.plan ? this.plan.problem : "Looking at the project…"),
+        resume: resumable ? elsewhere : null,
+        stop: alive ? "" : null,
+        save: alive ? (working ? "" : soon) : null,
+        sample: alive ? (!this.plan || this.plan.run_prompts ? (working ? "" : soon) : "The recipe has no sample prompts; add some for the next run.") : null,
+      };
+    }
+
+    show() {
+      const reasons = this.reasons();
+      const { pending } = this;
+      if (pending && (Date.now() > pending.until || this.effect(pending))) this.pending = null;
+      const said = new Set();
+      for (const [verb, { button, label, text }] of Object.entries(this.buttons)) {
+        const reason = reasons[verb];
+        const waits = this.pending?.verb === verb;
+        button.hidden = reason === null && !waits;
+        const off = Boolean(reason) || this.pending !== null;
+        if (button.getAttribute("aria-disabled") !== String(off)) button.setAttribute("aria-disabled", String(off));
+        button.title = reason || "";
+        const wanted = waits ? WAITING[verb] : verb === "start" && studio.live.data.run ? "Train again" : text;
+        if (label.textContent !== wanted) label.textContent = wanted;
+        if (reason && !button.hidden) said.add(reason);
+      }
+      // With a run to resume at hand, a second training is the lesser choice.
+      this.buttons.start.button.classList.toggle("primary", reasons.resume === null);
+      const sentence = this.pending ? "" : [...said].join(" ");
+      if (this.why.textContent !== sentence) this.why.textContent = sentence;
+    }
+
+    /** Whether the run shows what a button asked for. */
+    effect({ verb, run, attempt, checkpoint, samples }) {
+      const { data } = studio.live;
+      if (verb === "start") return data.run !== run && data.status;
+      if (verb === "resume") return studio.live.alive() || data.attempt > attempt;
+      if (verb === "stop") return !studio.live.alive();
+      if (verb === "save") return data.checkpoints.at(-1)?.step !== checkpoint;
+      return data.samples.size > samples;
+    }
+
+    async press(verb) {
+      if (this.buttons[verb].button.getAttribute("aria-disabled") === "true") return;
+      const { data } = studio.live;
+      const patience = verb === "stop" ? 120 : verb === "sample" ? 60 : 15;
+      this.pending = {
+        verb, run: data.run, attempt: data.attempt, checkpoint: data.checkpoints.at(-1)?.step, samples: data.samples.size,
+        until: Date.now() + 1000 * patience,
+      };
+      this.show();
+      const answer = await studio.call(this.server.act({ verb, project: studio.project(), run: data.run ?? "" }));
+      if (!answer) this.pending = null;
+      else studio.live.kick(verb === "start");
+      this.show();
+    }
+
+    async look() {
+      const project = studio.project();
+      if (!project) return;
+      const plan = await this.server.plan({ project }).catch(() => null);
+      if (project === studio.project()) this.plan = plan;
+      this.show();
+      studio.emit("plan", this.plan);
+    }
+  }
+
+  // Stage ladder ----------------------------------------------------------------------------------
+
+  const RUNGS = [
+    ["base", "Base model"], ["encode", "Photos encoded"], ["captions", "Captions encoded"],
+    ["load", "Model ready"], ["train", "Training"], ["result", "LoRA file"],
+  ];
+
+  /** Index of the rung that the run is at, or where it ended. */
+  function rungOf(data) {
+    const { state, stage, step, total } = data.status;
+    if (state === "finished") return RUNGS.length;
+    if (state === "starting" || state === "queued") return -1;
+    if (state === "downloading") return 0;
+    if (state === "preparing") return { captions: 2, load: 3 }[stage] ?? 1;
+    if (state === "saving" && total && step >= total) return 5;
+    if (step > 0 || ["training", "sampling", "saving"].includes(state)) return 4;
+    return { encode: 1, captions: 2, load: 3 }[[...data.stages.keys()].at(-1)] ?? 0;
+  }
+
+  function rungDetail(key, data, at) {
+    const { status, stages } = data;
+    const stage = stages.get(key);
+    if (key === "train") {
+      if (!status.total || at < 4) return ["", null];
+      const doing = { sampling: "drawing samples", saving: "saving" }[status.state];
+      const sample = stages.get("sample");
+      const extra = doing ? ` · ${doing}${status.state === "sampling" && sample?.total ? ` ${sample.done}/${sample.total}` : ""}` : "";
+      return [`${format.count(status.step)} / ${format.count(status.total)}${extra}`, status.step / status.total];
+    }
+    if (key === "result") return [data.result ?? "", null];
+    if (key === "base" && at === 0) return [status.message, null];
+    if (stage?.total) return [`${stage.done} / ${stage.total}`, stage.done / stage.total];
+    return ["", null];
+  }
+
+  class Ladder {
+    constructor() {
+      this.list = h("ol.ladder");
+      this.silent = h("p.notice.warn", { hidden: true }, icon("alert"), h("span"));
+      this.element = h("section.card", { "aria-label": "Stages" }, h("div.card-head", null, h("h3", null, "Stages")), this.list, this.silent);
+    }
+
+    update(data) {
+      const at = rungOf(data);
+      const { state } = data.status;
+      const ended = { stopped: "warn", failed: "bad", lost: "bad" }[state];
+      this.list.replaceChildren(...RUNGS.map(([key, label], index) => {
+        const kind = index < at ? "done" : index > at ? "" : ended ?? "now";
+        const sign = { done: icon("check"), bad: icon("alert"), warn: icon("stop") }[kind] ?? (kind === "now" ? h("span.dot") : "");
+        const [detail, share] = index <= at ? rungDetail(key, data, at) : ["", null];
+        const bar = kind === "now" ? h(`div.bar${share === null ? ".unknown" : ""}`, null, h("i", { style: `width:${(100 * (share ?? 0)).toFixed(1)}%` })) : null;
+        return h(`li.${kind || "later"}`, null, h("span.mark", null, sign), h("div", null, h("b", null, label), h("span.muted.number", null, detail), bar));
+      }));
+      const silence = data.status.heartbeat ? Date.now() / 1000 - data.status.heartbeat : 0;
+      this.silent.hidden = !studio.live.alive() || state === "starting" || silence < 40;
+      this.silent.lastChild.textContent = `No news for ${format.seconds(silence)}; the trainer is alive. Large models may take minutes to load or to draw.`;
+    }
+  }
+
+  // Numbers ---------------------------------------------------------------------------------------
+
+  function numbers(data) {
+    const { status } = data;
+    const alive = studio.live.alive();
+    const speed = status.steps_per_s;
+    const memory = status.vram !== null
+      ? ["GPU memory", `${format.gib(status.vram)}`, status.vram_total ? `of ${format.gib(status.vram_total)} GiB, peak` : "GiB, peak"]
+      : ["Memory", status.ram === null ? "–" : format.gib(status.ram), "GiB"];
+    return [
+      ["Step", format.count(status.step), `of ${format.count(status.total)}`],
+      ["Time left", alive ? format.seconds(status.eta_s) : "–", alive && status.eta_s === null ? "known after the first steps" : ""],
+      ["Speed", !speed ? "–" : speed >= 1 ? speed.toFixed(1) : (1 / speed).toFixed(1), !speed ? "" : speed >= 1 ? "steps/s" : "s per step"],
+      ["Loss", format.number(status.loss), "running mean"],
+      ["Learning rate", format.number(status.lr, 2), ""],
+      memory,
+      ["Attempt", String(status.attempt || 1), data.resumes.length ? `resumed at step ${format.count(data.resumes.at(-1))}` : ""],
+    ].map(([label, value, unit]) => h("div.figure", null, h("dt", null, label), h("dd.number", null, h("b", null, value), unit ? h("span", null, ` ${unit}`) : null)));
+  }
+
+  // Log -------------------------------------------------------------------------------------------
+
+  const ERROR_LINE = /\b(error|exception|traceback|warning)\b/i;
+
+  class Log {
+    constructor() {
+      this.pinned = h("div.pinned");
+      this.lines = h("div.log-lines");
+      this.tail = h("div.log-tail");
+      this.pane = h("div.log-pane", { tabIndex: 0, role: "log", "aria-live": "off", "aria-label": "Log of the trainer" }, this.lines, this.tail);
+      this.element = h("details.card.log", { open: localStorage.getItem("studio-log") === "open" },
+        h("summary", null, h("h3", null, "Log"), h("span.muted", null, "what the trainer prints")), this.pinned, this.pane);
+      this.element.ontoggle = () => {
+        localStorage.setItem("studio-log", this.element.open ? "open" : "");
+        this.pane.scrollTop = this.pane.scrollHeight;
+      };
+      this.shown = 0;
+    }
+
+    update(data) {
+      if (data.run !== this.run || data.logCount < this.shown) [this.run, this.shown] = [data.run, (this.lines.replaceChildren(), 0)];
+      const atBottom = this.pane.scrollTop + this.pane.clientHeight >= this.pane.scrollHeight - 24;
+      const fresh = data.log.slice(-(data.logCount - this.shown) || data.log.length);
+      if (data.logCount > this.shown) {
+        this.lines.append(...fresh.map((line) => h(ERROR_LINE.test(line) ? "div.loud" : "div", null, line || " ")));
+        while (this.lines.childElementCount > 4000) this.lines.firstChild.remove();
+        this.shown = data.logCount;
+      }
+      const tail = data.logTail.replace(/\r+$/, "").split("\r").pop();
+      if (this.tail.textContent !== tail) this.tail.textContent = tail;
+      if (atBottom) this.pane.scrollTop = this.pane.scrollHeight;
+      const pins = [...new Set(data.warnings)].slice(-5);
+      if (this.pins !== pins.join("\n")) {
+        this.pins = pins.join("\n");
+        this.pinned.replaceChildren(...pins.map((text) => h("p.notice.warn", null, icon("alert"), h("span", null, text))));
+      }
+    }
+  }
+
+  // Failure and emptiness -------------------------------------------------------------------------
+
+  function failureCard(data, actions) {
+    const { status } = data;
+    const last = data.checkpoints.at(-1)?.step;
+    const kept = last ? `Saved up to step ${format.count(last)}.` : "Nothing was saved yet.";
+    return h("section.card.failure", { role: "alert" },
+      h("div.card-head", null, icon("alert"), h("h3", null, status.message || "The training failed.")),
+      status.evidence ? h("pre.evidence", null, status.evidence) : null,
+      h("p", null, h("b", null, "What helps: "), status.remedy),
+      h("p.muted", null, kept),
+      h("div.buttons", null,
+        h("button.btn.primary", { type: "button", id: "failure-resume", onclick: () => actions.press("resume") }, icon("play"), last ? `Resume from step ${format.count(last)}` : "Try again"),
+        h("button.btn", { type: "button", onclick: () => studio.go("recipe") }, "Change the recipe")));
+  }
+
+  function planCard(plan) {
+    if (!plan) return null;
+    const rows = plan.summary.map(([label, value]) => h("div", null, h("dt", null, label), h("dd", null, value)));
+    return h("section.card", { "aria-label": "What will be trained" },
+      h("div.card-head", null, h("h3", null, "What will be trained"), h("button.btn.quiet", { type: "button", onclick: () => studio.go("recipe") }, "Change the recipe")),
+      h("dl.plan", null, rows));
+  }
+
+  // The page --------------------------------------------------------------------------------------
+
+  studio.panels.train = (element, server) => {
+    const actions = new Actions(server);
+    const ladder = new Ladder();
+    const chart = new studio.LossChart();
+    const matrix = new studio.SampleMatrix({ empty: "The first images are drawn before the first step, so that every later one can be compared with them." });
+    const log = new Log();
+    const pill = h("span");
+    const name = h("h2");
+    const message = h("p.muted.message");
+    const figures = h("dl.figures");
+    const failure = h("div");
+    const plan = h("div");
+    const run = h("div.train-run", { hidden: true }, h("div.card", null, figures), h("div.train-columns", null, chart.element, ladder.element), matrix.element, log.element);
+    element.replaceChildren(h("div.train", null,
+      h("section.card.train-head", { "aria-label": "Training" }, h("div.train-title", null, h("div.train-name", null, name, pill), message), h("div", null, actions.row, actions.why)),
+      failure, plan, run));
+    let shownState = null;
+    let shownFailure = "";
+
+    function show(live) {
+      actions.show();
+      if (studio.step() !== "train") return;
+      const { data } = live;
+      const { status } = data;
+      const state = data.run ? live.state() : "";
+      name.textContent = live.projectName(studio.project());
+      if (shownState !== state) pill.replaceChildren(studio.statePill(shownState = state));
+      message.textContent = !data.run ? "Nothing has been trained in this project yet."
+        : ["failed", "lost"].includes(state) ? "" : status.message;
+      run.hidden = !data.run;
+      const failed = ["failed", "lost"].includes(state) ? `${data.run}/${status.attempt}/${status.message}/${data.checkpoints.length}` : "";
+      if (shownFailure !== failed) failure.replaceChildren(...((shownFailure = failed) ? [failureCard(data, actions)] : []));
+      plan.hidden = live.alive();
+      if (!data.run) return;
+      figures.replaceChildren(...numbers(data));
+      ladder.update(data);
+      chart.update(data);
+      matrix.update(data);
+      log.update(data);
+    }
+    studio.on("live", show);
+    studio.on("plan", (found) => plan.replaceChildren(...[planCard(found)].filter(Boolean)));
+    studio.on("project", () => { actions.plan = null; actions.look(); });
+    studio.on("state", () => actions.look());
+    studio.on("step", (step) => { if (step === "train") { actions.look(); show(studio.live); } });
+    actions.look();
+  };
+})();
