@@ -1,0 +1,149 @@
+"""Fixtures of the studio's tests: a workspace with drawn photos, and a studio on a real loopback socket."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from PIL import Image, ImageDraw
+
+from studio.jobs import REPOSITORY, Supervisor
+from studio.projects import Project, Workspace
+from trainer.contract.runs import RunFolder
+
+STAND_IN = Path(__file__).with_name("stand_in_trainer.py")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "workspace")
+
+
+def draw_photo(path: Path, colour: str, size: tuple[int, int] = (200, 150)) -> Path:
+    image = Image.new("RGB", size, "white")
+    ImageDraw.Draw(image).ellipse((60, 40, 140, 110), fill=colour)
+    image.save(path)
+    return path
+
+
+@pytest.fixture
+def project(workspace: Workspace, tmp_path: Path) -> Project:
+    """Three pictures with crops, two captions, a trigger."""
+    from dataset_tools.crop import crop_project
+    from dataset_tools.ingest import ingest
+
+    made = workspace.create_project("Blob")
+    photos = [draw_photo(tmp_path / f"{colour}.png", colour) for colour in ("red", "green", "blue")]
+    for name in ("red", "green"):
+        (tmp_path / f"{name}.txt").write_text(f"a {name} blob")
+    ingest([*photos, tmp_path / "red.txt", tmp_path / "green.txt"], made.root)
+    made.set_trigger("zwx blob")
+    crop_project(made.root, made.resolution(), models_dir=None)
+    return made
+
+
+@pytest.fixture
+def supervise(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Supervisor]]:
+    """Supervisors whose trainer is the stand-in; whatever they started and still lives is ended."""
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+
+    def make(behave: str = "train", steps: int = 40) -> Supervisor:
+        argv = (sys.executable, str(STAND_IN), "--behave", behave, "--steps", str(steps))
+        return Supervisor(workspace, trainer=argv)
+
+    yield make
+    for run in workspace.list_runs():
+        end_trainer(run)
+
+
+def end_trainer(run: RunFolder) -> None:
+    """Kill the process that launch.json names, if it is ours and still there."""
+    from trainer.contract.files import read_json
+
+    try:
+        launch = read_json(run.launch)
+        process = psutil.Process(launch["pid"])
+        if abs(process.create_time() - launch["started"]) < 1.0:
+            process.kill()
+    except (FileNotFoundError, psutil.Error):
+        pass
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
+    """The first true value of ``condition``."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds:g} s")
+
+
+class Running:
+    """A studio that answers on a loopback port."""
+
+    def __init__(self, app: Any, port: int, stop: Callable[[], None]) -> None:
+        self.app = app
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.stop = stop
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=20, trust_env=False, **options)
+
+
+@pytest.fixture
+def serve(workspace: Workspace) -> Iterator[Callable[..., Running]]:
+    """``serve(password=…)`` starts the real server around a page of one text box."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    import gradio as gr
+    import uvicorn
+
+    from studio.auth import Limiter, Sessions
+    from studio.context import Studio
+    from studio.listen import bind
+    from studio.server import create_app
+
+    started: list[Callable[[], None]] = []
+
+    def start(
+        password: str | None = None,
+        jobs: Supervisor | None = None,
+        limiter: Limiter | None = None,
+        public: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> Running:
+        with gr.Blocks(analytics_enabled=False) as page:
+            box = gr.Textbox("hello")
+            gr.File()
+            gr.Button().click(lambda text: text.upper(), box, box, api_name="shout")
+        listener = bind("127.0.0.1", 0)
+        port = listener.getsockname()[1]
+        sessions = Sessions(workspace.root / "sessions.json", password, clock) if password else None
+        studio = Studio(workspace, jobs or Supervisor(workspace), public, has_password=bool(password))
+        app = create_app(studio, page, sessions=sessions, port=port, limiter=limiter)
+        config = uvicorn.Config(app, log_level="error", proxy_headers=False, timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        wait_for(lambda: server.started)
+
+        def stop() -> None:
+            server.should_exit = True
+            thread.join(10)
+
+        started.append(stop)
+        return Running(app, port, stop)
+
+    yield start
+    for stop in started:
+        stop()

@@ -1,0 +1,89 @@
+"""Keeps the promises of the run folder and trains nothing: ``train RECIPE --run-dir DIR``, ``resume DIR``.
+
+How it behaves is told by ``--behave`` before the verb: ``train`` (50 steps a second until it is told to
+stop, or ``--steps`` are done), ``slow-start``, ``exit1``, ``exit2``, ``gpu-oom``, ``kill9``, ``flood``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from trainer.contract.events import EventLog
+from trainer.contract.runs import RunFolder, Status
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--behave", default="train")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("verb", choices=("train", "resume"))
+    parser.add_argument("target")
+    parser.add_argument("--run-dir")
+    options = parser.parse_args()
+    run = RunFolder(Path(options.run_dir or options.target))
+    print(f"stand-in {options.verb}", "HF_TOKEN" in os.environ, "STUDIO_PASSWORD" in os.environ, flush=True)
+    if options.behave == "exit2":
+        print("train.steps = 'many' is not allowed; give a whole number ≥ 1", flush=True)
+        return 2
+    if options.behave == "slow-start":
+        time.sleep(1.0)
+    run.config()
+    lock = run.hold()
+    earlier = run.raw_status()
+    attempt, step = earlier.attempt + 1, earlier.step
+    events = EventLog(run.events, attempt)
+    events.append("started", step=step, total=options.steps)
+
+    def tell(state: str, **more: object) -> None:
+        run.write_status(
+            Status.model_validate(
+                {
+                    "state": state,
+                    "step": step,
+                    "total": options.steps,
+                    "loss": 0.5,
+                    "attempt": attempt,
+                    "heartbeat": time.time(),
+                    **more,
+                }
+            )
+        )
+
+    def end(state: str, code: int) -> int:
+        tell(state)
+        events.append("end", state=state, step=step)
+        events.close()
+        lock.release()
+        return code
+
+    tell("training")
+    while step < options.steps:
+        step += 1
+        events.append("step", step=step, loss=1 / step, lr=1e-4, grad_norm=1.0, seconds=0.02)
+        tell("training")
+        print(f"step {step}", flush=True)
+        if options.behave == "flood":
+            print("x" * 200_000, flush=True)
+        if options.behave == "exit1" and step == 3:
+            print("ZeroDivisionError: division by zero", flush=True)
+            return 1
+        if options.behave == "gpu-oom" and step == 3:
+            print("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", flush=True)
+            os._exit(1)
+        if options.behave == "kill9" and step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "stop" in run.take_controls():
+            return end("stopped", 3)
+        time.sleep(0.02)
+    run.result(run.config()).write_bytes(b"weights of the stand-in " * 100)
+    events.append("saved", step=step, file=run.result(run.config()).name)
+    return end("finished", 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

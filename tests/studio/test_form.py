@@ -1,0 +1,164 @@
+"""The form: every setting has a widget, nothing typed is lost, sentences land beside their field."""
+
+from __future__ import annotations
+
+import json
+import re
+from html import unescape
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from studio.form import Form, build_form, note_html, number_text, read, read_what_is_right, shown, typed
+from trainer.contract.config import TrainConfig
+from trainer.contract.errors import ConfigError
+from trainer.contract.fields import RECORDS, flatten, nest, parse
+from trainer.contract.lint import Finding
+
+
+def away_from_default() -> TrainConfig:
+    """Every setting that has more than one value away from its default."""
+    values: dict[str, Any] = {}
+    for path, record in RECORDS.items():
+        match record.kind:
+            case "switch":
+                values[path] = not record.default
+            case "choice":
+                values[path] = next((c for c in record.choices if c != record.default), record.default)
+            case "lines":
+                values[path] = ["one prompt", 'a "second" <b>prompt</b>, with, commas']
+            case "text":
+                values[path] = "some-text.v2"
+            case "integer":
+                low = int(record.minimum or 0)
+                values[path] = low + 65 if record.default != low + 65 else low + 66
+                if record.maximum is not None:
+                    values[path] = min(values[path], int(record.maximum))
+            case "number":
+                low, high = record.minimum or 0.0, record.maximum or 1.0
+                values[path] = low + (high - low) * 0.123456789
+    config = parse(nest(values))
+    same = [path for path, value in flatten(config).items() if value == RECORDS[path].default]
+    assert same == ["model.family"] or not same
+    return config
+
+
+def made(**options: Any) -> Form:
+    with gr.Blocks():
+        return build_form(**options)
+
+
+def test_round_trip_through_the_widgets_is_the_identity() -> None:
+    form = made()
+    assert set(form.fields) == set(RECORDS)
+    for config in (away_from_default(), TrainConfig()):
+        values = form.filled(config)
+        # What the browser sends back and Gradio's preprocessing hands to a handler:
+        sent = {
+            component: component.preprocess(component.postprocess(value))
+            for component, value in values.items()
+        }
+        assert read(form.raw(sent)) == config
+
+
+def test_handlers_get_a_set_and_the_order_does_not_matter() -> None:
+    form = made()
+    assert isinstance(form.inputs, set) and form.inputs == set(form.widgets)
+    values = form.filled(away_from_default())
+    backwards = dict(reversed(list(values.items())))
+    assert read(form.raw(backwards)) == away_from_default()
+
+
+def test_settings_without_a_widget_come_from_the_recipe() -> None:
+    form = made(hidden=("dataset.path", "model.family"))
+    assert "dataset.path" not in form.fields
+    config = away_from_default()
+    assert read(form.raw(form.filled(config)), config) == config
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1e-4, "1e-4"),
+        (3.14159e-07, "3.14159e-7"),
+        (0.00025, "2.5e-4"),
+        (0.001, "0.001"),
+        (0.1, "0.1"),
+        (16.0, "16"),
+        (0.0, "0"),
+        (5, "5"),
+        (2**63 - 1, "9223372036854775807"),
+    ],
+)
+def test_numbers_are_written_as_people_do_and_read_back(value: float, text: str) -> None:
+    assert number_text(value) == text
+    assert float(text) == value
+
+
+def test_empty_boxes() -> None:
+    width = RECORDS["samples.width"]
+    assert shown(width, None) == "" and typed(width, " ") is None
+    assert read({"samples.width": ""}).samples.width is None
+    with pytest.raises(ConfigError, match=r"train\.steps = '' is not allowed; give a whole number"):
+        read({"train.steps": ""})
+    assert typed(RECORDS["samples.prompts"], "a\n\n  b \n") == ["a", "b"]
+
+
+def test_wrong_settings_keep_the_others() -> None:
+    before = parse({"train": {"steps": 700}})
+    config, problems = read_what_is_right(
+        {"train.steps": "lots", "train.batch_size": "4", "train.warmup": "1.5", "adapter.rank": " 8 "}, before
+    )
+    assert set(problems) == {"train.steps", "train.warmup"}
+    assert (config.train.steps, config.train.batch_size, config.adapter.rank) == (700, 4, 8)
+    assert config.train.warmup == before.train.warmup
+
+
+def test_sentences_land_below_their_field_with_its_name() -> None:
+    form = made()
+    config, problems = read_what_is_right({"train.learning_rate": "fast"}, TrainConfig())
+    finding = Finding("warning", "train.steps", "Too few.", {"train.steps": 600}, "Use 600 steps")
+    notes = form.annotated(config, problems, [finding], None)
+    rate = notes[form.fields["train.learning_rate"].note]
+    assert unescape(rate).count("Learning rate = 'fast' is not allowed; give a number above 0") == 1
+    assert 'role="alert"' in rate
+    steps = notes[form.fields["train.steps"].note]
+    assert "Too few." in steps and "Use 600 steps" in steps
+    assert [note for note in notes.values() if note] == [rate, steps] or [steps, rate]
+    assert sum(bool(note) for note in notes.values()) == 2
+
+
+def test_the_button_of_a_fix_carries_its_values() -> None:
+    fix = {"samples.prompts": ('a "b" <c> & d', "e"), "dataset.resolution": None}
+    note = note_html(RECORDS["samples.prompts"], None, [Finding("hint", "samples.prompts", "x.", fix, "Go")])
+    attribute = re.search(r'data-set="([^"]*)"', note)
+    assert attribute
+    values = json.loads(unescape(attribute[1]))
+    assert values == {"samples.prompts": ['a "b" <c> & d', "e"], "dataset.resolution": None}
+    form = made()
+    patched = form.patched(values)
+    assert patched[form.fields["samples.prompts"].widget] == 'a "b" <c> & d\ne'
+    assert patched[form.fields["dataset.resolution"].widget] == ""
+    assert form.patched({"no.such": 1}) == {}
+
+
+def test_a_changed_setting_shows_the_way_back_to_the_preset() -> None:
+    form = made()
+    reference = TrainConfig()
+    config = parse({"train": {"steps": 5}, "dataset": {"flip": True}})
+    notes = form.annotated(config, {}, [], reference)
+    marked = {path for path, field in form.fields.items() if notes[field.note]}
+    assert marked == {"train.steps", "dataset.flip"}
+    assert "↺ 1000" in notes[form.fields["train.steps"].note]
+    assert "↺ off" in notes[form.fields["dataset.flip"].note]
+
+
+def test_what_users_type_is_escaped() -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    problems = {"train.steps": f"train.steps = '{evil}' is not allowed; give a whole number"}
+    note = note_html(RECORDS["train.steps"], problems["train.steps"], [], usual=5)
+    assert "<img" not in note
+    config = parse({"samples": {"prompts": [evil]}})
+    form = made()
+    assert "<img" not in "".join(form.annotated(TrainConfig(), {}, [], config).values())
