@@ -42,7 +42,9 @@ def add_suffix(captions: Captions, suffix: str) -> dict[str, str]:
     glue = "" if suffix[:1] in tuple(",.;:!?") else " "
 
     def edit(text: str) -> str:
-        return text if _ends_with(text, suffix) else f"{text}{glue if text else ''}{suffix}".strip()
+        if not text:
+            return suffix.lstrip(",.;:!? ")
+        return text if _ends_with(text, suffix) else f"{text}{glue}{suffix}"
 
     return _changes(captions, edit)
 

@@ -64,7 +64,10 @@ def choose_crop(width: int, height: int, subject: Subject, buckets: Sequence[Siz
         bucket, box = candidate
         cut = CUT_WEIGHT[subject.kind] * cut_share(subject.box, box)
         if subject.faces:
-            cut += CUT_WEIGHT["face"] * max(cut_share(face, box) for face in subject.faces)
+            # On average, so that of two people who do not both fit one is kept and not half of each.
+            cut += (
+                CUT_WEIGHT["face"] * sum(cut_share(face, box) for face in subject.faces) / len(subject.faces)
+            )
         lost = 1 - (box[2] - box[0]) * (box[3] - box[1]) / (width * height)
         return cut + lost + UPSCALE_WEIGHT * max(0.0, math.log2(_enlargement(box, bucket)))
 
@@ -90,8 +93,8 @@ def largest_box(width: int, height: int, bucket: Size, centre: tuple[float, floa
 def fit_to_resolution(record: ImageRecord, resolution: int, step: int | None = None) -> tuple[Size, Box]:
     """(bucket, box) of a cropped picture for another resolution.
 
-    The bucket of the nearest aspect in that resolution's list, and the largest box of exactly its
-    aspect inside the chosen crop. Raises :class:`DatasetError` when the picture is not cropped yet.
+    The bucket of the nearest aspect in that resolution's list, and the largest box of its aspect
+    inside the chosen crop; a crop that has this aspect already is kept to the pixel. Raises :class:`DatasetError` when the picture is not cropped yet.
     """
     if record.crop is None:
         raise DatasetError(f"{record.original_name} is not cropped yet; open the Photos step once.")
@@ -103,6 +106,8 @@ def fit_to_resolution(record: ImageRecord, resolution: int, step: int | None = N
 
     bucket = min(scaled_buckets(resolution, step), key=distance)
     width, height = right - left, bottom - top
+    if abs(width - height * bucket[0] / bucket[1]) <= 1 or abs(height - width * bucket[1] / bucket[0]) <= 1:
+        return bucket, record.crop
     inner = largest_box(width, height, bucket, (width / 2, height / 2))
     return bucket, (left + inner[0], top + inner[1], left + inner[2], top + inner[3])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 32
 
-# Pillow checks this in Image.open, from the header alone. It only warns up to twice the limit, so
-# the size is checked here as well.
+# Pillow checks this in Image.open, from the header alone, but only warns up to twice the limit. Those
+# sizes are refused below, in words that the user understands.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 DECODE_ERRORS = (
     OSError,  # truncated data; UnidentifiedImageError is one as well
@@ -153,7 +155,9 @@ def _opened(source: Path | bytes, name: str) -> Image.Image:
         raise ImageError(_too_large(name)) from error
     except DECODE_ERRORS as error:
         if _known_magic(head):
-            raise ImageError(_damaged(name)) from error
+            raise ImageError(
+                f"{name} is damaged or of a kind that cannot be read; save it anew as PNG or JPEG."
+            ) from error
         raise ImageError(
             f"{name} is not a picture (PNG, JPEG, WebP, BMP, TIFF and GIF can be read); leave it out."
         ) from error
