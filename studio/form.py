@@ -1,0 +1,271 @@
+"""The form of a recipe: field records -> widgets -> TrainConfig.
+
+One widget per setting, made from its record, with a line below it for what is wrong, what the linter
+says and how it differs from the preset. Handlers get the widgets as a *set* (Gradio then passes a dict),
+so no value is ever found by its position.
+
+Numbers are text boxes: a number box of the browser throws away what it cannot read, knows no numbers
+beyond 2**53 and shows 1e-4 as 0.0001. What is typed stays, and the sentence beside it says what to do.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from trainer.contract.config import TrainConfig
+from trainer.contract.errors import ConfigError
+from trainer.contract.fields import RECORDS, SECTIONS, Record, flatten, nest, parse
+from trainer.contract.lint import Finding
+
+SECTION_TITLES = {
+    "model": "Base model",
+    "dataset": "Photos",
+    "adapter": "LoRA",
+    "train": "Training",
+    "samples": "Sample images",
+    "checkpoints": "Checkpoints",
+    "output": "Result",
+}
+
+Maker = Callable[[Record, dict[str, Any]], Component]
+
+
+# Values to what widgets show, and back --------------------------------------------------------------
+
+
+def number_text(value: float) -> str:
+    """The shortest text that reads back as the same number; small ones as 1e-4."""
+    if isinstance(value, int):
+        return str(value)
+    if 0 < abs(value) < 1e-3:
+        return f"{Decimal(repr(value)).normalize():e}"
+    return repr(value).removesuffix(".0")
+
+
+def shown(record: Record, value: Any) -> Any:
+    """What the widget of a setting shows for a value."""
+    if record.kind == "switch":
+        return bool(value)
+    if record.kind == "lines":
+        return "\n".join(value)
+    if value is None:
+        return ""
+    return number_text(value) if record.kind in ("integer", "number") else value
+
+
+def typed(record: Record, raw: Any) -> Any:
+    """What was typed into a widget, as a value for :func:`trainer.contract.fields.parse`.
+
+    Texts that are no numbers stay texts: parse has the sentence for them.
+    """
+    if record.kind == "lines":
+        return [line.strip() for line in (raw or "").splitlines() if line.strip()]
+    if record.kind in ("integer", "number"):
+        text = "" if raw is None else str(raw).strip()
+        return None if record.optional and not text else text
+    return ("" if raw is None else raw) if record.kind == "text" else raw
+
+
+def read(raw: Mapping[str, Any], config: TrainConfig | None = None) -> TrainConfig:
+    """Widget values by dotted name -> TrainConfig; settings without a widget are taken from ``config``.
+
+    Raises ConfigError, whose ``problems`` name the settings to put the sentences beside.
+    """
+    values = flatten(config or TrainConfig())
+    values.update({path: typed(RECORDS[path], value) for path, value in raw.items()})
+    return parse(nest(values))
+
+
+def read_what_is_right(raw: Mapping[str, Any], config: TrainConfig) -> tuple[TrainConfig, dict[str, str]]:
+    """Like :func:`read`, but wrong settings keep their value of ``config``: (recipe, sentences)."""
+    try:
+        return read(raw, config), {}
+    except ConfigError as error:
+        problems = error.problems
+        good = {path: value for path, value in raw.items() if path not in problems}
+        return read(good, config), problems
+
+
+# The widgets ----------------------------------------------------------------------------------------
+
+
+def widget(record: Record, options: dict[str, Any]) -> Component:
+    """The widget of a record. ``options`` are common to all kinds (label, info, elem_id, …)."""
+    if record.kind == "switch":
+        return gr.Checkbox(**options)
+    if record.kind == "choice":
+        choices = [(choice.replace("_", " "), choice) for choice in record.choices]
+        return gr.Dropdown(choices=choices, filterable=False, **options)
+    if record.kind == "lines":
+        return gr.Textbox(lines=4, max_lines=12, placeholder="one per line", **options)
+    if record.kind == "text":
+        return gr.Textbox(max_lines=3, **options)
+    decimal = "decimal" if record.kind == "number" else "numeric"
+    return gr.Textbox(
+        max_lines=1,
+        placeholder="automatic" if record.optional else None,
+        html_attributes=gr.InputHTMLAttributes(autocorrect="off", spellcheck=False),
+        elem_classes=["number-field", decimal],
+        **options,
+    )
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting on the page."""
+
+    record: Record
+    widget: Component
+    note: gr.HTML
+
+
+class Form:
+    """The widgets of a recipe, by dotted name."""
+
+    def __init__(self, fields: dict[str, Field]) -> None:
+        self.fields = fields
+
+    @property
+    def widgets(self) -> list[Component]:
+        return [field.widget for field in self.fields.values()]
+
+    @property
+    def notes(self) -> list[gr.HTML]:
+        return [field.note for field in self.fields.values()]
+
+    @property
+    def inputs(self) -> set[Component]:
+        """For ``inputs=`` of an event: the handler then gets a dict by component."""
+        return set(self.widgets)
+
+    def raw(self, data: Mapping[Any, Any]) -> dict[str, Any]:
+        """The widget values by dotted name, out of what such a handler got."""
+        return {path: data[field.widget] for path, field in self.fields.items()}
+
+    def filled(self, config: TrainConfig) -> dict[Component, Any]:
+        """The value of every widget for a recipe."""
+        values = flatten(config)
+        return {field.widget: shown(field.record, values[path]) for path, field in self.fields.items()}
+
+    def patched(self, values: Mapping[str, Any]) -> dict[Component, Any]:
+        """The values of some widgets, from settings by dotted name; names without a widget are left out."""
+        return {
+            self.fields[path].widget: shown(RECORDS[path], value)
+            for path, value in values.items()
+            if path in self.fields
+        }
+
+    def annotated(
+        self,
+        config: TrainConfig,
+        problems: Mapping[str, str],
+        findings: Iterable[Finding],
+        reference: TrainConfig | None,
+    ) -> dict[Component, str]:
+        """The line below every widget: what is wrong, what the linter says, how to go back to the preset."""
+        values = flatten(config)
+        usual = flatten(reference) if reference else values
+        by_field: dict[str, list[Finding]] = {}
+        for finding in findings:
+            by_field.setdefault(finding.field, []).append(finding)
+        return {
+            field.note: note_html(
+                field.record,
+                problems.get(path),
+                by_field.get(path, ()),
+                usual[path] if usual[path] != values[path] else ...,
+            )
+            for path, field in self.fields.items()
+        }
+
+
+def note_html(record: Record, problem: str | None, findings: Iterable[Finding], usual: Any = ...) -> str:
+    """What stands below a widget. ``usual`` is the preset's value, ``...`` where nothing differs from it."""
+    parts = []
+    if problem:
+        sentence = problem.replace(record.path, record.label, 1)
+        parts.append(f'<p class="say error" role="alert">{html.escape(sentence)}</p>')
+    parts += [finding_html(finding) for finding in findings]
+    if usual is not ...:
+        text = str(shown(record, usual)).replace("\n", " · ") or "empty"
+        if record.kind == "switch":
+            text = "on" if usual else "off"
+        short = text if len(text) <= 40 else text[:39] + "…"
+        parts.append(
+            f'<button type="button" class="reset" {_set_attribute({record.path: usual})} '
+            f'aria-label="Set {html.escape(record.label)} back to {html.escape(text, quote=True)}" '
+            f'title="Back to what the preset says">↺ {html.escape(short)}</button>'
+        )
+    return "".join(parts)
+
+
+def finding_html(finding: Finding) -> str:
+    """A finding of the linter with its button."""
+    button = ""
+    if finding.fix:
+        button = (
+            f' <button type="button" class="fix" {_set_attribute(finding.fix)}>'
+            f"{html.escape(finding.fix_label)}</button>"
+        )
+    return f'<p class="say {finding.level}">{html.escape(finding.message)}{button}</p>'
+
+
+def _set_attribute(values: Mapping[str, Any]) -> str:
+    """``data-set``: the settings that a button puts in, read by static/recipe.js."""
+    return f'data-set="{html.escape(json.dumps(dict(values), ensure_ascii=False), quote=True)}"'
+
+
+def build_form(
+    *, hidden: Collection[str] = (), own: Mapping[str, Maker] | None = None, prefix: str = "recipe"
+) -> Form:
+    """Make the widgets, inside the current Blocks: basic ones first, the others under "Advanced".
+
+    ``hidden`` settings get no widget; ``own`` makes those that are not the usual ones. The widget of
+    ``train.steps`` has the element id ``<prefix>-train-steps``, its note ``<prefix>-train-steps-note``.
+    """
+    made: dict[str, Field] = {}
+
+    def section(name: str, basic: bool) -> None:
+        records = [
+            record
+            for record in RECORDS.values()
+            if record.section == name and record.basic == basic and record.path not in hidden
+        ]
+        if not records:
+            return
+        title = SECTION_TITLES.get(name, name.capitalize())
+        gr.HTML(f"<h3>{html.escape(title)}</h3>", elem_classes=["form-title"])
+        with gr.Row(elem_classes=["form-grid"]):
+            for record in records:
+                made[record.path] = _field(record, (own or {}).get(record.path, widget), prefix)
+
+    for name in SECTIONS:
+        section(name, basic=True)
+    with gr.Accordion("Advanced", open=False, elem_id=f"{prefix}-advanced"):
+        for name in SECTIONS:
+            section(name, basic=False)
+    return Form({path: made[path] for path in RECORDS if path in made})
+
+
+def _field(record: Record, make: Maker, prefix: str) -> Field:
+    element = f"{prefix}-{record.section}-{record.name.replace('_', '-')}"
+    wide = " wide" if record.kind == "lines" or record.path == "model.base" else ""
+    with gr.Column(elem_classes=[f"form-field{wide}"], min_width=200):
+        options: dict[str, Any] = {
+            "label": f"{record.label} ({record.unit})" if record.unit else record.label,
+            "info": record.help,
+            "value": shown(record, record.default),
+            "elem_id": element,
+            "interactive": True,
+        }
+        made = make(record, options)
+        note = gr.HTML("", elem_id=f"{element}-note", elem_classes=["form-note"], apply_default_css=False)
+    return Field(record, made, note)

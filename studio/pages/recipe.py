@@ -1,0 +1,242 @@
+"""The Recipe page: a preset, the settings with what the linter says beside them, and Start.
+
+Every change is checked at once and kept as the project's draft, so a refresh or another tab finds it.
+Buttons inside our own HTML (presets, fixes, "back to the preset") reach Python through one hub.
+"""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from studio.context import Studio
+from studio.form import Form, build_form, finding_html, read_what_is_right
+from studio.machine import Gpu
+from studio.projects import Project
+from studio.recipes import Verdict, choose_preset, draft, export_text, import_recipe, verdict
+from studio.theme import scripts
+from trainer.contract.config import TrainConfig
+from trainer.contract.errors import UserError
+from trainer.contract.families import CATALOGUE
+from trainer.contract.fields import Record, flatten, nest, parse
+from trainer.contract.presets import Preset, load_presets
+from trainer.contract.schedule import lr_curve, warmup_steps
+
+from . import Page, shows_errors
+
+HIDDEN = ("dataset.path", "dataset.trigger", "model.family")
+"""Settings that this page does not ask for: they follow from the project and from the base model."""
+
+
+def base_widget(record: Record, options: dict[str, Any]) -> gr.Dropdown:
+    """The catalogue's bases by name; anything else may be typed."""
+    choices = [(base.label, base.id) for family in CATALOGUE.values() for base in family.bases]
+    return gr.Dropdown(choices=choices, allow_custom_value=True, **options)
+
+
+def build(studio: Studio, project_id: Any) -> Page:
+    gpu = Gpu()
+    presets = load_presets()
+    with gr.Column(elem_id="recipe-page"):
+        hub = gr.HTML(
+            "",
+            html_template="",
+            elem_id="recipe-hub",
+            head=scripts("recipe.js"),
+            js_on_load="studio.panels.recipe(element, server, (message) => trigger('select', message))",
+            server_functions=[_export(studio)],
+        )
+        cards = gr.HTML("", elem_id="recipe-presets", apply_default_css=False)
+        with gr.Row(elem_id="recipe-columns"):
+            with gr.Column(scale=7, min_width=320, elem_id="recipe-form"):
+                form = build_form(hidden=HIDDEN, own={"model.base": base_widget})
+            with gr.Column(scale=4, min_width=280, elem_id="recipe-side"):
+                summary = gr.HTML("", elem_id="recipe-summary", apply_default_css=False)
+                start = gr.Button("Start training", variant="primary", size="lg", elem_id="recipe-start")
+                answer = gr.HTML("", elem_id="recipe-answer", apply_default_css=False)
+                with gr.Row(elem_id="recipe-files"):
+                    gr.HTML(
+                        '<button type="button" class="btn quiet" data-export>Export recipe.toml</button>',
+                        apply_default_css=False,
+                    )
+                    bring = gr.UploadButton(
+                        "Import recipe.toml", file_types=[".toml"], size="md", elem_id="recipe-import"
+                    )
+        started = gr.Textbox(visible="hidden", elem_id="recipe-started")
+
+    shown = [cards, summary, start, *form.notes]
+    outputs = [*form.widgets, *shown, answer]
+
+    def judged(project: Project, config: TrainConfig, problems: dict[str, str]) -> dict[Any, Any]:
+        """Everything on the page but the widgets, for a recipe and the settings that are wrong."""
+        judgement = verdict(project, config, presets, gpu.state())
+        return {
+            cards: cards_html(presets, judgement),
+            summary: summary_html(config, judgement, problems, form),
+            start: gr.update(interactive=not problems and not judgement.blockers),
+            **form.annotated(config, problems, judgement.findings, judgement.reference),
+        }
+
+    def page_of(project: Project, config: TrainConfig) -> dict[Any, Any]:
+        return {**form.filled(config), **judged(project, config, {}), answer: ""}
+
+    @shows_errors
+    def check(data: dict[Any, Any]) -> dict[Any, Any]:
+        """Something was typed: keep what is right as the draft, and say what is not."""
+        project = studio.workspace.project(data[project_id])
+        config, problems = read_what_is_right(form.raw(data), draft(project, presets, gpu.state()))
+        project.save_config(config)
+        return judged(project, config, problems)
+
+    @shows_errors
+    def press(data: dict[Any, Any], event: gr.EventData) -> dict[Any, Any]:
+        """A preset, or a button that puts settings in."""
+        project = studio.workspace.project(data[project_id])
+        config, problems = read_what_is_right(form.raw(data), draft(project, presets, gpu.state()))
+        message = event._data or {}
+        if key := message.get("preset"):
+            config = choose_preset(project, config, presets, str(key))
+            return page_of(project, config)
+        values = {path: value for path, value in (message.get("set") or {}).items() if path in form.fields}
+        config = parse(nest({**flatten(config), **values}))
+        problems = {path: text for path, text in problems.items() if path not in values}
+        project.save_config(config)
+        return {**form.patched(values), **judged(project, config, problems)}
+
+    def launch(data: dict[Any, Any]) -> dict[Any, Any]:
+        """Start. What is in the way is said below the button, where one is looking."""
+        try:
+            project = studio.workspace.project(data[project_id])
+            config, problems = read_what_is_right(form.raw(data), draft(project, presets, gpu.state()))
+            if problems:
+                raise UserError("Correct the settings marked in red first.")
+            project.save_config(config)
+            run = studio.jobs.start(project, config)
+        except UserError as error:
+            return {answer: notice_html(str(error), "bad"), started: ""}
+        return {answer: "", started: run.id}
+
+    def take(file: str, project: str) -> dict[Any, Any]:
+        try:
+            owner = studio.workspace.project(project)
+            config = import_recipe(owner, Path(file))
+        except UserError as error:
+            return {answer: notice_html(str(error), "bad")}
+        imported = notice_html("Imported. Photos and trigger word of this project stay as they are.", "good")
+        return {**page_of(owner, config), answer: imported}
+
+    def refresh(project: str) -> list[Any]:
+        owner = studio.workspace.project(project)
+        values = page_of(owner, draft(owner, presets, gpu.state()))
+        return [values[component] for component in outputs]
+
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+    inputs = form.inputs | {project_id}
+    gr.on(
+        [component.input for component in form.widgets],
+        check,
+        inputs,
+        shown,
+        trigger_mode="always_last",
+        **quiet,
+    )
+    hub.select(press, inputs, outputs, **quiet)
+    start.click(launch, inputs, [answer, started], **quiet).then(
+        None, started, None, js="(run) => { if (run) studio.go('train'); }"
+    )
+    bring.upload(take, [bring, project_id], outputs, **quiet)
+    return Page(outputs=outputs, refresh=refresh)
+
+
+def _export(studio: Studio) -> Any:
+    def export(message: dict[str, Any]) -> dict[str, str]:
+        """The draft as a file that trains on this machine without the studio."""
+        try:
+            return {"text": export_text(studio.workspace.project(str(message.get("project", ""))))}
+        except UserError as error:
+            return {"error": str(error)}
+
+    return export
+
+
+# What it looks like -----------------------------------------------------------------------------------
+
+
+def notice_html(text: str, kind: str) -> str:
+    return f'<div class="notice {kind}" role="alert">{html.escape(text)}</div>'
+
+
+def cards_html(presets: list[Preset], judgement: Verdict) -> str:
+    """The presets side by side, and a line on the chosen one."""
+    cards = []
+    chosen = judgement.preset
+    for preset in presets:
+        train, adapter = preset.values.get("train", {}), preset.values.get("adapter", {})
+        facts = f"rank {adapter.get('rank', '–')} · {train.get('steps', '–')} steps"
+        pressed = "true" if chosen and preset.key == chosen.key else "false"
+        cards.append(
+            f'<button type="button" class="preset" data-preset="{html.escape(preset.key, quote=True)}" '
+            f'aria-pressed="{pressed}"><b>{html.escape(preset.title)}</b>'
+            f"<span>{html.escape(preset.summary)}</span><small>{html.escape(facts)}</small></button>"
+        )
+    line = "Choose what comes closest; every setting can be changed afterwards."
+    if chosen:
+        line = f"{html.escape(chosen.source)} {html.escape(chosen.caveat)}"
+        if judgement.changed:
+            many = "setting is" if judgement.changed == 1 else "settings are"
+            key = html.escape(chosen.key, quote=True)
+            line += (
+                f' <b class="changed">{judgement.changed} {many} changed.</b> '
+                f'<button type="button" class="link" data-preset="{key}">Back to the preset</button>'
+            )
+    return f'<div class="presets">{"".join(cards)}</div><p class="preset-line">{line}</p>'
+
+
+def summary_html(config: TrainConfig, judgement: Verdict, problems: dict[str, str], form: Form) -> str:
+    """The recipe in words, the learning-rate curve, the fit, and what concerns no widget of the page."""
+    parts = ["<h3>In words</h3>", *(f"<p>{html.escape(line)}</p>" for line in judgement.words)]
+    parts.append(curve_svg(config))
+    parts.append("<h3>On this machine</h3>")
+    parts += [f'<p class="{line.kind}">{html.escape(line.text)}</p>' for line in judgement.machine]
+    elsewhere = [one for one in judgement.findings if one.field not in form.fields]
+    parts += [finding_html(one) for one in elsewhere]
+    if problems:
+        parts.append(notice_html("Correct the settings marked in red; then it can start.", "bad"))
+    elif judgement.blockers:
+        parts.append(notice_html(f"It cannot start yet: {judgement.blockers[0]}", "warn"))
+    return f'<section class="card summary" aria-label="Summary">{"".join(parts)}</section>'
+
+
+def curve_svg(config: TrainConfig, width: int = 320, height: int = 96) -> str:
+    """The learning rate over the run, from the very function that the trainer follows."""
+    train = config.train
+    points = lr_curve(train)
+    last = max(1, train.steps - 1)
+    left, right, top, bottom = 2.0, width - 2.0, 6.0, height - 18.0
+
+    def x(step: float) -> float:
+        return left + (right - left) * step / last
+
+    def y(rate: float) -> float:
+        return bottom - (bottom - top) * rate / train.learning_rate
+
+    line = " ".join(f"{x(step):.1f},{y(rate):.1f}" for step, rate in points)
+    name = train.scheduler.replace("_", " ")
+    warm = warmup_steps(train)
+    label = f"Learning rate: {name}, up to {train.learning_rate:g}, warm-up of {warm} steps"
+    shade = (
+        f'<rect class="warm" x="{left}" y="{top}" width="{x(warm) - left:.1f}" height="{bottom - top}"/>'
+        if warm
+        else ""
+    )
+    label = html.escape(label)
+    return (
+        f'<figure class="curve"><svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
+        f'{shade}<path class="axis" d="M{left} {bottom}H{right}"/><polyline points="{line}"/>'
+        f'<text x="{left}" y="{height - 4}">0</text>'
+        f'<text x="{right}" y="{height - 4}" text-anchor="end">{train.steps} steps</text></svg>'
+        f"<figcaption>{label}</figcaption></figure>"
+    )

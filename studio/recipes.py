@@ -1,0 +1,205 @@
+"""What the Recipe page says of a draft: facts of the project, findings, the fit, all of it in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataset_tools.captions import missing_trigger
+from trainer.contract.config import TrainConfig
+from trainer.contract.errors import ConfigError, UserError
+from trainer.contract.families import CATALOGUE, known_base
+from trainer.contract.fields import dump_recipe, flatten, merge, parse, read_tables, to_tables
+from trainer.contract.lint import Facts, Finding, lint, looks_per_picture
+from trainer.contract.plan import Machine, Plan, estimate
+from trainer.contract.presets import Preset
+
+from .projects import Project
+
+MAX_RECIPE_BYTES = 1_000_000
+DEFAULT_PRESET = {True: "sdxl-subject", False: "demo"}
+"""What a new project starts from, with and without a GPU."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A sentence and how it is meant: "" (plain), "good", "warn" or "bad"."""
+
+    text: str
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All that the page says of a recipe.
+
+    ``reference`` is the recipe that the chosen preset makes, ``changed`` how many settings differ from
+    it, ``blockers`` what keeps it from starting.
+    """
+
+    preset: Preset | None
+    reference: TrainConfig | None
+    changed: int
+    findings: list[Finding]
+    blockers: list[str]
+    words: list[str]
+    machine: list[Line]
+
+
+def facts_of(project: Project, config: TrainConfig, gpu: dict[str, Any] | None) -> Facts:
+    """What the linter wants to know; ``gpu`` as :meth:`studio.machine.Gpu.state` tells it."""
+    images = project.dataset().enabled_images()
+    trigger = config.dataset.trigger
+    captions = project.captions()
+    # A missing caption is the trigger word, so it misses nothing.
+    texts = {record.id: captions.get(record.id, "") or trigger for record in images}
+    base = known_base(config.model.family, config.model.base)
+    return Facts(
+        images=len(images),
+        captions_missing_trigger=len(missing_trigger(texts, trigger)),
+        distinct_captions=len(set(texts.values())),
+        native_resolution=base.resolution if base else CATALOGUE[config.model.family].resolution,
+        gpu=gpu["name"] if gpu else "",
+        vram_gib=gpu["total_gib"] if gpu else None,
+    )
+
+
+def verdict(
+    project: Project, config: TrainConfig, presets: list[Preset], gpu: dict[str, Any] | None
+) -> Verdict:
+    facts = facts_of(project, config, gpu)
+    findings = lint(config, facts)
+    preset = next((preset for preset in presets if preset.key == project.preset), None)
+    reference = preset.apply(config) if preset else None
+    changed = 0
+    if reference:
+        usual = flatten(reference)
+        changed = sum(value != usual[path] for path, value in flatten(config).items())
+    plan = estimate(config, Machine(gpu["name"] if gpu else "CPU", gpu["total_gib"] if gpu else None))
+    return Verdict(
+        preset=preset,
+        reference=reference,
+        changed=changed,
+        findings=findings,
+        blockers=[one.message for one in findings if one.level == "error"],
+        words=in_words(config, facts),
+        machine=on_machine(config, plan, gpu),
+    )
+
+
+def in_words(config: TrainConfig, facts: Facts) -> list[str]:
+    """The recipe as sentences."""
+    train, samples = config.train, config.samples
+    images = facts.images or 0
+    batch = f"batch {train.batch_size}"
+    if train.gradient_accumulation > 1:
+        batch += f" × {train.gradient_accumulation}"
+    lines = []
+    if images:
+        looks = looks_per_picture(config, images)
+        times = (
+            f"about {looks:.0f} times" if looks >= 1.5 else "about once" if looks >= 0.5 else "not even once"
+        )
+        many = "picture" if images == 1 else "pictures"
+        lines.append(f"{images} {many}, {batch}: {train.steps} steps show each picture {times}.")
+    else:
+        lines.append(f"No pictures yet, {batch}, {train.steps} steps.")
+    if samples.prompts:
+        many = "One sample image" if len(samples.prompts) == 1 else f"{len(samples.prompts)} sample images"
+        between = f", every {samples.every} steps" if 0 < samples.every <= train.steps else ""
+        lines.append(f"{many} before the first step{between} and at the end.")
+    kept = (
+        f"the last {config.checkpoints.keep} are kept" if config.checkpoints.keep > 1 else "the last is kept"
+    )
+    lines.append(f"A checkpoint every {config.checkpoints.every} steps; {kept}.")
+    return lines
+
+
+def on_machine(config: TrainConfig, plan: Plan, gpu: dict[str, Any] | None) -> list[Line]:
+    """The fit: memory in each phase, disk, download."""
+    lines = []
+    if gpu:
+        peak = f"{plan.vram_gib['train']:.1f} GiB to train"
+        if plan.vram_gib["sample"]:
+            peak += f", {plan.vram_gib['sample']:.1f} GiB while drawing samples"
+        if plan.fits:
+            lines.append(Line(f"✓ Fits: about {peak}; {gpu['name']} has {gpu['total_gib']:.0f} GiB.", "good"))
+        else:
+            lines.append(
+                Line(
+                    f"Does not fit: about {peak}, and {gpu['name']} has {gpu['total_gib']:.0f} GiB. "
+                    "Lower the batch size, the resolution or the rank.",
+                    "bad",
+                )
+            )
+    else:
+        lines.append(
+            Line(f"No GPU was found: it runs on the processor, with about {plan.ram_gib:.1f} GiB of RAM.")
+        )
+    disk = (
+        f"{plan.disk_gib:.1f} GiB" if plan.disk_gib >= 0.1 else f"{max(1, round(plan.disk_gib * 1024))} MiB"
+    )
+    download = f"; {plan.download_gib:.1f} GiB are downloaded first" if plan.download_gib else ""
+    lines.append(Line(f"About {disk} on disk for checkpoints and samples{download}."))
+    return lines
+
+
+# The draft ------------------------------------------------------------------------------------------
+
+
+def draft(project: Project, presets: list[Preset], gpu: dict[str, Any] | None) -> TrainConfig:
+    """The project's recipe. A project without one starts from the preset that suits the machine."""
+    try:
+        config = project.config()
+    except ConfigError:
+        # Damaged or from another version: the page must open all the same, with a recipe that works.
+        config = parse({"dataset": {"path": str(project.root), "trigger": project.dataset().trigger}})
+    if not project.preset and not (project.root / "recipe.toml").exists():
+        return choose_preset(project, config, presets, DEFAULT_PRESET[gpu is not None])
+    return config
+
+
+def choose_preset(project: Project, config: TrainConfig, presets: list[Preset], key: str) -> TrainConfig:
+    """Make the preset the project's draft. Raises UserError for one that does not exist."""
+    preset = next((preset for preset in presets if preset.key == key), None)
+    if preset is None:
+        raise UserError(f"There is no preset {key[:80]!r}; reload the page.")
+    config = preset.apply(config)
+    project.save_config(config)
+    project.set_preset(preset.key)
+    return config
+
+
+def rename_trigger(project: Project, old: str, new: str) -> None:
+    """Put a changed trigger word into the draft's sample prompts, which would else show nothing of it."""
+    config = project.config()
+    if not old or not new or old == new or not any(old in prompt for prompt in config.samples.prompts):
+        return
+    prompts = [prompt.replace(old, new) for prompt in config.samples.prompts]
+    project.save_config(parse(merge(to_tables(config), {"samples": {"prompts": prompts}})))
+
+
+def export_text(project: Project) -> str:
+    """The draft as TOML that trains on this machine without the studio."""
+    return (
+        "# python -m trainer train recipe.toml\n"
+        "# dataset.path is the project's folder on this machine; change it elsewhere.\n\n"
+        + dump_recipe(project.config())
+    )
+
+
+def import_recipe(project: Project, file: Path) -> TrainConfig:
+    """Make a recipe file the draft; photos, and a trigger word that is already chosen, stay the project's.
+
+    Raises ConfigError with a sentence for each setting that is wrong; the draft is then unchanged.
+    """
+    if file.stat().st_size > MAX_RECIPE_BYTES:
+        raise UserError(f"{file.name} has more than 1 MB; a recipe is a small TOML file.")
+    tables = read_tables(file)
+    trigger = project.dataset().trigger
+    own = {"dataset": {"path": str(project.root)} | ({"trigger": trigger} if trigger else {})}
+    config = parse(merge(tables, own))
+    project.save_config(config)
+    project.set_preset("")
+    return config
