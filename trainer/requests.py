@@ -5,10 +5,23 @@ from __future__ import annotations
 import os
 import signal
 from types import FrameType
+from typing import Protocol
 
 import psutil
 
 from .contract.runs import RunFolder, Verb
+
+
+class Asks(Protocol):
+    """What the loop wants to know."""
+
+    def stop(self) -> bool:
+        """Whether a stop was asked; stays true."""
+        ...
+
+    def take(self, verb: Verb) -> bool:
+        """Whether ``verb`` was asked since it was last taken."""
+        ...
 
 
 class Requests:
@@ -29,12 +42,10 @@ class Requests:
         self._asked.add("stop")
 
     def stop(self) -> bool:
-        """Whether a stop was asked; stays true."""
         self._asked.update(self._run.take_controls())
         return "stop" in self._asked
 
     def take(self, verb: Verb) -> bool:
-        """Whether ``verb`` was asked since it was last taken."""
         self._asked.update(self._run.take_controls())
         if verb not in self._asked:
             return False

@@ -29,7 +29,7 @@ from .losses import mse
 from .memory import describe, pick_device, pick_dtype
 from .optimizers import build_optimizer, set_learning_rate
 from .report import Reporter
-from .requests import Requests
+from .requests import Asks
 from .sampling import draw, save_sample
 from .source import BaseModel, resolve
 
@@ -55,7 +55,7 @@ class Stopped(Exception):
     """The user, or the machine, asked the training to stop; everything is saved."""
 
 
-def train(run: RunFolder, requests: Requests) -> None:
+def train(run: RunFolder, requests: Asks) -> None:
     """Train the run in its folder, from its newest checkpoint if it has one.
 
     Returns when the LoRA is finished. Raises Stopped when asked to stop, RunError or UserError when
@@ -85,7 +85,7 @@ def _train(
     device: torch.device,
     dtype: torch.dtype,
     report: Reporter,
-    requests: Requests,
+    requests: Asks,
 ) -> None:
     settings = config.train
 

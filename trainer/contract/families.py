@@ -85,7 +85,7 @@ SDXL = Family(
     size_multiple=8,
     token_limit=77,
     params=(2567.5, 817.7, 83.7),
-    lora_params_per_rank={"attention": 1450.0, "transformer": 2664.0, "transformer+conv": 3200.0},
+    lora_params_per_rank={"attention": 1451.5, "transformer": 2659.8, "transformer+conv": 3074.2},
     activation_gib=(7.7, 0.45),
     fp16_vae="madebyollin/sdxl-vae-fp16-fix",
 )

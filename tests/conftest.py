@@ -1,0 +1,30 @@
+"""Shared fixtures: a small base model, a folder of photos, and recipes over them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# One thread: results are the same on every machine, and parallel jobs do not fight over cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random-weight SDXL folder, 64 px native."""
+    from .tiny import tiny_sdxl
+
+    return tiny_sdxl(tmp_path_factory.mktemp("tiny") / "tiny-sdxl")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five cropped pictures in two buckets, with captions, as a project folder."""
+    from .pictures import draw_project
+
+    return draw_project(tmp_path_factory.mktemp("photos") / "photos")

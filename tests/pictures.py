@@ -1,0 +1,50 @@
+"""Pictures and projects drawn for tests."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from dataset_tools.dataset import Dataset, ImageRecord, save_dataset
+
+COLOURS = ("orange", "teal", "purple", "navy", "gold", "crimson", "olive", "black")
+
+
+def draw_picture(path: Path, number: int, size: tuple[int, int] = (96, 96)) -> Path:
+    """A blob on a plain ground; different for every number."""
+    width, height = size
+    image = Image.new("RGB", size, COLOURS[(number + 3) % len(COLOURS)])
+    box = (width // 5 + number, height // 5, 4 * width // 5, 4 * height // 5 - number)
+    ImageDraw.Draw(image).ellipse(box, fill=COLOURS[number % len(COLOURS)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    return path
+
+
+def draw_project(root: Path, count: int = 5, trigger: str = "zwx") -> Path:
+    """A project folder whose crops are already chosen: 64x64 and 72x56 buckets in turn."""
+    records = []
+    for number in range(count):
+        bucket, size, crop = (
+            ((64, 64), (96, 96), (8, 8, 88, 88)) if number % 2 == 0 else ((72, 56), (90, 96), (0, 10, 90, 80))
+        )
+        image_id = f"picture{number}"
+        file = draw_picture(root / "images" / f"{image_id}.png", number, size)
+        file.with_suffix(".txt").write_text(f"a photo of {trigger}, number {number}\n")
+        records.append(
+            ImageRecord(
+                id=image_id,
+                file=f"images/{image_id}.png",
+                original_name=f"photo {number}.png",
+                sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+                width=size[0],
+                height=size[1],
+                bucket=bucket,
+                crop=crop,
+                reason="drawn for a test",
+            )
+        )
+    save_dataset(root, Dataset(trigger=trigger, images=tuple(records)))
+    return root

@@ -1,0 +1,111 @@
+"""The finished file: every format gives the same picture, every key is used, nothing private inside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors import safe_open
+
+from tests.conftest import ROOT
+from trainer.__main__ import main
+from trainer.contract.runs import RunFolder
+from trainer.data import frozen_trigger
+from trainer.export import read_kohya
+from trainer.families.sdxl import Family
+from trainer.source import resolve
+
+from .helpers import recipe, train_here
+
+
+@pytest.fixture(scope="module")
+def run(tiny_base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run whose alpha is twice its rank, over linear layers and convolutions."""
+    run = RunFolder(tmp_path_factory.mktemp("export") / "runs" / "secret-name")
+    run.create(recipe(tiny_base, photos))
+    assert train_here(run)
+    return run
+
+
+def draw(base: Path, lora: Path | None) -> np.ndarray:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(base)
+    pipeline.set_progress_bar_config(disable=True)
+    if lora:
+        pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
+    generator = torch.Generator().manual_seed(0)
+    images = pipeline("zwx", num_inference_steps=3, generator=generator, output_type="np").images
+    return np.asarray(images[0])
+
+
+def test_diffusers_loads_both_formats_to_the_same_picture(
+    run: RunFolder, tiny_base: Path, tmp_path: Path
+) -> None:
+    files = {format: tmp_path / f"{format}.safetensors" for format in ("kohya", "diffusers", "comfyui")}
+    for format, file in files.items():
+        assert main(["export", str(run.path), "--format", format, "--out", str(file)]) == 0
+    base = draw(tiny_base, None)
+    finished = draw(tiny_base, run.result(run.config()))
+    assert np.abs(finished - base).mean() > 0.01  # it did learn something
+    for format in ("kohya", "diffusers"):
+        assert np.abs(draw(tiny_base, files[format]) - finished).max() < 0.02, format
+    # ComfyUI's names are read by no library here: the tensors are compared one by one instead.
+    with safe_open(files["kohya"], "pt") as kohya, safe_open(files["comfyui"], "pt") as comfy:
+        assert len(list(comfy.keys())) == len(list(kohya.keys()))
+        for key in comfy.keys():  # noqa: SIM118 (a safetensors handle is no dict)
+            stem, _, end = key.removeprefix("diffusion_model.").partition(".lora_")
+            other = {"A.weight": ".lora_down.weight", "B.weight": ".lora_up.weight", "": ".alpha"}[end]
+            stem = stem.removesuffix(".alpha").replace(".", "_")
+            assert torch.equal(comfy.get_tensor(key), kohya.get_tensor(f"lora_unet_{stem}{other}")), key
+
+
+def test_every_module_is_in_the_file_and_comes_back(run: RunFolder, tiny_base: Path) -> None:
+    from trainer.after import weights_in
+
+    config = run.config()
+    family = Family(resolve("sdxl", str(tiny_base)), torch.device("cpu"), torch.float32)
+    trained = weights_in(run.checkpoint(8), config)
+    back = read_kohya(run.result(config), family, list(trained))
+    assert set(back) == set(trained)
+    for name, lora in trained.items():
+        assert back[name].alpha == lora.alpha == 4.0
+        assert torch.allclose(back[name].up, lora.up, atol=1e-3)
+        assert lora.up.any(), f"{name} was never trained"
+
+
+def test_metadata_tells_what_loaders_need_and_nothing_private(run: RunFolder) -> None:
+    file = run.result(run.config())
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    assert metadata["ss_base_model_version"] == "sdxl_base_v1-0"
+    assert metadata["ss_network_dim"] == "2" and metadata["ss_network_alpha"] == "4"
+    assert metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    assert metadata["modelspec.trigger_phrase"] == frozen_trigger(run.dataset) == "zwx"
+    assert len(metadata["sshs_model_hash"]) == 64
+    text = json.dumps(metadata)
+    for private in (str(run.path.parent), str(ROOT), "secret-name", "/tmp", "/home", "/root"):
+        assert private not in text
+
+
+def test_export_refuses_in_one_sentence(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run.path), "--out", str(tmp_path / "x.ckpt")]) == 2
+    assert "has to end in .safetensors" in capsys.readouterr().err
+    assert main(["export", str(tmp_path), "--out", str(tmp_path / "x.safetensors")]) == 2
+    assert "holds no run" in capsys.readouterr().err
+
+
+def test_sample_draws_with_the_trained_weights(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    argv = ["sample", str(run.path), "--prompt", "zwx", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    drawn = Path(capsys.readouterr().out.strip())
+    # The recipe's own prompt, seed and size: the picture of the last step, again.
+    assert np.array_equal(np.asarray(Image.open(drawn)), np.asarray(Image.open(run.sample(8, 0))))

@@ -1,0 +1,121 @@
+"""A run that was stopped, killed or damaged ends with the same bytes as one that was left alone."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from trainer.contract.config import TrainConfig
+from trainer.contract.events import current_events, read_events
+from trainer.contract.runs import RunFolder
+
+from .helpers import Script, recipe, sha256, train_here, weights_hash
+
+DROPOUT = {"adapter": {"dropout": 0.1}, "dataset": {"flip": True, "caption_dropout": 0.2}}
+
+
+def make(path: Path, config: TrainConfig) -> RunFolder:
+    run = RunFolder(path)
+    run.create(config)
+    return run
+
+
+@pytest.fixture(scope="module")
+def config(tiny_base: Path, photos: Path) -> TrainConfig:
+    return recipe(tiny_base, photos, **DROPOUT)
+
+
+@pytest.fixture(scope="module")
+def straight(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    run = make(tmp_path_factory.mktemp("straight") / "runs" / "straight", config)
+    assert train_here(run)
+    return run
+
+
+@pytest.fixture
+def run(config: TrainConfig, straight: RunFolder) -> RunFolder:
+    """A fresh run that shares the straight one's caches."""
+    return make(straight.path.with_name(f"run-{time.time_ns()}"), config)
+
+
+def assert_same(run: RunFolder, straight: RunFolder) -> None:
+    assert weights_hash(run, 8) == weights_hash(straight, 8)
+    losses = [
+        [(e["step"], e["loss"]) for e in current_events(read_events(r.events)[0]) if e["kind"] == "step"]
+        for r in (run, straight)
+    ]
+    assert losses[0] == losses[1]
+    assert [step for step, _ in losses[0]] == list(range(1, 9))
+    assert sha256(run.sample(8, 0)) == sha256(straight.sample(8, 0))
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_stop_and_resume_is_bit_exact(run: RunFolder, straight: RunFolder, step: int) -> None:
+    assert not train_here(run, Script(run, "stop", step))
+    status = run.read_status()
+    assert status.state == "stopped" and status.step == step
+    assert f"step {step} of 8" in status.message
+    assert train_here(run)
+    assert run.read_status().attempt == 2
+    assert_same(run, straight)
+
+
+def test_the_same_recipe_gives_the_same_lora(run: RunFolder, straight: RunFolder) -> None:
+    assert train_here(run)
+    assert_same(run, straight)
+
+
+def test_a_damaged_checkpoint_is_passed_over(run: RunFolder, straight: RunFolder) -> None:
+    assert not train_here(run, Script(run, "stop", 4))
+    file = run.checkpoint(4) / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+    assert train_here(run)
+    events = read_events(run.events)[0]
+    assert any(e["kind"] == "warning" and "step-000004 is damaged" in e["text"] for e in events)
+    assert [e["step"] for e in events if e["kind"] == "started"] == [0, 3]
+    assert_same(run, straight)
+
+
+def test_save_on_request(run: RunFolder) -> None:
+    assert train_here(run, Script(run, "save", 4))
+    saved = [e["step"] for e in read_events(run.events)[0] if e["kind"] == "checkpoint"]
+    assert saved == [3, 4, 6, 8]  # 3, 6 by the recipe, 8 as the last, 4 because it was asked for
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == [
+        f"step-{step:06d}" for step in (4, 6, 8)
+    ]
+
+
+def test_sample_on_request(run: RunFolder) -> None:
+    assert train_here(run, Script(run, "sample", 4))
+    drawn = [e["step"] for e in read_events(run.events)[0] if e["kind"] == "sample"]
+    assert drawn == [0, 4, 8]
+    assert all(run.sample(step, 0).stat().st_size > 100 for step in drawn)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_signals(run: RunFolder, straight: RunFolder, number: signal.Signals, tmp_path: Path) -> None:
+    """SIGTERM saves and exits with 3; SIGKILL costs the steps since the last checkpoint, nothing else."""
+    argv = [sys.executable, "-m", "trainer", "resume", str(run.path)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(argv, cwd=ROOT, stdout=log, stderr=log)
+        deadline = time.monotonic() + 120
+        while not run.checkpoint(3).is_dir() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.send_signal(number)
+        code = process.wait(60)
+    if number == signal.SIGKILL:
+        assert code == -signal.SIGKILL
+        assert run.read_status().state == "lost"
+        assert "died at step" in run.read_status().message
+    else:
+        assert code == 3
+        assert run.read_status().state == "stopped"
+    assert not run.alive()
+    assert train_here(run)
+    assert_same(run, straight)
