@@ -146,6 +146,11 @@ class Form:
         """For ``inputs=`` of an event: the handler then gets a dict by component."""
         return set(self.widgets)
 
+    @property
+    def typing(self) -> list[Any]:
+        """For ``triggers=`` of ``gr.on``: somebody changed a widget (a handler that fills it does not count)."""
+        return [field.widget.input for field in self.fields.values()]  # type: ignore[attr-defined]
+
     def raw(self, data: Mapping[Any, Any]) -> dict[str, Any]:
         """The widget values by dotted name, out of what such a handler got."""
         return {path: data[field.widget] for path, field in self.fields.items()}

@@ -136,7 +136,6 @@ def scripts(*names: str) -> str:
 
 
 THEME = _theme()
-HEAD = (
-    '<meta name="color-scheme" content="light dark">'
-    f"<style>{(STATIC / 'style.css').read_text(encoding='utf-8')}</style>"
+HEAD = '<meta name="color-scheme" content="light dark">' + "".join(
+    f"<style>{(STATIC / name).read_text(encoding='utf-8')}</style>" for name in ("style.css", "forms.css")
 )

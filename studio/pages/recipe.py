@@ -45,7 +45,7 @@ def build(studio: Studio, project_id: Any) -> Page:
             "",
             html_template="",
             elem_id="recipe-hub",
-            head=scripts("recipe.js"),
+            head=scripts("live.js", "frame.js", "recipe.js"),
             js_on_load="studio.panels.recipe(element, server, (message) => trigger('select', message))",
             server_functions=[_export(studio)],
         )
@@ -136,7 +136,7 @@ def build(studio: Studio, project_id: Any) -> Page:
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
     inputs = form.inputs | {project_id}
     gr.on(
-        [component.input for component in form.widgets],
+        form.typing,
         check,
         inputs,
         shown,
