@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import threading
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +15,12 @@ from fastapi import APIRouter, HTTPException, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
-from dataset_tools.check import check_project
 from dataset_tools.crop import render_crop
 from dataset_tools.dataset import ImageRecord, read_caption
 from dataset_tools.images import open_image, thumbnail
 from trainer.contract.files import staged
 
+from .checker import Checker
 from .context import Studio
 from .http import IMMUTABLE, REVALIDATE, json_body, send_file
 from .projects import NotFound, Project
@@ -35,10 +36,15 @@ _rendering = threading.BoundedSemaphore(2)
 
 def file_routes(studio: Studio) -> APIRouter:
     router = APIRouter(prefix="/studio")
+    checker = Checker()
 
     @router.get("/dataset/{project_id}")
     def dataset(request: Request, project_id: str) -> Response:
-        body = json.dumps(describe(studio.workspace.project(project_id)), ensure_ascii=False).encode()
+        """Pictures, captions and findings; ``checking`` says that newer findings are on their way."""
+        project = studio.workspace.project(project_id)
+        findings, checking = checker.findings(project.root)
+        answer = describe(project) | {"findings": [asdict(each) for each in findings], "checking": checking}
+        body = json.dumps(answer, ensure_ascii=False).encode()
         etag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
         headers = {"etag": etag, "cache-control": REVALIDATE}
         if request.headers.get("if-none-match") == etag:
@@ -124,13 +130,7 @@ def describe(project: Project) -> dict[str, Any]:
         }
         for record in dataset.images
     ]
-    findings = [finding.model_dump(mode="json") for finding in check_project(project.root)]
-    return {
-        "trigger": dataset.trigger,
-        "resolution": project.resolution(),
-        "images": images,
-        "findings": findings,
-    }
+    return {"trigger": dataset.trigger, "resolution": project.resolution(), "images": images}
 
 
 def _picture(

@@ -23,8 +23,8 @@ from filelock import FileLock, Timeout
 
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import RunError, UserError
-from trainer.contract.families import CATALOGUE, DEMO_BASE
 from trainer.contract.files import read_json, write_json
+from trainer.contract.plan import Machine, estimate
 from trainer.contract.runs import RunFolder, Status, launch_record, new_run_id
 
 from .diagnosis import autopsy
@@ -300,17 +300,30 @@ def _process_lives(launch: dict[str, Any]) -> bool:
 
 
 def check_disk(workspace: Workspace, config: TrainConfig) -> None:
-    """Refuse to start what the disk cannot hold: checkpoints (weights and two moments in fp32, one more
-    than are kept, as the oldest goes last) and room to breathe. Raises RunError."""
-    need = MIN_FREE_GIB
-    if config.model.base != DEMO_BASE:
-        per_rank = CATALOGUE[config.model.family].lora_params_per_rank[config.adapter.targets]
-        adapter_gib = per_rank * 1e3 * config.adapter.rank * 4 / GIB
-        need += 3 * adapter_gib * (config.checkpoints.keep + 1)
-    free = shutil.disk_usage(workspace.root).free / GIB
-    if free < need:
+    """Refuse to start what the disks cannot hold: the run, and a base model yet to be downloaded.
+
+    Raises RunError.
+    """
+    plan = estimate(config, Machine("this computer", None))
+    _check_free(workspace.root, plan.disk_gib + MIN_FREE_GIB, "this training", "keep fewer checkpoints")
+    cache = hub_cache()
+    if plan.download_gib and not (cache / f"models--{config.model.base.replace('/', '--')}").exists():
+        _check_free(cache, plan.download_gib, "the base model's download", "set HF_HOME to a larger disk")
+
+
+def _check_free(folder: Path, need_gib: float, what: str, remedy: str) -> None:
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / GIB
+    if free < need_gib:
         raise RunError(
-            f"The disk has {free:.1f} GiB free and this training needs about {need:.1f} GiB; free some "
-            "space, or keep fewer checkpoints.",
+            f"The disk has {free:.1f} GiB free and {what} needs about {need_gib:.1f} GiB; free some space, "
+            f"or {remedy}.",
             "disk_full",
         )
+
+
+def hub_cache() -> Path:
+    """Where huggingface_hub keeps downloads (asked of the environment: importing it takes a second)."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()

@@ -52,7 +52,7 @@ def live_routes(studio: Studio) -> APIRouter:
             "disk_free_gib": disk_free_gib(studio.workspace.root),
         }
         if shown is None:
-            empty = {"events": [], "log": "", "status": None, "result": None, "attempt": 0}
+            empty: dict[str, Any] = {"events": [], "log": "", "status": None, "result": None, "attempt": 0}
             return answer | empty | {"offset": 0, "log_offset": 0, "reset": bool(offset or log)}
         sizes = [path.stat().st_size if path.exists() else 0 for path in (shown.events, shown.log)]
         reset = (

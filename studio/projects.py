@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,20 +105,27 @@ class Project:
         from dataset_tools.ingest import ingest
 
         report = ingest(list(paths), self.root, progress=progress)
-        self._crop(None, progress)
-        return report
+        notes = self._crop(None, progress)
+        return replace(report, notes=(*report.notes, *notes))
 
     def recrop(self, ids: Iterable[str] | None = None, progress: Progress | None = None) -> None:
         """Choose bucket and crop anew, for all pictures or for some."""
         self._crop([record.id for record in self.dataset().images] if ids is None else list(ids), progress)
 
-    def _crop(self, only: list[str] | None, progress: Progress | None) -> None:
-        """Crop the named pictures; with None, those that have no crop yet."""
+    def _crop(self, only: list[str] | None, progress: Progress | None) -> list[str]:
+        """Crop the named pictures; with None, those that have no crop yet. Returns notes for the user."""
         from dataset_tools.crop import crop_project
 
+        notes: list[str] = []
         crop_project(
-            self.root, self.resolution(), models_dir=self.workspace.models, only=only, progress=progress
+            self.root,
+            self.resolution(),
+            models_dir=self.workspace.models,
+            only=only,
+            progress=progress,
+            notify=notes.append,
         )
+        return notes
 
     def remove(self, ids: Iterable[str]) -> None:
         from dataset_tools.ingest import remove_images

@@ -219,12 +219,12 @@ def test_restart_keeps_the_login_and_expiry_ends_it(serve) -> None:
         assert client.get("/studio/live").status_code == 401
 
 
-@pytest.mark.parametrize("forged", ["", "x", "a" * 43, "a" * 5000, "../../etc", '"; drop', "%00", "\xff\xfe"])
-def test_forged_cookies_open_nothing(serve, forged: str) -> None:
+def test_forged_cookies_open_nothing(serve) -> None:
     studio = serve(PASSWORD)
     with studio.client() as client:
-        header = f"studio_session_{studio.port}={forged}".encode("latin-1")
-        assert client.get("/studio/live", headers={b"cookie": header}).status_code == 401
+        for forged in ("", "x", "a" * 43, "a" * 5000, "../../etc", '"; drop', "%00", "\xff\xfe"):
+            header = f"studio_session_{studio.port}={forged}".encode("latin-1")
+            assert client.get("/studio/live", headers={b"cookie": header}).status_code == 401, forged
 
 
 def test_guessing_is_slowed_down_whatever_the_header_says(serve) -> None:
@@ -260,24 +260,14 @@ def test_who_is_logged_in_is_not_slowed_down_by_guessers(serve) -> None:
         assert owner.get("/studio/live").status_code == 200
 
 
-@pytest.mark.parametrize(
-    "wanted",
-    [
-        "//evil.example",
-        "/\\evil.example",
-        "https://evil.example",
-        "javascript:alert(1)",
-        "",
-        "/x\r\nSet-Cookie: a=b",
-        "/ x",
-    ],
-)
-def test_login_leads_nowhere_else(serve, wanted: str) -> None:
-    assert local_path(wanted) == "/"
+def test_login_leads_nowhere_else(serve) -> None:
     studio = serve(PASSWORD)
-    with studio.client() as client:
-        answer = log_in(client, next=wanted)
-        assert answer.headers["location"] == "/" and "a" not in answer.cookies
+    elsewhere = ("//evil.example", "/\\evil.example", "https://evil.example", "javascript:alert(1)", "")
+    for wanted in (*elsewhere, "/x\r\nSet-Cookie: a=b", "/ x", "/" + "x" * 2000):
+        assert local_path(wanted) == "/"
+        with studio.client() as client:
+            answer = log_in(client, next=wanted)
+            assert answer.headers["location"] == "/" and "a" not in answer.cookies
 
 
 def test_login_form_escapes_and_bounds_what_it_is_sent(serve) -> None:

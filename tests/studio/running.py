@@ -1,0 +1,57 @@
+"""Helpers of the studio's tests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from PIL import Image, ImageDraw
+
+from trainer.contract.files import read_json
+from trainer.contract.runs import RunFolder
+
+
+def draw_photo(path: Path, colour: str, size: tuple[int, int] = (200, 150)) -> Path:
+    image = Image.new("RGB", size, "white")
+    ImageDraw.Draw(image).ellipse((60, 40, 140, 110), fill=colour)
+    image.save(path)
+    return path
+
+
+def end_trainer(run: RunFolder) -> None:
+    """Kill the process that launch.json names, if it is ours and still there."""
+    try:
+        launch = read_json(run.launch)
+        process = psutil.Process(launch["pid"])
+        if abs(process.create_time() - launch["started"]) < 1.0:
+            process.kill()
+    except (FileNotFoundError, psutil.Error):
+        pass
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
+    """The first true value of ``condition``."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds:g} s")
+
+
+class Running:
+    """A studio that answers on a loopback port."""
+
+    def __init__(self, app: Any, port: int, stop: Callable[[], None]) -> None:
+        self.app = app
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.stop = stop
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=20, trust_env=False, **options)

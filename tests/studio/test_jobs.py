@@ -1,0 +1,329 @@
+"""The supervisor, with a stand-in trainer that keeps the run folder's promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from running import wait_for
+
+from studio.diagnosis import REMEDIES, explain
+from studio.jobs import Supervisor, check_disk
+from trainer.contract.config import TrainConfig
+from trainer.contract.errors import RunError, UserError
+from trainer.contract.events import read_events
+from trainer.contract.fields import merge, parse, to_tables
+from trainer.contract.files import read_json, write_json
+from trainer.contract.runs import CAUSES, RunFolder, Status
+
+
+def state_of(jobs: Supervisor, run: RunFolder) -> str:
+    return jobs.status(run).state
+
+
+def test_start_freezes_the_recipe_and_trains_to_the_end(supervise, project) -> None:
+    jobs = supervise(steps=20)
+    run = jobs.start(project, project.config())
+    assert state_of(jobs, run) in ("starting", "training")
+    wait_for(lambda: state_of(jobs, run) == "finished")
+    frozen = run.config()
+    assert (run.path / frozen.dataset.path).resolve() == project.root
+    assert not os.path.isabs(frozen.dataset.path) and frozen.dataset.trigger == "zwx blob"
+    assert project.runs() == [run]
+    launch = wait_for(lambda: "exit_code" in read_json(run.launch) and read_json(run.launch))
+    assert launch["attempt"] == 1 and launch["exit_code"] == 0
+    assert wait_for(lambda: jobs.active() is None)
+    assert explain(jobs.status(run)) is None
+
+
+def test_trainer_is_detached_and_leaves_no_zombie(supervise, project) -> None:
+    jobs = supervise(steps=500)
+    run = jobs.start(project, project.config())
+    pid = read_json(run.launch)["pid"]
+    assert os.getsid(pid) == pid != os.getsid(0)
+    assert psutil.Process(pid).num_fds() < 20
+    jobs.stop(run)
+    wait_for(lambda: not psutil.pid_exists(pid))
+
+
+def test_password_is_kept_from_the_trainer_and_the_token_is_given(supervise, project, monkeypatch) -> None:
+    monkeypatch.setenv("STUDIO_PASSWORD", "secret")
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "a" * 30)
+    jobs = supervise(steps=1)
+    run = jobs.start(project, project.config())
+    wait_for(lambda: state_of(jobs, run) == "finished")
+    assert "stand-in train True False" in run.log.read_text()
+    written = b"".join(path.read_bytes() for path in run.path.rglob("*") if path.is_file())
+    assert b"hf_aaaa" not in written
+
+
+def test_second_start_is_refused_in_one_sentence(supervise, project) -> None:
+    jobs = supervise("slow-start", steps=500)
+    run = jobs.start(project, project.config())
+    for _ in range(2):  # before it holds its lock, and after
+        with pytest.raises(RunError, match=f"^{run.id} is being trained now; stop it first"):
+            jobs.start(project, project.config())
+        with pytest.raises(RunError, match="being trained now"):
+            jobs.resume(run)
+        wait_for(run.alive)
+    assert len(project.runs()) == 1
+
+
+def test_a_new_studio_finds_the_run_again_and_stops_it(supervise, project) -> None:
+    run = supervise(steps=5000).start(project, project.config())
+    wait_for(run.alive)
+    later = supervise()
+    assert later.active() == run
+    assert later.status(run).state == "training"
+    with pytest.raises(RunError, match="being trained now"):
+        later.start(project, project.config())
+    later.stop(run)
+    wait_for(lambda: state_of(later, run) == "stopped")
+    wait_for(lambda: later.active() is None)
+
+
+def test_trainer_outlives_the_process_that_started_it(supervise, project, workspace) -> None:
+    argv = supervise(steps=5000)._trainer
+    code = (
+        "import sys; from pathlib import Path; from studio.jobs import Supervisor;"
+        "from studio.projects import Workspace; w = Workspace(Path(sys.argv[1])); p = w.project(sys.argv[2]);"
+        "print(Supervisor(w, trainer=tuple(sys.argv[3:])).start(p, p.config()).id)"
+    )
+    command = [sys.executable, "-c", code, str(workspace.root), project.id, *argv]
+    run_id = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    run = workspace.run(run_id)
+    jobs = supervise()
+    wait_for(lambda: jobs.status(run).step > 3)
+    jobs.stop(run)
+    wait_for(lambda: state_of(jobs, run) == "stopped")
+
+
+def test_stop_then_resume_goes_on(supervise, project) -> None:
+    jobs = supervise(steps=60)
+    run = jobs.start(project, project.config())
+    wait_for(lambda: jobs.status(run).step >= 5)
+    jobs.stop(run)
+    wait_for(lambda: state_of(jobs, run) == "stopped")
+    stopped_at = jobs.status(run).step
+    wait_for(lambda: not jobs.is_running(run))
+    run.send("stop")  # a stop that nobody read must not end the resumed run
+    jobs.resume(run)
+    assert state_of(jobs, run) in ("starting", "training"), "not the old 'stopped'"
+    wait_for(lambda: state_of(jobs, run) == "finished")
+    events, _ = read_events(run.events)
+    assert [event["step"] for event in events if event["kind"] == "started"] == [0, stopped_at]
+    assert read_json(run.launch)["attempt"] == 2
+    wait_for(lambda: not jobs.is_running(run))
+    with pytest.raises(RunError, match="already finished"):
+        jobs.resume(run)
+
+
+def test_nothing_to_stop(supervise, project) -> None:
+    jobs = supervise(steps=1)
+    run = jobs.start(project, project.config())
+    wait_for(lambda: state_of(jobs, run) == "finished")
+    wait_for(lambda: not jobs.is_running(run))
+    with pytest.raises(RunError, match="nothing to stop"):
+        jobs.stop(run)
+    with pytest.raises(RunError, match="nothing to sample"):
+        jobs.ask(run, "sample")
+
+
+def test_flood_of_output_blocks_nothing(supervise, project) -> None:
+    jobs = supervise("flood", steps=30)
+    run = jobs.start(project, project.config())
+    wait_for(lambda: state_of(jobs, run) == "finished")
+    assert run.log.stat().st_size > 5_000_000
+
+
+# Refusals ------------------------------------------------------------------------------------------
+
+
+def test_empty_dataset_is_refused(supervise, workspace, project) -> None:
+    jobs = supervise()
+    empty = workspace.create_project("Nothing here")
+    with pytest.raises(RunError, match="it has no photos"):
+        jobs.start(empty, empty.config())
+    for record in project.dataset().images:
+        project.set_enabled(record.id, False)
+    with pytest.raises(RunError, match="all its photos are left out"):
+        jobs.start(project, project.config())
+    assert workspace.list_runs() == []
+
+
+def test_full_disk_is_refused(supervise, project, monkeypatch) -> None:
+    class Full:
+        free = 100 * 2**20
+
+    monkeypatch.setattr("studio.jobs.shutil.disk_usage", lambda path: Full)
+    with pytest.raises(RunError, match=r"The disk has 0\.1 GiB free") as caught:
+        supervise().start(project, project.config())
+    assert caught.value.cause == "disk_full" and project.runs() == []
+
+
+def test_disk_need_grows_with_rank_checkpoints_and_the_download(workspace, monkeypatch, tmp_path) -> None:
+    class Disk:
+        free = 4 * 2**30
+
+    monkeypatch.setattr("studio.jobs.shutil.disk_usage", lambda path: Disk)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    check_disk(workspace, TrainConfig())
+    big = {"model": {"base": "stabilityai/stable-diffusion-xl-base-1.0"}}
+    with pytest.raises(RunError, match="the base model.s download needs"):
+        check_disk(workspace, parse(big))
+    (tmp_path / "hub" / "models--stabilityai--stable-diffusion-xl-base-1.0").mkdir(parents=True)
+    check_disk(workspace, parse(big))
+    for more in ({"checkpoints": {"keep": 20}}, {"adapter": {"rank": 256}}):
+        with pytest.raises(RunError, match="keep fewer checkpoints"):
+            check_disk(workspace, parse(merge(big, more)))
+
+
+def test_trainer_that_cannot_be_started_is_one_sentence(workspace, project) -> None:
+    with pytest.raises(RunError, match="cannot be started"):
+        Supervisor(workspace, trainer=("/no/such/python",)).start(project, project.config())
+
+
+# Deaths --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("behave", "cause", "sentence", "evidence"),
+    [
+        ("kill9", "killed", "SIGKILL", "step 3"),
+        ("gpu-oom", "gpu_oom", "ran out of memory", "CUDA out of memory"),
+        ("exit1", "unknown", "exit code 1 at step 3", "ZeroDivisionError"),
+        ("exit2", "config", "train.steps = 'many'", "whole number"),
+    ],
+)
+def test_death_is_diagnosed(supervise, project, behave, cause, sentence, evidence) -> None:
+    jobs = supervise(behave)
+    run = jobs.start(project, project.config())
+    started = time.monotonic()
+    wait_for(lambda: state_of(jobs, run) == "lost")
+    wait_for(lambda: "exit_code" in read_json(run.launch))
+    assert time.monotonic() - started < 10
+    found = explain(jobs.status(run))
+    assert found is not None
+    assert (found.cause, found.remedy) == (cause, REMEDIES[cause])
+    assert sentence in found.sentence and evidence in found.evidence
+    assert jobs.active() is None
+    fine = supervise(steps=3)
+    assert wait_for(lambda: state_of(fine, fine.start(project, project.config())))
+    wait_for(lambda: fine.active() is None)
+
+
+def test_death_of_a_resumed_run_is_not_shown_as_its_old_end(supervise, project) -> None:
+    jobs = supervise(steps=200)
+    run = jobs.start(project, project.config())
+    wait_for(lambda: jobs.status(run).step >= 3)
+    jobs.stop(run)
+    wait_for(lambda: not jobs.is_running(run))
+    assert state_of(jobs, run) == "stopped"
+    broken = supervise("exit2")
+    broken.resume(run)
+    wait_for(lambda: not broken.is_running(run))
+    wait_for(lambda: state_of(broken, run) == "lost")
+    assert broken.status(run).cause == "config"
+
+
+def test_old_output_is_no_evidence_for_a_new_death(supervise, project) -> None:
+    first = supervise("gpu-oom")
+    run = first.start(project, project.config())
+    wait_for(lambda: first.status(run).cause == "gpu_oom")
+    wait_for(lambda: "exit_code" in read_json(run.launch))
+    second = supervise("exit2")
+    second.resume(run)
+    wait_for(lambda: second.status(run).cause == "config")
+
+
+def test_recycled_pid_is_not_taken_for_the_trainer(supervise, project) -> None:
+    jobs = supervise(steps=1)
+    run = jobs.start(project, project.config())
+    wait_for(lambda: "exit_code" in read_json(run.launch))
+    launch = read_json(run.launch)
+    launch.pop("exit_code")
+    write_json(run.launch, {**launch, "pid": os.getpid()})
+    assert not jobs.is_running(run) and state_of(jobs, run) == "finished"
+    psutil.Process().status()  # nobody was signalled
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"pid": "x", "started": null}'])
+def test_damaged_launch_file_is_survived(supervise, project, damage) -> None:
+    jobs = supervise(steps=1)
+    run = jobs.start(project, project.config())
+    wait_for(lambda: "exit_code" in read_json(run.launch))
+    run.launch.write_text(damage)
+    assert state_of(jobs, run) == "finished" and jobs.active() is None
+    run.launch.unlink()
+
+
+def test_every_cause_has_a_remedy() -> None:
+    assert set(REMEDIES) == set(CAUSES)
+    for cause in CAUSES:
+        found = explain(Status(state="failed", cause=cause))
+        assert found is not None and found.sentence and found.remedy
+
+
+def test_evidence_is_redacted(supervise, project) -> None:
+    jobs = supervise("exit1")
+    run = jobs.start(project, project.config())
+    wait_for(lambda: "exit_code" in read_json(run.launch))
+    with run.log.open("a") as log:
+        log.write("401 Client Error: https://me:pass@hub.example/x Bearer hf_abcdefghijklmnopqrst\n")
+    found = explain(jobs.status(run))
+    assert found is not None and found.cause == "gated_model"
+    assert "abcdef" not in found.evidence and "pass@" not in found.evidence
+
+
+def test_killed_while_starting_is_told_at_once(supervise, project) -> None:
+    jobs = supervise("slow-start")
+    run = jobs.start(project, project.config())
+    assert state_of(jobs, run) == "starting"
+    os.kill(read_json(run.launch)["pid"], signal.SIGKILL)
+    wait_for(lambda: state_of(jobs, run) == "lost", seconds=3)
+    assert "before the first step" in jobs.status(run).message
+
+
+# Publishing: what the supervisor itself refuses (tests/studio/test_publish.py has the rest) ------------
+
+
+@pytest.mark.parametrize("name", ["", "a/b/c", "../x", "a b", "a/", "/a", "a--b", "x" * 200, "a/..", "é/x"])
+def test_impossible_repository_names_are_refused(supervise, project, name) -> None:
+    jobs = supervise(steps=1)
+    run = jobs.start(project, project.config())
+    wait_for(lambda: state_of(jobs, run) == "finished")
+    with pytest.raises(UserError, match="no name for a model on the Hub"):
+        jobs.publish(run, name, True, "hf_x")
+    assert jobs.publish_status(run)["state"] == "none"
+
+
+def test_unfinished_run_is_not_published(supervise, project) -> None:
+    jobs = supervise(steps=5000)
+    run = jobs.start(project, project.config())
+    with pytest.raises(UserError, match="no finished LoRA yet"):
+        jobs.publish(run, "me/x", True, "hf_x")
+
+
+def test_publishing_process_that_dies_is_told(supervise, project, workspace) -> None:
+    jobs = supervise(steps=1)
+    run = jobs.start(project, project.config())
+    wait_for(lambda: state_of(jobs, run) == "finished")
+    dying = Supervisor(workspace, publisher=(sys.executable, "-c", "import os; os._exit(7)"))
+    dying.publish(run, "me/x", True, "hf_x")
+    wait_for(lambda: dying.publish_status(run)["state"] == "failed")
+    assert "exit code 7" in dying.publish_status(run)["message"]
+    write_json(run.path / "publish.json", {"state": "running", "time": time.time() - 60, "repo_id": "me/x"})
+    assert "interrupted" in supervise().publish_status(run)["message"]
+    assert json.loads((run.path / "publish.json").read_text())["state"] == "running"
+
+
+def test_recipe_with_other_settings_reaches_the_run(supervise, project) -> None:
+    changed = parse(merge(to_tables(project.config()), {"train": {"steps": 7}, "output": {"name": "Cat_v1"}}))
+    run = supervise(steps=1).start(project, changed)
+    assert run.config().train.steps == 7 and "cat-v1" in run.id
