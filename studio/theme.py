@@ -34,6 +34,10 @@ _VARIABLES = {
     "block_title_text_color": "var(--ink)",
     "block_title_text_weight": "600",
     "block_shadow": "none",
+    "block_radius": "var(--radius)",
+    "container_radius": "var(--radius)",
+    "input_radius": "var(--radius-small)",
+    "table_radius": "var(--radius-small)",
     "border_color_primary": "var(--line)",
     "border_color_accent": "var(--accent)",
     "border_color_accent_subdued": "var(--accent)",
@@ -133,6 +137,11 @@ def scripts(*names: str) -> str:
     """
     wanted = dict.fromkeys(("shell.js", *names))
     return "".join(f'<script src="{static_url(name)}"></script>' for name in wanted)
+
+
+def styles(*names: str) -> str:
+    """``head=`` of a ``gr.HTML`` that needs stylesheets of its own."""
+    return "".join(f'<link rel="stylesheet" href="{static_url(name)}">' for name in names)
 
 
 THEME = _theme()

@@ -48,13 +48,14 @@ def build_app(studio: Studio) -> gr.Blocks:
             for step, (label, module) in STEPS.items():
                 with gr.Tab(label, id=step, elem_id=f"tab-{step}") as tab:
                     pages[step] = module.build(studio, project_id)
-                tab.select(
-                    _open(pages[step]),
-                    project_id,
-                    pages[step].outputs,
-                    show_progress="hidden",
-                    api_visibility="private",
-                )
+                if pages[step].outputs:
+                    tab.select(
+                        _open(pages[step]),
+                        project_id,
+                        pages[step].outputs,
+                        show_progress="hidden",
+                        api_visibility="private",
+                    )
 
         slots = [component for page in pages.values() for component in page.outputs]
         app.load(
@@ -95,7 +96,7 @@ def _open(page: Page) -> Any:
 
     @shows_errors
     def open_page(project_id: str) -> Any:
-        return page.refresh(project_id) if project_id and page.outputs else gr.skip()
+        return page.refresh(project_id) if project_id else gr.skip()
 
     return open_page
 

@@ -129,7 +129,7 @@
       bar.bar.classList.toggle("unknown", !active.step && state !== "stopping");
       bar.stop.disabled = state === "stopping";
       bar.figures.replaceChildren(...[
-        active.total ? h("span", null, h("b", null, format.count(active.step)), ` / ${format.count(active.total)}`) : null,
+        active.total && active.step ? h("span", null, h("b", null, format.count(active.step)), ` / ${format.count(active.total)}`) : null,
         active.loss !== null && active.loss !== undefined ? h("span", null, "loss ", h("b", null, format.number(active.loss))) : null,
         active.eta_s !== null && active.eta_s !== undefined ? h("span", null, h("b", null, format.seconds(active.eta_s)), " left") : null,
         live.online ? null : h("span", null, "reconnecting…"),

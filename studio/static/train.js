@@ -170,15 +170,17 @@
   function numbers(data) {
     const { status } = data;
     const alive = studio.live.alive();
+    // A resumed run says 0 until it has loaded its checkpoint; what is on the chart is the better word.
+    const step = status.step || (alive ? data.series.step.at(-1) ?? 0 : 0);
     const speed = status.steps_per_s;
     const memory = status.vram !== null
       ? ["GPU memory", `${format.gib(status.vram)}`, status.vram_total ? `of ${format.gib(status.vram_total)} GiB, peak` : "GiB, peak"]
       : ["Memory", status.ram === null ? "–" : format.gib(status.ram), "GiB"];
     return [
-      ["Step", format.count(status.step), `of ${format.count(status.total)}`],
-      ["Time left", alive ? format.seconds(status.eta_s) : "–", alive && status.eta_s === null ? "known after the first steps" : ""],
+      ["Step", format.count(step), `of ${format.count(status.total)}`],
+      ["Time left", alive ? format.seconds(status.eta_s) : "–", ""],
       ["Speed", !speed ? "–" : speed >= 1 ? speed.toFixed(1) : (1 / speed).toFixed(1), !speed ? "" : speed >= 1 ? "steps/s" : "s per step"],
-      ["Loss", format.number(status.loss), "running mean"],
+      ["Loss", format.number(status.loss), ""],
       ["Learning rate", format.number(status.lr, 2), ""],
       memory,
       ["Attempt", String(status.attempt || 1), data.resumes.length ? `resumed at step ${format.count(data.resumes.at(-1))}` : ""],
