@@ -94,7 +94,8 @@ def fit_to_resolution(record: ImageRecord, resolution: int, step: int | None = N
     """(bucket, box) of a cropped picture for another resolution.
 
     The bucket of the nearest aspect in that resolution's list, and the largest box of its aspect
-    inside the chosen crop; a crop that has this aspect already is kept to the pixel. Raises :class:`DatasetError` when the picture is not cropped yet.
+    inside the chosen crop; a crop that has this aspect already is kept to the pixel. Raises
+    :class:`DatasetError` when the picture is not cropped yet.
     """
     if record.crop is None:
         raise DatasetError(f"{record.original_name} is not cropped yet; open the Photos step once.")

@@ -146,54 +146,59 @@ class _Ingest:
         batch, self.batch = self.batch, []
         if not batch:
             return
-        written: list[Path] = []
-        try:
-            with project_lock(self.project_dir):
-                dataset = load_dataset(self.project_dir)
-                known = {record.id: record for record in dataset.images}
-                new: list[ImageRecord] = []
-                with_caption = 0
-                for prepared in batch:
-                    record = prepared.record
-                    if record.id in known:
-                        twin = known[record.id].original_name
-                        self.skip(
-                            record.original_name,
-                            f"{record.original_name} is already in the project as {twin}.",
-                        )
-                        continue
-                    if len(known) >= MAX_IMAGES:
-                        self.skip(record.original_name, _project_full(record.original_name))
-                        continue
-                    known[record.id] = record
-                    new.append(record)
-                    with_caption += self._write(prepared, written)
+        with project_lock(self.project_dir):
+            dataset = load_dataset(self.project_dir)
+            new = self._choose_new(batch, dataset)
+            written: list[tuple[str, Path]] = []
+            try:
+                for prepared in new:
+                    self._write(prepared, written)
                 if new:
-                    save_dataset(
-                        self.project_dir, dataset.model_copy(update={"images": (*dataset.images, *new)})
-                    )
-        except OSError as error:
-            for path in written:
-                path.unlink(missing_ok=True)
-            raise disk_error(error, self.project_dir) from error
-        self.added += [record.id for record in new]
-        self.captions += with_caption
+                    images = (*dataset.images, *(prepared.record for prepared in new))
+                    save_dataset(self.project_dir, dataset.model_copy(update={"images": images}))
+            except OSError as error:
+                self._take_back(written)
+                raise disk_error(error, self.project_dir) from error
+        self.added += [prepared.record.id for prepared in new]
+        self.captions += sum(bool(prepared.caption) for prepared in new)
 
-    def _write(self, prepared: _Prepared, written: list[Path]) -> bool:
-        """Write one picture's files, note their paths, and tell whether it has a caption."""
+    def _choose_new(self, batch: list[_Prepared], dataset: Dataset) -> list[_Prepared]:
+        """Those of the batch that the project lacks and has room for; the others are skipped."""
+        known = {record.id: record for record in dataset.images}
+        new = []
+        for prepared in batch:
+            record, name = prepared.record, prepared.record.original_name
+            twin = known.get(record.id)
+            if twin:
+                self.skip(name, f"{name} is already in the project as {twin.original_name}.")
+            elif len(known) >= MAX_IMAGES:
+                self.skip(name, _project_full(name))
+            else:
+                known[record.id] = record
+                new.append(prepared)
+        return new
+
+    def _take_back(self, written: list[tuple[str, Path]]) -> None:
+        """Remove what was written, but for pictures that dataset.json names by now after all."""
+        entered = {record.id for record in load_dataset(self.project_dir).images}
+        for image_id, path in written:
+            if image_id not in entered:
+                path.unlink(missing_ok=True)
+
+    def _write(self, prepared: _Prepared, written: list[tuple[str, Path]]) -> None:
+        """Write one picture's files, each noted as (id, path) before."""
         record = prepared.record
         path = self.project_dir / record.file
-        written.append(path)
+        written.append((record.id, path))
         write_bytes(path, prepared.png)
         if prepared.original:
             suffix, data = prepared.original
             original = self.project_dir / "originals" / f"{record.id}{suffix}"
-            written.append(original)
+            written.append((record.id, original))
             write_bytes(original, data)
         if prepared.caption:
-            written.append(caption_path(self.project_dir, record))
+            written.append((record.id, caption_path(self.project_dir, record)))
             write_caption(self.project_dir, record, prepared.caption)
-        return bool(prepared.caption)
 
 
 def ingest(

@@ -146,16 +146,13 @@ def _walk_zip(path: Path, skip: Callable[[Skipped], None], archives: ExitStack) 
     for info in entries:
         name = _entry_name(info)
         parts = PurePosixPath(name).parts
-        if (
-            info.is_dir()
-            or not parts
-            or "__MACOSX" in parts
-            or any(_ignored(part) for part in parts if part != "..")
-        ):
+        if info.is_dir() or not parts:
+            continue
+        if not _unsafe(name) and ("__MACOSX" in parts or any(_ignored(part) for part in parts)):
             continue
         problem = _entry_problem(info, name)
         if problem:
-            skip(Skipped(parts[-1], f"{printable(name)} in {path.name} {problem}"))
+            skip(Skipped(printable(parts[-1]), f"{printable(name)} in {path.name} {problem}"))
             continue
         folder = parts[-2] if len(parts) > 1 else ""
         group = f"{path}!{'/'.join(parts[:-1])}"
@@ -180,8 +177,7 @@ def _entry_name(info: zipfile.ZipInfo) -> str:
 
 def _entry_problem(info: zipfile.ZipInfo, name: str) -> str | None:
     """Why an entry is not taken, judged by the archive's directory alone."""
-    parts = PurePosixPath(name).parts
-    if "\0" in name or "\\" in name or ".." in parts or name.startswith("/") or re.match(r"[A-Za-z]:", name):
+    if _unsafe(name):
         return "has an unsafe name; pack the photos again without folder tricks in their names."
     if stat.S_ISLNK(info.external_attr >> 16):
         return "is a link; pack the photo itself."
@@ -190,6 +186,12 @@ def _entry_problem(info: zipfile.ZipInfo, name: str) -> str | None:
     if name.lower().endswith(ARCHIVE_SUFFIXES):
         return "is an archive in an archive; unpack it first."
     return None
+
+
+def _unsafe(name: str) -> bool:
+    """Whether a name could lead out of the folder that an archive is unpacked into."""
+    climbs = ".." in PurePosixPath(name).parts or name.startswith("/")
+    return climbs or "\0" in name or "\\" in name or re.match(r"[A-Za-z]:", name) is not None
 
 
 def _size_limit(name: str) -> int:
