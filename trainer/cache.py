@@ -50,15 +50,9 @@ def _write(file: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def pixels_of(root: Path, image: TrainImage, flip: bool = False) -> Tensor:
-    """The training crop of a picture: (3, H, W) in [-1, 1]. Raises RunError(bad_image)."""
+    """The training crop of a picture: (3, H, W) in [-1, 1]. Raises ImageError."""
     assert image.bucket and image.crop
-    file = root / image.file
-    try:
-        opened = open_image(file, name=image.original_name)
-    except FileNotFoundError:
-        raise RunError(
-            f"the picture {image.original_name} ({file}) is gone; put it back", "bad_image"
-        ) from None
+    opened = open_image(root / image.file, name=image.original_name)
     pixels_HWC = np.asarray(render_crop(opened.image, image.crop, image.bucket), dtype=np.float32)
     pixels_CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1) / 127.5 - 1
     return pixels_CHW.flip(-1) if flip else pixels_CHW

@@ -13,6 +13,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from dataset_tools.images import ImageError
+
 from .adapters import add_lora, lora_parameters, lora_weights
 from .cache import LatentCache, TextCache
 from .checkpoints import TrainState, load_checkpoint, newest_whole, rotate, save_checkpoint
@@ -283,6 +285,8 @@ def explain(error: BaseException) -> tuple[str, str, str]:
         return "The disk is full; free some space, then resume.", "disk_full", evidence
     if isinstance(error, RunError):
         return text, error.cause, evidence
+    if isinstance(error, ImageError):
+        return text, "bad_image", evidence
     if isinstance(error, UserError):
-        return text, "bad_image" if "Image" in type(error).__name__ else "config", evidence
+        return text, "config", evidence
     return f"The training failed unexpectedly ({evidence}); trainer.log has the details.", "unknown", evidence

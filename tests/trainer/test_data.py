@@ -1,0 +1,199 @@
+"""Order and randomness without state; freezing; the caches' keys."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataset_tools.dataset import DatasetError, load_dataset, save_dataset
+from dataset_tools.images import ImageError
+from tests.pictures import draw_project
+from trainer.cache import LatentCache, TextCache, pixels_of
+from trainer.contract.config import DatasetSettings
+from trainer.data import BatchPlan, TrainImage, freeze_dataset, load_frozen, save_frozen
+from trainer.families.sdxl import Family
+from trainer.source import resolve
+from trainer.train import explain
+
+
+def freeze(root: Path, resolution: int = 64, **settings: object) -> tuple[TrainImage, ...]:
+    made = DatasetSettings.model_validate({"path": str(root), **settings})
+    return freeze_dataset(root, made, resolution, 8, root / "models")
+
+
+@pytest.fixture
+def images(photos: Path) -> tuple[TrainImage, ...]:
+    return freeze(photos)
+
+
+def test_every_look_comes_once_an_epoch_and_no_batch_mixes_buckets(images: tuple[TrainImage, ...]) -> None:
+    repeated = (images[0].model_copy(update={"repeats": 3}), *images[1:])
+    plan = BatchPlan(repeated, batch_size=2, seed=1)
+    assert plan.batches_per_epoch == 3 + 1  # five looks in one bucket, two in the other; none is dropped
+    for epoch in range(3):
+        batches = [plan.batch(epoch * 4 + number) for number in range(4)]
+        looks = Counter(look.image.id for batch in batches for look in batch)
+        assert looks == {image.id: image.repeats for image in repeated}
+        assert all(len({look.image.bucket for look in batch}) == 1 for batch in batches)
+        assert all(look.epoch == epoch for batch in batches for look in batch)
+
+
+def test_order_differs_by_epoch_and_seed_and_by_nothing_else(images: tuple[TrainImage, ...]) -> None:
+    def order(seed: int, epoch: int, of: tuple[TrainImage, ...] = images) -> list[list[str]]:
+        plan = BatchPlan(of, batch_size=1, seed=seed)
+        return [[look.image.id for look in plan.batch(epoch * 5 + number)] for number in range(5)]
+
+    assert order(1, 0) == order(1, 0) == order(1, 0, images[::-1])
+    assert len({str(order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1, 2)}) > 3
+
+
+def test_noise_belongs_to_the_look_and_not_to_the_batch(images: tuple[TrainImage, ...]) -> None:
+    def noises(batch_size: int) -> dict[str, torch.Tensor]:
+        plan = BatchPlan(images, batch_size, seed=5)
+        looks = [look for number in range(plan.batches_per_epoch) for look in plan.batch(number)]
+        return {look.image.id: look.noise_like(torch.zeros(4, 2, 2)) for look in looks}
+
+    one, three = noises(1), noises(3)
+    assert all(torch.equal(one[key], three[key]) for key in one)
+    assert len({tuple(noise.flatten().tolist()) for noise in one.values()}) == len(images)
+    look = BatchPlan(images, 1, seed=5).batch(0)[0]
+    assert look.uniform("t") == look.uniform("t") != look.uniform("flip")
+
+
+def test_freezing_keeps_crops_and_fills_in_captions(tmp_path: Path) -> None:
+    root = draw_project(tmp_path / "p")
+    (root / "images" / "picture3.txt").unlink()
+    dataset = load_dataset(root)
+    off = dataset.get("picture4").model_copy(update={"enabled": False})
+    save_dataset(root, dataset.with_record(off))
+    frozen = freeze(root)
+    assert [image.id for image in frozen] == ["picture0", "picture1", "picture2", "picture3"]
+    assert frozen[0].caption == "a photo of zwx, number 0"
+    assert frozen[3].caption == "zwx"  # the trigger stands in for a missing caption
+    assert frozen[0].crop == (8, 8, 88, 88) and frozen[0].bucket == (64, 64)
+    save_frozen(tmp_path / "dataset.json", "zwx", frozen)
+    assert load_frozen(tmp_path / "dataset.json") == frozen
+
+
+def test_freezing_refuses_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"does not exist; set dataset\.path"):
+        freeze(tmp_path / "nowhere")
+    root = draw_project(tmp_path / "p", count=1)
+    record = load_dataset(root).images[0].model_copy(update={"enabled": False})
+    save_dataset(root, load_dataset(root).with_record(record))
+    with pytest.raises(DatasetError, match="no pictures to train on"):
+        freeze(root)
+
+
+def test_geometry_is_told_at_the_training_scale(images: tuple[TrainImage, ...]) -> None:
+    square = next(image for image in images if image.bucket == (64, 64))
+    geometry = square.geometry()
+    assert geometry.original == (round(96 * 0.8), round(96 * 0.8))  # crop of 80 px shrunk to 64
+    assert geometry.crop == (round(8 * 0.8), round(8 * 0.8)) and geometry.target == (64, 64)
+    enlarged = square.model_copy(update={"crop": (0, 0, 32, 32)})
+    assert enlarged.geometry().original == (96, 96)  # never told larger than it was
+    moved = square.model_copy(update={"crop": (16, 8, 96, 88)})
+    assert moved.geometry(flip=True).crop == (round(8 * 0.8), 0)
+
+
+class CountingFamily:
+    """The tiny family's encoders, counting what they are asked for."""
+
+    def __init__(self, base: Path, vae_name: str = "vae") -> None:
+        self._family = Family(resolve("sdxl", str(base)), torch.device("cpu"), torch.float32)
+        self.vae_name = vae_name
+        self.images = self.captions = 0
+
+    def image_encoder_id(self) -> str:
+        return self.vae_name
+
+    def text_encoder_id(self) -> str:
+        return "text"
+
+    def encode_images(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        self.images += len(pixels_BCHW)
+        return self._family.encode_images(pixels_BCHW)
+
+    def encode_captions(self, captions: list[str]) -> list[dict[str, torch.Tensor]]:
+        self.captions += len(captions)
+        return self._family.encode_captions(captions)
+
+
+def quiet(done: int, total: int) -> None:
+    pass
+
+
+def test_only_what_changed_is_encoded_again(tiny_base: Path, tmp_path: Path) -> None:
+    root = draw_project(tmp_path / "p")
+    warnings: list[str] = []
+
+    def encode(vae: str = "vae", flips: tuple[bool, ...] = (False,)) -> tuple[int, LatentCache]:
+        family = CountingFamily(tiny_base, vae)
+        cache = LatentCache(tmp_path / "cache", family, warnings.append)  # type: ignore[arg-type]
+        cache.fill(root, freeze(root), flips, quiet)
+        return family.images, cache
+
+    assert encode()[0] == 5
+    assert encode()[0] == 0
+    assert encode(vae="another")[0] == 5
+    assert encode(flips=(False, True))[0] == 5  # the mirrored ones
+    dataset = load_dataset(root)
+    moved = dataset.get("picture0").model_copy(update={"crop": (0, 0, 80, 80)})
+    save_dataset(root, dataset.with_record(moved))
+    assert encode()[0] == 1  # another crop
+    edited = Image.open(root / "images" / "picture2.png").rotate(90)
+    edited.save(root / "images" / "picture2.png")
+    import hashlib
+
+    sha = hashlib.sha256((root / "images" / "picture2.png").read_bytes()).hexdigest()
+    dataset = load_dataset(root)
+    save_dataset(root, dataset.with_record(dataset.get("picture2").model_copy(update={"sha256": sha})))
+    assert encode()[0] == 1  # another picture
+    assert not warnings
+    victim = max((tmp_path / "cache" / "latents").rglob("*.safetensors"), key=lambda p: p.stat().st_mtime)
+    victim.write_bytes(victim.read_bytes()[:50])
+    count, cache = encode()
+    assert count == 1 and len(warnings) == 1 and "damaged" in warnings[0]
+    # Looked up by id: every latent is that of its own picture, whatever the order.
+    family = Family(resolve("sdxl", str(tiny_base)), torch.device("cpu"), torch.float32)
+    for image in reversed(freeze(root)):
+        alone = family.encode_images(pixels_of(root, image)[None])[0]
+        assert torch.allclose(cache.get(image.id), alone, atol=1e-6)
+
+
+def test_the_training_crop_is_the_previewed_one(images: tuple[TrainImage, ...], photos: Path) -> None:
+    from dataset_tools.crop import render_crop
+    from dataset_tools.images import open_image
+
+    image = images[1]
+    assert image.crop and image.bucket
+    opened = open_image(photos / image.file, name=image.original_name).image
+    preview = render_crop(opened, image.crop, image.bucket)
+    pixels = pixels_of(photos, image)
+    assert pixels.shape == (3, image.bucket[1], image.bucket[0])
+    as_bytes = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    assert np.array_equal(as_bytes, np.asarray(preview))
+    assert torch.equal(pixels_of(photos, image, flip=True), pixels.flip(-1))
+
+
+def test_a_missing_picture_is_named(images: tuple[TrainImage, ...], tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"photo 0\.png cannot be read") as error:
+        pixels_of(tmp_path, images[0])
+    assert explain(error.value)[1] == "bad_image"
+
+
+def test_captions_are_encoded_once_and_the_empty_one_always(tiny_base: Path, tmp_path: Path) -> None:
+    family = CountingFamily(tiny_base)
+    cache = TextCache(tmp_path, family, lambda text: None)  # type: ignore[arg-type]
+    cache.fill(["a fox", "a fox", "a cat"], quiet)
+    assert family.captions == 3
+    assert not cache.get("")["prompt"].any()
+    again = TextCache(tmp_path, family, lambda text: None)  # type: ignore[arg-type]
+    again.fill(["a cat"], quiet)
+    assert family.captions == 3
+    assert torch.equal(again.get("a cat")["prompt"], cache.get("a cat")["prompt"])

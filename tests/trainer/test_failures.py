@@ -1,0 +1,108 @@
+"""What goes wrong ends in one sentence, a cause, and with everything saved before still there."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import trainer.train
+from trainer.checkpoints import is_whole, list_checkpoints
+from trainer.contract.errors import RunError
+from trainer.contract.events import read_events
+from trainer.contract.runs import RunFolder
+from trainer.sampling import draw
+
+from .helpers import recipe, train_here
+
+
+@pytest.fixture
+def run(tiny_base: Path, photos: Path, tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "runs" / "one")
+    run.create(recipe(tiny_base, photos))
+    return run
+
+
+def test_an_infinite_loss_stops_the_run_and_names_the_pictures(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def mse(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        losses = (prediction - target).square().mean(dim=(1, 2, 3))
+        return losses * (torch.inf if calls == 5 else 1.0)
+
+    monkeypatch.setattr(trainer.train, "mse", mse)
+    with pytest.raises(RunError, match=r"infinite at step 5 on photo \d\.png"):
+        train_here(run)
+    status = run.read_status()
+    assert (status.state, status.cause, status.step) == ("failed", "nan", 4)
+    assert is_whole(run.checkpoint(3))  # what it rolls back to
+    monkeypatch.undo()
+    assert train_here(run)
+    started = [e["step"] for e in read_events(run.events)[0] if e["kind"] == "started"]
+    assert started == [0, 3]
+
+
+def test_a_full_disk_fails_with_its_cause_and_keeps_the_checkpoint_before(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import trainer.checkpoints
+
+    real = trainer.checkpoints.save_file
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if "step-000006" in str(path):
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(trainer.checkpoints, "save_file", full)
+    with pytest.raises(OSError):
+        train_here(run)
+    status = run.read_status()
+    assert (status.state, status.cause) == ("failed", "disk_full")
+    assert "free some space" in status.message
+    assert [path.name for path in list_checkpoints(run.checkpoints)] == ["step-000003"]
+    assert not list(run.checkpoints.glob(".*"))
+    monkeypatch.undo()
+    assert train_here(run)
+
+
+def test_a_failed_drawing_costs_neither_checkpoint_nor_run(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.train, "draw", fails)
+    assert train_here(run)
+    warnings = [e["text"] for e in read_events(run.events)[0] if e["kind"] == "warning"]
+    assert len(warnings) == 2 and "drawing samples at step 0 failed" in warnings[0]
+    assert run.result(run.config()).exists()
+    assert draw is not fails
+
+
+def test_running_out_of_gpu_memory_is_told_apart(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(trainer.train, "sample_losses", fails)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        train_here(run)
+    status = run.read_status()
+    assert status.cause == "gpu_oom" and "lower the batch size" in status.message
+    assert "20.00 GiB" in status.evidence
+
+
+def test_a_second_trainer_is_refused(run: RunFolder) -> None:
+    with run.hold():
+        assert run.alive()
+        with pytest.raises(RunError, match="already being trained"):
+            run.hold()
+    assert not run.alive()
