@@ -137,8 +137,11 @@ def save_dataset(root: Path, dataset: Dataset) -> None:
 def project_lock(root: Path) -> Iterator[None]:
     """Hold the project's lock, so that two tabs or jobs never overwrite each other's changes.
 
-    Not reentrant. Raises :class:`DatasetError` after two minutes of waiting.
+    Not reentrant. Raises :class:`DatasetError` when the folder is missing, or after two minutes of
+    waiting.
     """
+    if not root.is_dir():
+        raise DatasetError(f"The folder {root} does not exist; check the path.")
     try:
         with FileLock(root / LOCK_FILE, timeout=LOCK_TIMEOUT_SECONDS):
             yield

@@ -3,12 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pictures import encoded, picture
 
 from dataset_tools import captions as bulk
 from dataset_tools.captions import CaptionError
 from dataset_tools.dataset import DatasetError, caption_path, load_dataset
 from dataset_tools.ingest import ingest
+
+from .pictures import encoded, picture
 
 CAPTIONS = {"a": "zwx cat, on a sofa", "b": "a category of dogs, sofa", "c": "", "d": "ZWX  cat outdoors"}
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import picture
 from PIL import Image
 
 from dataset_tools.buckets import SDXL_BUCKETS, scaled_buckets
@@ -20,6 +19,8 @@ from dataset_tools.dataset import Dataset, DatasetError, ImageRecord, load_datas
 from dataset_tools.detect import FloatBox, Subject, head_box
 from dataset_tools.images import open_image
 from dataset_tools.ingest import ingest
+
+from .pictures import picture
 
 
 def centre(width: int, height: int) -> Subject:

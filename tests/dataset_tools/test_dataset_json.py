@@ -69,6 +69,9 @@ def test_damage_is_one_sentence(tmp_path: Path) -> None:
             load_dataset(tmp_path)
     with pytest.raises(DatasetError, match="does not exist"):
         load_dataset(tmp_path / "nowhere")
+    with pytest.raises(DatasetError, match="does not exist"):
+        update_dataset(tmp_path / "nowhere", lambda dataset: dataset)
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_failed_change_saves_nothing_and_frees_the_lock(tmp_path: Path) -> None:

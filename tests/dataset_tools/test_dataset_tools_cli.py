@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from pictures import encoded, picture
 
 from dataset_tools.__main__ import main
 from dataset_tools.captions import read_captions
 from dataset_tools.dataset import load_dataset
 from dataset_tools.models import FACE_MODEL_FILE
+
+from .pictures import encoded, picture
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

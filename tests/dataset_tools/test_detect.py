@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import encoded
 from PIL import Image
 
 from dataset_tools import crop as crop_module
@@ -27,6 +26,8 @@ from dataset_tools.detect import (
 )
 from dataset_tools.images import open_image
 from dataset_tools.ingest import ingest
+
+from .pictures import encoded
 
 ASTRONAUT_FACE: FloatBox = (173.0, 67.0, 276.0, 170.0)
 

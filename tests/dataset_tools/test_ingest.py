@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import encoded, picture
 from PIL import Image
 
 from dataset_tools import ingest as ingest_module
@@ -29,6 +28,8 @@ from dataset_tools.images import open_image
 from dataset_tools.ingest import ingest, load_or_scan, remove_images, scan_folder
 from trainer.contract import files as contract_files
 from trainer.contract.errors import UserError
+
+from .pictures import encoded, picture
 
 
 def photo(path: Path, seed: int = 0, size: tuple[int, int] = (96, 64)) -> Path:
@@ -295,18 +296,20 @@ def test_many_entries_that_share_their_bytes_are_stopped(
 ) -> None:
     """No single entry is suspicious, but together they come out far larger than the archive."""
     monkeypatch.setattr(sources, "RATIO_GRACE_BYTES", 10_000)
-    path = make_zip(tmp_path / "overlap.zip", {"a0.png": encoded(picture(600, 600))}, zipfile.ZIP_STORED)
+    monkeypatch.setattr(sources, "MAX_RATIO", 3)
+    path = make_zip(tmp_path / "overlap.zip", {"a.png": encoded(picture(600, 600))}, zipfile.ZIP_STORED)
     data = path.read_bytes()
     start, end = data.index(b"PK\x01\x02"), data.index(b"PK\x05\x06")
     count = 300
-    entries = b"".join(data[start:end].replace(b"a0.png", f"a{i:04}.png".encode()[:6]) for i in range(count))
+    entries = data[start:end] * count
     tail = bytearray(data[end:])
     struct.pack_into("<HHI", tail, 8, count, count, len(entries))
     path.write_bytes(data[:start] + entries + bytes(tail))
-    monkeypatch.setattr(sources, "MAX_RATIO", 3)
     report = ingest([path], project)
+    told = [skipped.reason for skipped in report.skipped]
+    # Newer Pythons refuse overlapping entries by themselves.
+    assert any("not read further" in reason for reason in told) or all("damaged" in r for r in told)
     assert len(report.added) <= 1
-    assert any("not read further" in s.reason or "damaged" in s.reason for s in report.skipped)
 
 
 def test_the_bytes_that_come_are_counted_not_those_declared(

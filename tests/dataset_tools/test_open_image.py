@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import encoded, picture
 from PIL import Image, ImageCms, ImageOps
 
 from dataset_tools.images import (
@@ -19,6 +18,8 @@ from dataset_tools.images import (
     save_clean_png,
     thumbnail,
 )
+
+from .pictures import encoded, picture
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 
