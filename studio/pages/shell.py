@@ -208,7 +208,7 @@ def step_states(studio: Studio, project: Any) -> dict[str, dict[str, str]]:
     elif not trigger:
         say("captions", "warn", "No trigger word yet")
     elif bare:
-        say("captions", "done", f"{len(bare)} without a caption use the trigger word")
+        say("captions", "done", f"{len(bare)} by trigger word alone")
     else:
         say("captions", "done", "Every photo has a caption")
     config = project.config()
@@ -224,7 +224,7 @@ def step_states(studio: Studio, project: Any) -> dict[str, dict[str, str]]:
     elif status.state in ("failed", "lost"):
         say("train", "warn", status.message or "The last run failed")
     elif status.state == "stopped":
-        say("train", "", f"Stopped at step {status.step}; it can be resumed")
+        say("train", "", f"Stopped at step {status.step}")
     else:
         say("train", "done", f"Finished, {status.total} steps")
     finished = [run for run in runs if run.read_status().state == "finished"]

@@ -7,8 +7,7 @@
   function copyButton(text) {
     const label = h("span", null, "Copy");
     return h("button.btn.small", { type: "button", onclick: async () => {
-      await navigator.clipboard?.writeText(text).catch(() => null);
-      label.textContent = "Copied";
+      label.textContent = await studio.copy(text) ? "Copied" : "Select and copy it";
       setTimeout(() => { label.textContent = "Copy"; }, 1500);
     } }, icon("copy"), label);
   }

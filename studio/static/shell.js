@@ -62,7 +62,8 @@
     /** 1.0e-4 for small numbers, 0.123 else. */
     number(value, digits = 3) {
       if (value === null || value === undefined || !Number.isFinite(value)) return "–";
-      if (value !== 0 && Math.abs(value) < 0.001) return value.toExponential(1);
+      if (value === 0) return "0";
+      if (Math.abs(value) < 0.001) return value.toExponential(1);
       return Math.abs(value) >= 100 ? value.toFixed(0) : value.toPrecision(digits);
     },
     count: (value) => (value ?? 0).toLocaleString("en-US"),
@@ -136,6 +137,17 @@
     tray.append(note);
     while (tray.children.length > 4) tray.firstChild.remove();
     if (kind !== "bad") setTimeout(() => note.remove(), 6000);
+  }
+
+  /** Put text on the clipboard; true if that worked. Plain http gets only the old way of doing it. */
+  async function copy(text) {
+    if (navigator.clipboard) return navigator.clipboard.writeText(text).then(() => true, () => false);
+    const box = h("textarea", { value: text, style: "position:fixed;opacity:0" });
+    document.body.append(box);
+    box.select();
+    const done = document.execCommand("copy");
+    box.remove();
+    return done;
   }
 
   // Going places ----------------------------------------------------------------------------------
@@ -214,7 +226,7 @@
 
   window.studio = {
     STEPS, LABELS, panels: {}, format, h, icon, on, emit, boot, go, open, toast, call, fetchJSON, post, Unreachable,
-    toggleTheme,
+    toggleTheme, copy,
     project: () => place.project,
     step: () => place.step,
     projects: () => place.projects,

@@ -23,6 +23,8 @@
       this.why = h("p.why.muted", { role: "status" });
       this.row = h("div.buttons");
       this.buttons = {};
+      this.results = h("button.btn.primary", { type: "button", id: "train-results", onclick: () => studio.go("results") }, icon("check"), "See the LoRA");
+      this.row.append(this.results);
       for (const [verb, sign, label, kind] of BUTTONS) {
         const button = h(`button.btn${kind ? `.${kind}` : ""}`, { type: "button", id: `train-${verb}`, onclick: () => this.press(verb) }, icon(sign), h("span", null, label));
         this.buttons[verb] = { button, label: button.lastChild, text: label };
@@ -65,8 +67,9 @@
         if (label.textContent !== wanted) label.textContent = wanted;
         if (reason && !button.hidden) said.add(reason);
       }
-      // With a run to resume at hand, a second training is the lesser choice.
-      this.buttons.start.button.classList.toggle("primary", reasons.resume === null);
+      // With a run to resume or a LoRA to see at hand, another training is the lesser choice.
+      this.results.hidden = studio.live.state() !== "finished" || this.pending !== null;
+      this.buttons.start.button.classList.toggle("primary", reasons.resume === null && studio.live.state() !== "finished");
       const sentence = this.pending ? "" : [...said].join(" ");
       if (this.why.textContent !== sentence) this.why.textContent = sentence;
     }
@@ -284,7 +287,7 @@
       run.hidden = !data.run;
       const failed = ["failed", "lost"].includes(state) ? `${data.run}/${status.attempt}/${status.message}/${data.checkpoints.length}` : "";
       if (shownFailure !== failed) failure.replaceChildren(...((shownFailure = failed) ? [failureCard(data, actions)] : []));
-      plan.hidden = live.alive();
+      plan.hidden = Boolean(data.run);
       if (!data.run) return;
       figures.replaceChildren(...numbers(data));
       ladder.update(data);
