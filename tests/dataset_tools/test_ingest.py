@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import stat
@@ -429,29 +428,29 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_halves(
         assert hashlib.sha256(after[record.file]).hexdigest() == record.sha256
 
 
-def _ingest_in_process(paths: list[Path], project: Path, start: object) -> None:
-    start.wait()  # type: ignore[attr-defined]
-    ingest(paths, project)
-
-
-def test_two_tabs_uploading_at_once_both_succeed(
-    tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ingest_module, "BATCH_IMAGES", 2)
-    context = multiprocessing.get_context("fork")
-    start = context.Barrier(2)
-    shared = [photo(tmp_path / f"shared{i}.png", 100 + i) for i in range(3)]
+def test_two_tabs_uploading_at_once_both_succeed(tmp_path: Path, project: Path) -> None:
+    """Two processes, 40 photos each, three of them the same: several commits of each interleave."""
     workers = []
     for tab in range(2):
-        paths = [photo(tmp_path / f"{tab}-{i}.png", 10 * tab + i) for i in range(8)] + shared
-        workers.append(context.Process(target=_ingest_in_process, args=(paths, project, start)))
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(30)
-        assert worker.exitcode == 0
+        source = tmp_path / f"tab{tab}"
+        for index in range(37):
+            photo(source / f"{index:02}.png", 100 * tab + index)
+        for index in range(3):
+            photo(source / f"shared{index}.png", 1000 + index)
+        workers.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "dataset_tools", "ingest", str(source), str(project)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=Path(__file__).parents[2],
+            )
+        )
+    told = [worker.communicate(timeout=60) for worker in workers]
+    assert [(worker.returncode, err) for worker, (_, err) in zip(workers, told, strict=True)] == [(0, "")] * 2
+    assert sum(out.count("is already in the project") for out, _ in told) == 3
     images = load_dataset(project).images
-    assert len(images) == 19 and len({record.id for record in images}) == 19
+    assert len(images) == 77 and len({record.id for record in images}) == 77
     assert sorted(p.stem for p in (project / "images").iterdir()) == sorted(r.id for r in images)
 
 
