@@ -13,6 +13,7 @@ import pytest
 from safetensors import safe_open
 
 from trainer.contract.events import read_events
+from trainer.contract.fields import load_recipe
 from trainer.contract.runs import RunFolder
 
 from .conftest import ROOT
@@ -125,6 +126,17 @@ def test_an_empty_folder_of_photos(home: Path) -> None:
     done = trainer("train", "recipe.toml", "--run-dir", "run", "--set", "dataset.path=empty", cwd=home)
     assert done.returncode in (1, 2) and "Traceback" not in done.stderr
     assert "empty" in done.stderr.strip().splitlines()[-1]
+
+
+def test_a_run_made_by_the_studio(home: Path) -> None:
+    """The studio freezes a recipe whose folder of photos is named relative to the run."""
+    run = RunFolder(home / "runs" / "made")
+    recipe = load_recipe(home / "recipe.toml", ("dataset.path=../../photos", "train.steps=2"))
+    run.create(recipe)
+    done = trainer("train", run.recipe, "--run-dir", run.path, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert run.read_status().state == "finished"
+    assert (home / "cache" / "latents").is_dir()  # the workspace's, not the run's
 
 
 def test_plan_and_check(home: Path) -> None:

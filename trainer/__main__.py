@@ -106,10 +106,14 @@ def _settings_help() -> str:
 
 def _load(arguments: argparse.Namespace) -> TrainConfig:
     """The recipe with its overrides, its local paths made absolute."""
+    config = load_recipe(arguments.recipe, tuple(arguments.set))
+    return _absolute(config, arguments.recipe.resolve().parent)
+
+
+def _absolute(config: TrainConfig, beside: Path) -> TrainConfig:
+    """The recipe with paths that hold wherever it lies; relative ones are looked up beside it first."""
     from .source import local_path
 
-    config = load_recipe(arguments.recipe, tuple(arguments.set))
-    beside = arguments.recipe.resolve().parent
     tables = to_tables(config)
     dataset = local_path(config.dataset.path, beside)
     if dataset is None:
@@ -129,7 +133,7 @@ def _train(arguments: argparse.Namespace) -> int:
     run = RunFolder((arguments.run_dir or home / "runs" / new_run_id(config.output.name)).resolve())
     if run.recipe.exists():
         # The same command again goes on with the run, which is what a restarted machine does.
-        if run.config() != config:
+        if _absolute(run.config(), run.path) != config:
             sentence = f"{run.path} holds a run of another recipe; choose another folder, or resume it"
             raise ConfigError({"--run-dir": sentence})
     else:

@@ -42,7 +42,7 @@ def print_plan(config: TrainConfig, as_json: bool) -> int:
 def _load(run: RunFolder, config: TrainConfig) -> tuple[ModelFamily, str]:
     device = pick_device()
     dtype = pick_dtype(config.model.precision, device)
-    base = find_base(config)
+    base = find_base(run, config)
     return load_family(config.model.family, base, device, dtype), base.name
 
 

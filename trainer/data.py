@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from dataset_tools.ingest import scan_folder
 from torch import Tensor
 
+from dataset_tools.buckets import bucket_step
 from dataset_tools.crop import crop_dataset, fit_to_resolution
-from dataset_tools.dataset import Dataset, DatasetError, ImageRecord, load_dataset, read_caption
+from dataset_tools.dataset import DatasetError, ImageRecord, load_dataset, read_caption
+from dataset_tools.ingest import scan_folder
 
-from .contract.config import DatasetSettings
+from .contract.config import DatasetSettings, TrainConfig
 from .contract.files import read_json, write_json
-from .families.base import Geometry
+from .contract.runs import RunFolder
+from .families.base import Geometry, ModelFamily
 
 
 class TrainImage(ImageRecord):
@@ -45,7 +47,7 @@ class TrainImage(ImageRecord):
 
 
 def freeze_dataset(
-    root: Path, settings: DatasetSettings, resolution: int, bucket_step: int, models: Path
+    root: Path, settings: DatasetSettings, resolution: int, step: int, models: Path
 ) -> tuple[TrainImage, ...]:
     """The pictures of a folder as this run will see them: in buckets of ``resolution``, with captions.
 
@@ -57,11 +59,11 @@ def freeze_dataset(
     dataset = load_dataset(root) if (root / "dataset.json").exists() else scan_folder(root)
     uncropped = [record.id for record in dataset.images if record.crop is None or record.bucket is None]
     if uncropped:
-        dataset = crop_dataset(root, dataset, resolution, step=bucket_step, models_dir=models, only=uncropped)
+        dataset = crop_dataset(root, dataset, resolution, step=step, models_dir=models, only=uncropped)
     trigger = settings.trigger or dataset.trigger
     images = []
     for record in dataset.enabled_images():
-        bucket, crop = fit_to_resolution(record, resolution, bucket_step)
+        bucket, crop = fit_to_resolution(record, resolution, step)
         fields = record.model_dump() | {"bucket": bucket, "crop": crop}
         images.append(TrainImage(**fields, caption=read_caption(root, record) or trigger))
     if not images:
@@ -82,9 +84,25 @@ def frozen_trigger(path: Path) -> str:
     return str(read_json(path)["trigger"])
 
 
-def dataset_of(images: Sequence[TrainImage]) -> Dataset:
-    """The frozen pictures as an ordinary dataset."""
-    return Dataset(images=tuple(ImageRecord(**image.model_dump(exclude={"caption"})) for image in images))
+def photo_folder(run: RunFolder, config: TrainConfig) -> Path:
+    """The folder of photos; a frozen recipe names it relative to the run or absolutely."""
+    return (run.path / config.dataset.path).resolve()
+
+
+def frozen_images(
+    run: RunFolder, config: TrainConfig, family: ModelFamily, models: Path
+) -> tuple[TrainImage, ...]:
+    """The run's pictures: frozen at its first start, the same ever after."""
+    if not run.dataset.exists():
+        root = photo_folder(run, config)
+        resolution = config.dataset.resolution or family.resolution
+        multiple = family.row.size_multiple
+        step = -(-bucket_step(resolution) // multiple) * multiple
+        images = freeze_dataset(root, config.dataset, resolution, step, models)
+        project = root / "dataset.json"
+        trigger = config.dataset.trigger or (read_json(project)["trigger"] if project.exists() else "")
+        save_frozen(run.dataset, trigger, images)
+    return load_frozen(run.dataset)
 
 
 # Randomness without state -----------------------------------------------------------------------

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from .contract.errors import RunError
 from .contract.families import CATALOGUE, DEMO_BASE
+from .families.identify import VAE, Header, kind_of_file, kind_of_pipeline, read_header, require
+from .hub import fetch_pipeline
 
 DEMO_FOLDER = Path(__file__).resolve().parents[1] / "demo" / "model"
 
-# Whole pipelines carry the same weights several times; these are all that loading needs.
-_PATTERNS = ("*.json", "*.txt", "*.model", "*/*.json", "*/*.txt", "*/*.model")
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ class BaseModel:
 
     ``weights`` is a diffusers pipeline folder, or a single checkpoint in the architecture's original
     layout. ``config`` is the folder of its configuration and tokenizer files: the same folder, or for a
-    single file, which has none, that of the family's reference model. ``name`` is what the user called
-    it, fit for metadata (never a path).
+    single file, which has none, that of the family's reference model. ``vae`` is a VAE to use instead
+    of the base's own: a folder with config.json, or a single file. ``name`` is what the user called the
+    base, fit for metadata (never a path).
     """
 
     name: str
@@ -39,20 +40,28 @@ class BaseModel:
     def single_file(self) -> bool:
         return self.weights.is_file()
 
+    @cached_property
+    def header(self) -> Header:
+        """Of a single file."""
+        return read_header(self.weights)
+
     def read_json(self, *parts: str) -> dict[str, Any]:
         """A configuration file. Raises RunError(model_missing) when it is not there or damaged."""
-        try:
-            content: dict[str, Any] = json.loads(self.config.joinpath(*parts).read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise RunError(
-                f"the base model {self.name} has no {'/'.join(parts)}; it is not a complete diffusers model",
-                "model_missing",
-            ) from None
-        except ValueError:
-            raise RunError(
-                f"{'/'.join(parts)} of the base model {self.name} is damaged; fetch it again", "model_missing"
-            ) from None
-        return content
+        return _read_json(self.config.joinpath(*parts), self.name, "/".join(parts))
+
+
+def _read_json(file: Path, model: str, label: str) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunError(
+            f"the base model {model} has no {label}; it is not a complete diffusers model", "model_missing"
+        ) from None
+    except ValueError:
+        raise RunError(
+            f"{label} of the base model {model} is damaged; fetch it again", "model_missing"
+        ) from None
+    return content
 
 
 def resolve(
@@ -62,15 +71,24 @@ def resolve(
     vae: str = "",
     *,
     beside: Path | None = None,
-    on_download: Callable[[str], None] = lambda text: None,
+    on_download: Tell = lambda text: None,
 ) -> BaseModel:
     """Find the base model, fetching it from the Hub if that is where it is.
 
     ``beside`` is a folder that relative paths are tried in first (the recipe's). A path wins over a Hub
-    id of the same text. Raises RunError(model_missing | gated_model | disk_full).
+    id of the same text. ``on_download`` gets the progress of a download, at most once a second.
+    Raises RunError(model_missing | gated_model | disk_full), for a model of another family before its
+    weights are loaded or fetched.
     """
+
+    def check(folder: Path, name: str = base) -> None:
+        index = _read_json(folder / "model_index.json", name, "model_index.json")
+        require(kind_of_pipeline(str(index.get("_class_name", ""))), family, name)
+
+    own_vae = _resolve_vae(vae, beside, on_download) if vae else None
     if base == DEMO_BASE:
-        return BaseModel(base, DEMO_FOLDER, DEMO_FOLDER, _resolve_vae(vae, beside, on_download))
+        check(DEMO_FOLDER)
+        return BaseModel(base, DEMO_FOLDER, DEMO_FOLDER, own_vae)
     path = local_path(base, beside)
     if path is None:
         if not _looks_like_hub_id(base):
@@ -79,8 +97,8 @@ def resolve(
                 "check the spelling",
                 "model_missing",
             )
-        folder = _download(base, revision, on_download)
-        return BaseModel(base, folder, folder, _resolve_vae(vae, beside, on_download))
+        folder = fetch_pipeline(base, revision, tell=on_download, check=check)
+        return BaseModel(base, folder, folder, own_vae)
     if path.is_dir():
         if not (path / "model_index.json").exists():
             raise RunError(
@@ -88,20 +106,22 @@ def resolve(
                 "name a diffusers folder, a .safetensors file or a Hub id",
                 "model_missing",
             )
-        return BaseModel(path.name, path, path, _resolve_vae(vae, beside, on_download))
-    if path.suffix != ".safetensors":
-        raise RunError(
-            f"{path.name} is not a .safetensors file; other checkpoint formats can hide code and are refused",
-            "model_missing",
-        )
-    config = _reference_config(family, on_download)
-    return BaseModel(path.stem, path, config, _resolve_vae(vae, beside, on_download))
+        check(path, path.name)
+        return BaseModel(path.name, path, path, own_vae)
+    _refuse_pickle(path)
+    require(kind_of_file(read_header(path)), family, path.name)
+    return BaseModel(path.stem, path, _reference_config(family, path.name, on_download), own_vae)
 
 
-def _reference_config(family: str, on_download: Callable[[str], None]) -> Path:
+def _reference_config(family: str, name: str, on_download: Tell) -> Path:
     """The configuration and tokenizer files of the family's first real base."""
     reference = next(row.id for row in CATALOGUE[family].bases if row.id != DEMO_BASE)
-    return _download(reference, "", on_download, weights=False)
+    try:
+        return fetch_pipeline(reference, tell=on_download, weights=False)
+    except RunError as error:
+        raise RunError(
+            f"{name} needs the configuration and tokenizers of {reference} (a few MB): {error}", error.cause
+        ) from None
 
 
 def local_path(text: str, beside: Path | None) -> Path | None:
@@ -122,93 +142,54 @@ def _looks_like_hub_id(text: str) -> bool:
     )
 
 
-def _resolve_vae(vae: str, beside: Path | None, on_download: Callable[[str], None]) -> Path | None:
-    if not vae:
-        return None
+def _refuse_pickle(path: Path) -> None:
+    if path.suffix != ".safetensors":
+        raise RunError(
+            f"{path.name} is not a .safetensors file; other checkpoint formats can hide code and are refused",
+            "model_missing",
+        )
+
+
+def _resolve_vae(vae: str, beside: Path | None, on_download: Tell) -> Path:
+    """A folder with config.json, or a single file that holds a VAE, alone or in a checkpoint."""
     path = local_path(vae, beside)
-    if path is None and not _looks_like_hub_id(vae):
-        raise RunError(f"the VAE {vae} does not exist on this machine and is no Hub id", "model_missing")
-    return path or _download(vae, "", on_download)
-
-
-def _download(repo: str, revision: str, on_download: Callable[[str], None], *, weights: bool = True) -> Path:
-    """The repo's snapshot folder; from the local cache where the Hub cannot be reached."""
-    import httpx
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
+    if path is None:
+        if not _looks_like_hub_id(vae):
+            raise RunError(
+                f"the VAE {vae} does not exist on this machine and is no Hub id (owner/name); "
+                "check the spelling",
+                "model_missing",
+            )
+        path = fetch_pipeline(vae, tell=on_download, parts=("vae",))
+    if path.is_file():
+        _refuse_pickle(path)
+        header = read_header(path)
+        if kind_of_file(header) != VAE and not header.has(r"first_stage_model\."):
+            raise RunError(
+                f"{path.name} is {kind_of_file(header).phrase}, the recipe names it as the VAE; "
+                "name a VAE, or leave model.vae empty for the base's own",
+                "model_missing",
+            )
+        return path
+    for folder in (path, path / "vae"):
+        if (folder / "config.json").exists():
+            return folder
+    raise RunError(
+        f"the folder {vae} holds no VAE (no config.json, no vae/config.json); name the folder that does",
+        "model_missing",
     )
 
-    token = os.environ.get("HF_TOKEN") or None
-    which: dict[str, Any] = {"repo_id": repo, "revision": revision or None}
-    on_download(f"Looking for {repo}")
-    try:
-        files = [
-            file.rfilename
-            for file in HfApi(token=token).model_info(repo, revision=revision or None).siblings or []
-        ]
-        wanted = [*_PATTERNS, *(_weight_files(files) if weights else ())]
-        on_download(f"Downloading {repo}")
-        return Path(snapshot_download(**which, allow_patterns=wanted, token=token))
-    except GatedRepoError:
-        raise RunError(
-            f"{repo} asks you to accept its licence: do so at https://huggingface.co/{repo}, "
-            "then give an access token (HF_TOKEN)",
-            "gated_model",
-        ) from None
-    except RevisionNotFoundError:
-        raise RunError(
-            f"{repo} has no revision {revision}; leave it empty for the main one", "model_missing"
-        ) from None
-    except RepositoryNotFoundError:
-        raise RunError(
-            f"{repo} does not exist on the Hub, or is private; check the spelling or give an access token",
-            "model_missing",
-        ) from None
-    except (httpx.HTTPError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled):
-        pass  # no network: what was fetched before will do
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise RunError(
-                f"the disk is full while downloading {repo}; free some space", "disk_full"
-            ) from None
-        raise
-    try:
-        return Path(snapshot_download(**which, local_files_only=True))
-    except LocalEntryNotFoundError:
-        raise RunError(
-            f"{repo} is not on this machine and the Hub cannot be reached; "
-            "check the network, or name a local folder or file",
-            "model_missing",
-        ) from None
 
-
-def _weight_files(files: list[str]) -> list[str]:
-    """The safetensors files to fetch: the fp16 variant of each folder where there is one, else the plain."""
-    weights = [
-        file for file in files if file.endswith((".safetensors", ".safetensors.index.json")) and "/" in file
-    ]
-    chosen: list[str] = []
-    for folder in sorted({file.rpartition("/")[0] for file in weights}):
-        inside = [file for file in weights if file.rpartition("/")[0] == folder]
-        half = [file for file in inside if ".fp16" in file]
-        chosen += half or inside
-    return chosen or [file for file in files if file.endswith(".safetensors")]
-
-
-def fingerprint(*files: Path) -> str:
-    """A short hash that tells weight files apart without reading gigabytes: size and 16 spread blocks."""
+def fingerprint(*files: Path, prefix: str = "") -> str:
+    """A short hash that tells weights apart without reading gigabytes: of every tensor whose name begins
+    with ``prefix``, its name, its shape and its first 4 KiB. The file's own name does not count."""
     digest = hashlib.sha256()
     for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size};".encode())
+        rows = read_header(file).tensors.items()
         with file.open("rb") as stream:
-            for block in range(16):
-                stream.seek(size * block // 16)
-                digest.update(stream.read(65536))
+            for name, tensor in sorted(rows):
+                if name.startswith(prefix):
+                    digest.update(f"{name}{tensor.shape};".encode())
+                    stream.seek(tensor.start)
+                    digest.update(stream.read(min(4096, tensor.end - tensor.start)))
     return digest.hexdigest()[:16]

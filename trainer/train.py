@@ -20,11 +20,9 @@ from .cache import LatentCache, TextCache
 from .checkpoints import TrainState, load_checkpoint, newest_whole, rotate, save_checkpoint
 from .contract.config import TrainConfig
 from .contract.errors import RunError, UserError
-from .contract.families import CATALOGUE
-from .contract.files import read_json
 from .contract.runs import RunFolder
 from .contract.schedule import lr_scale
-from .data import BatchPlan, Sample, TrainImage, freeze_dataset, frozen_trigger, load_frozen, save_frozen
+from .data import BatchPlan, Sample, frozen_images, frozen_trigger, photo_folder
 from .export import save_lora
 from .families.base import ModelFamily, load_family
 from .losses import mse
@@ -103,11 +101,11 @@ def _train(
 
     # The base model, and the pictures as it wants them.
     report.state("downloading", f"Loading {config.model.base} on {describe(device)}")
-    base = find_base(config, report)
+    base = find_base(run, config, report)
     family = load_family(config.model.family, base, device, dtype)
     report.state("preparing")
-    images = frozen_images(run, config, family, folders)
-    root = Path(config.dataset.path)
+    images = frozen_images(run, config, family, folders.models)
+    root = photo_folder(run, config)
 
     # Encode once, then let the encoders go.
     latents = LatentCache(folders.cache, family, report.warning)
@@ -245,26 +243,11 @@ def sample_losses(
     return mse(prediction_BCHW, target_BCHW) * family.noise.weight(t_B, config.train.min_snr_gamma)
 
 
-def find_base(config: TrainConfig, report: Reporter | None = None) -> BaseModel:
+def find_base(run: RunFolder, config: TrainConfig, report: Reporter | None = None) -> BaseModel:
     """The recipe's base model on this machine, fetched if need be."""
     model = config.model
     tell = (lambda text: report.state("downloading", text)) if report else (lambda text: None)
-    return resolve(model.family, model.base, model.revision, model.vae, on_download=tell)
-
-
-def frozen_images(
-    run: RunFolder, config: TrainConfig, family: ModelFamily, folders: Folders
-) -> tuple[TrainImage, ...]:
-    """The run's pictures: frozen at its first start, the same ever after."""
-    if not run.dataset.exists():
-        resolution = config.dataset.resolution or family.resolution
-        row = CATALOGUE[config.model.family]
-        step = max(row.size_multiple, row.bucket_step * family.resolution // row.resolution)
-        images = freeze_dataset(Path(config.dataset.path), config.dataset, resolution, step, folders.models)
-        project = Path(config.dataset.path) / "dataset.json"
-        trigger = config.dataset.trigger or (read_json(project)["trigger"] if project.exists() else "")
-        save_frozen(run.dataset, trigger, images)
-    return load_frozen(run.dataset)
+    return resolve(model.family, model.base, model.revision, model.vae, beside=run.path, on_download=tell)
 
 
 def sample_size(config: TrainConfig, family: ModelFamily) -> tuple[int, int]:

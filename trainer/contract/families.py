@@ -35,7 +35,6 @@ class Family:
 
     Attributes:
         resolution: native side in pixels where the base does not say otherwise.
-        bucket_step: bucket sides are multiples of this many pixels at the native resolution.
         size_multiple: image sides must be multiples of this many pixels (VAE factor).
         token_limit: tokens of a caption that the text encoders see.
         params: millions of parameters of denoiser, text encoders and VAE, for the memory plan.
@@ -49,7 +48,6 @@ class Family:
     label: str
     bases: tuple[Base, ...]
     resolution: int
-    bucket_step: int
     size_multiple: int
     token_limit: int
     params: tuple[float, float, float]
@@ -81,7 +79,6 @@ SDXL = Family(
         ),
     ),
     resolution=1024,
-    bucket_step=64,
     size_multiple=8,
     token_limit=77,
     params=(2567.5, 817.7, 83.7),

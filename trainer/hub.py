@@ -1,0 +1,197 @@
+"""Fetching models from the Hugging Face Hub: the files that loading needs, no others.
+
+The address, the token and the cache folder are huggingface_hub's own (HF_ENDPOINT, HF_TOKEN or a saved
+login, HF_HOME). What is complete in the cache is never asked for again, and is used without a network.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .contract.errors import RunError
+
+Tell = Callable[[str], None]
+
+_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.fp16)?(-\d+-of-\d+)?\.safetensors")
+_SMALL = (".json", ".txt", ".model")  # configurations and tokenizers
+
+
+def fetch_pipeline(
+    repo: str,
+    revision: str = "",
+    *,
+    tell: Tell,
+    check: Callable[[Path], None] = lambda folder: None,
+    parts: Collection[str] | None = None,
+    weights: bool = True,
+) -> Path:
+    """The folder of a diffusers model in the local cache, fetched if need be.
+
+    ``check`` sees the folder as soon as its model_index.json is there and raises where the rest is not
+    wanted; ``parts`` are the pipeline's folders to fetch (default: all); ``weights=False`` leaves out the
+    weights. ``tell`` gets the progress at most once a second; what it raises ends the download.
+    Raises RunError(model_missing | gated_model | disk_full).
+    """
+    import httpx2
+    from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+        RevisionResolutionError,
+        XetDownloadError,
+    )
+
+    page = f"{constants.ENDPOINT}/{repo}"
+    tell(f"Looking for {repo}")
+    try:
+        pinned = HfApi().resolve_revision(repo, revision=revision or None)
+        fetch = partial(snapshot_download, repo, revision=pinned)
+        quiet = _progress_bar(lambda done: None)
+        folder = Path(fetch(allow_patterns=["model_index.json", "config.json"], tqdm_class=quiet))
+        check(folder)
+        sizes = {file.path: file.size for file in get_cached_repo_tree(repo, revision=pinned)}
+        wanted = wanted_files(sizes, _components(folder), parts, weights)
+        if not wanted:
+            raise RunError(
+                f"{repo} holds no diffusers model with .safetensors weights; "
+                "download a single .safetensors file by hand and name that, or choose another base model",
+                "model_missing",
+            )
+        there = sum(sizes[name] for name in wanted if (folder / name).exists())
+        total = sum(sizes[name] for name in wanted)
+        _check_space(repo, folder, total - there)
+        bar = _progress_bar(lambda done: tell(f"Downloading {repo}: {_amount(there + done, total)}"))
+        return Path(fetch(allow_patterns=[_literal(name) for name in wanted], tqdm_class=bar))
+    except GatedRepoError:
+        raise RunError(
+            f"{repo} asks you to accept its licence: do so at {page}, then give an access token (HF_TOKEN)",
+            "gated_model",
+        ) from None
+    except RevisionNotFoundError:
+        raise RunError(
+            f"{repo} has no revision {revision}; leave it empty for the main one", "model_missing"
+        ) from None
+    except RepositoryNotFoundError:
+        raise RunError(
+            f"{repo} does not exist on the Hub, or is private; check the spelling or give an access token "
+            "(HF_TOKEN)",
+            "model_missing",
+        ) from None
+    except (RevisionResolutionError, LocalEntryNotFoundError, OfflineModeIsEnabled):
+        raise RunError(
+            f"{repo} is not (completely) on this machine and the Hub cannot be reached; "
+            "check the network, or name a local folder or file",
+            "model_missing",
+        ) from None
+    except (httpx2.HTTPError, HfHubHTTPError, XetDownloadError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(
+            f"downloading {repo} failed ({reason}); start again, what is complete is kept", "model_missing"
+        ) from None
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise RunError(
+                f"the disk is full while downloading {repo}; free some space and start again", "disk_full"
+            ) from None
+        if "Consistency check failed" in str(error):
+            raise RunError(
+                f"a file of {repo} arrived with another size than announced; start again", "model_missing"
+            ) from None
+        raise
+
+
+def _components(folder: Path) -> list[str] | None:
+    """The pipeline's folders; None for a repo that is one part by itself (a VAE), empty for neither."""
+    index = folder / "model_index.json"
+    if not index.exists():
+        return None if (folder / "config.json").exists() else []
+    rows: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+    return [name for name, row in rows.items() if isinstance(row, list) and row[0]]
+
+
+def wanted_files(
+    files: Collection[str], components: list[str] | None, parts: Collection[str] | None, weights: bool
+) -> list[str]:
+    """The files to fetch: of each component its configuration, and its half-precision weights where
+    there are some, else the plain ones. No pickles, no ONNX, no whole checkpoint beside them."""
+    if components is None:
+        folders = [""]
+    else:
+        folders = [name for name in components if parts is None or name in parts]
+    wanted: list[str] = []
+    for folder in folders:
+        inside = [f for f in files if f.rpartition("/")[0] == folder]
+        wanted += [f for f in inside if f.endswith(_SMALL)]
+        tensors = [f for f in inside if _WEIGHTS.fullmatch(f.rpartition("/")[2])]
+        if weights:
+            wanted += [f for f in tensors if ".fp16" in f] or tensors
+    if wanted and components is not None:
+        wanted.append("model_index.json")
+    if weights and not any(f.endswith(".safetensors") for f in wanted):
+        return []
+    return wanted
+
+
+def _literal(name: str) -> str:
+    """A file name as a pattern that matches it alone."""
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _check_space(repo: str, folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise RunError(
+            f"{repo} needs {needed / 2**30:.1f} GiB more and the disk of {folder.parents[2]} has "
+            f"{free / 2**30:.1f} GiB left; free some space, or set HF_HOME to another disk",
+            "disk_full",
+        )
+
+
+def _amount(done: int, total: int) -> str:
+    """ "3.1 of 6.9 GiB" """
+    unit, name = (2**30, "GiB") if total >= 2**30 else (2**20, "MiB")
+    return f"{min(done, total) / unit:.1f} of {total / unit:.1f} {name}"
+
+
+def _progress_bar(report: Callable[[int], None]) -> type:
+    """A tqdm class that draws nothing and reports bytes since the start, at most once a second.
+
+    huggingface_hub makes several bars, of which two count bytes: what came over the network and what was
+    written. Without deduplication the two are equal; the larger is the progress.
+    """
+    from tqdm.auto import tqdm
+
+    lock = threading.Lock()
+    counts: dict[int, int] = {}
+    reported = 0.0
+
+    class Bytes(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self._counted = options.get("unit") == "B"
+            super().__init__(*args, **{**options, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            nonlocal reported
+            if not self._counted:
+                return
+            with lock:
+                counts[id(self)] = counts.get(id(self), 0) + int(n or 0)
+                if time.monotonic() - reported < 1:
+                    return
+                reported = time.monotonic()
+                report(max(counts.values()))
+
+    return Bytes
