@@ -65,13 +65,13 @@ def run(options: argparse.Namespace) -> None:
     from studio.demo import prepare_demo
     from studio.pages.shell import build_app
     from studio.server import create_app, serve
-    from studio.theme import CSS, HEAD, THEME
+    from studio.theme import HEAD, THEME
 
     studio = Studio(workspace, Supervisor(workspace), public, options.demo, password is not None)
     if options.demo:
         studio.start_project = prepare_demo(workspace).id
     sessions = Sessions(workspace.root / "sessions.json", password) if password is not None else None
-    app = create_app(studio, build_app(studio), sessions=sessions, port=port, theme=THEME, css=CSS, head=HEAD)
+    app = create_app(studio, build_app(studio), sessions=sessions, port=port, theme=THEME, head=HEAD)
 
     def announce() -> None:
         name = "127.0.0.1" if options.host in ("0.0.0.0", "::", "localhost") else options.host

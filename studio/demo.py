@@ -27,8 +27,8 @@ def prepare_demo(workspace: Workspace) -> Project:
     except NotFound:
         project = workspace.create_project(NAME)
     if not project.dataset().images:
-        ingest(sorted(path for path in PHOTOS.iterdir() if path.suffix in (".png", ".txt")), project.root)
         project.set_trigger(TRIGGER)
+        ingest(sorted(path for path in PHOTOS.iterdir() if path.suffix in (".png", ".txt")), project.root)
     if not (project.root / "recipe.toml").exists():
         preset = load_preset(PRESETS_DIR / "demo.toml")
         project.save_config(preset.apply(project.config()))
