@@ -127,10 +127,7 @@ def wanted_files(
 ) -> list[str]:
     """The files to fetch: of each component its configuration, and its half-precision weights where
     there are some, else the plain ones. No pickles, no ONNX, no whole checkpoint beside them."""
-    if components is None:
-        folders = [""]
-    else:
-        folders = [name for name in components if parts is None or name in parts]
+    folders = [""] if components is None else [c for c in components if parts is None or c in parts]
     wanted: list[str] = []
     for folder in folders:
         inside = [f for f in files if f.rpartition("/")[0] == folder]

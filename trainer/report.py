@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -124,8 +125,11 @@ class Reporter:
             self._bar.close()
             self._bar = None
         self._update(state=state, stage="", message=message, cause=cause, evidence=evidence, eta_s=None)
-        self._events.append(
-            "end", state=state, step=self._status.step, message=message, cause=cause, evidence=evidence
-        )
+        step = self._status.step
+        with suppress(OSError):  # on a full disk nothing can be said; readers then see a run that is lost
+            self._events.append(
+                "end", state=state, step=step, message=message, cause=cause, evidence=evidence
+            )
+        with suppress(OSError):
+            self._write(force=True)
         self._events.close()
-        self._write(force=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -128,7 +129,7 @@ def local_path(text: str, beside: Path | None) -> Path | None:
     """The existing file or folder that ``text`` names, tried beside the recipe and then as it stands."""
     for candidate in ([beside / text] if beside else []) + [Path(text).expanduser()]:
         if candidate.exists():
-            return candidate.resolve()
+            return Path(os.path.abspath(candidate))  # not resolve(): the Hub's cache is made of links
     return None
 
 

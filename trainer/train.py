@@ -59,7 +59,7 @@ def train(run: RunFolder, requests: Asks) -> None:
     """Train the run in its folder, from its newest checkpoint if it has one.
 
     Returns when the LoRA is finished. Raises Stopped when asked to stop, RunError or UserError when
-    the training cannot go on. The caller holds the run's lock.
+    the training cannot go on, anything else for a bug. The caller holds the run's lock.
     """
     config = run.config()
     folders = Folders.of(run)
@@ -74,8 +74,11 @@ def train(run: RunFolder, requests: Asks) -> None:
         report.end("stopped", str(stopped))
         raise
     except BaseException as error:
-        report.end("failed", *explain(error))
-        raise
+        message, cause, evidence = explain(error)
+        report.end("failed", message, cause, evidence)
+        if cause == "unknown" or isinstance(error, KeyboardInterrupt):
+            raise
+        raise RunError(message, cause) from error
 
 
 def _train(
@@ -95,7 +98,7 @@ def _train(
         def checked(done: int, total: int) -> None:
             progress(done, total)
             if requests.stop():
-                raise Stopped("Stopped while preparing; nothing was trained yet.")
+                raise Stopped("Stopped while preparing; resume to go on.")
 
         return checked
 
@@ -143,7 +146,13 @@ def _train(
         report.checkpoint(state.step, folder.name)
         rotate(run.checkpoints, config.checkpoints.keep)
 
+    def sample_due(step: int) -> bool:
+        every = config.samples.every
+        return step in (0, settings.steps) or bool(every and step % every == 0)
+
     def sample(step: int) -> None:
+        if not config.samples.prompts:
+            return
         report.state("sampling")
         size = sample_size(config, family)
         for number, prompt in enumerate(config.samples.prompts):
@@ -161,11 +170,14 @@ def _train(
             report.sample(step, number, prompt, file.name)
             report.stage("sample", number + 1, len(config.samples.prompts), "Drawing samples")
             if requests.stop():
-                return
+                break
+        family.free_encoders()
 
     report.started(state.step, settings.steps, state.loss)
-    if state.step == 0:
-        sample(0)  # the baseline: what the base draws before it has learnt anything
+    if sample_due(state.step):
+        # Step 0 is the baseline, what the base draws before it has learnt anything. A resumed run draws
+        # what it was killed over; pictures that are there are not drawn again.
+        sample(state.step)
     while state.step < settings.steps:
         began = time.monotonic()
         learning_rate = settings.learning_rate * lr_scale(settings, state.step)
@@ -200,11 +212,7 @@ def _train(
             save(state)  # before sampling: a failed drawing must not cost a checkpoint
         if stop and not last:
             raise Stopped(f"Stopped and saved at step {state.step} of {settings.steps}.")
-        if (
-            last
-            or requests.take("sample")
-            or (config.samples.every and state.step % config.samples.every == 0)
-        ):
+        if sample_due(state.step) or requests.take("sample"):
             sample(state.step)
 
     report.state("saving")
@@ -260,6 +268,8 @@ def explain(error: BaseException) -> tuple[str, str, str]:
     """(sentence, cause, evidence) for an error that ends a run."""
     text = str(error).strip() or type(error).__name__
     evidence = f"{type(error).__name__}: {text.splitlines()[-1]}"[:500]
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted; what was saved before is still there, resume to go on.", "killed", evidence
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return "The GPU ran out of memory; lower the batch size or the resolution.", "gpu_oom", evidence
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:

@@ -63,7 +63,7 @@ def test_a_full_disk_fails_with_its_cause_and_keeps_the_checkpoint_before(
         real(tensors, path)
 
     monkeypatch.setattr(trainer.checkpoints, "save_file", full)
-    with pytest.raises(OSError):
+    with pytest.raises(RunError, match="disk is full"):
         train_here(run)
     status = run.read_status()
     assert (status.state, status.cause) == ("failed", "disk_full")
@@ -93,7 +93,7 @@ def test_running_out_of_gpu_memory_is_told_apart(run: RunFolder, monkeypatch: py
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     monkeypatch.setattr(trainer.train, "sample_losses", fails)
-    with pytest.raises(torch.cuda.OutOfMemoryError):
+    with pytest.raises(RunError, match="lower the batch size"):
         train_here(run)
     status = run.read_status()
     assert status.cause == "gpu_oom" and "lower the batch size" in status.message

@@ -119,3 +119,11 @@ def test_signals(run: RunFolder, straight: RunFolder, number: signal.Signals, tm
     assert not run.alive()
     assert train_here(run)
     assert_same(run, straight)
+
+
+def test_a_drawing_that_was_missed_is_made_up_for(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
+    run = make(tmp_path / "runs" / "drawings", recipe(tiny_base, photos, samples={"every": 4}))
+    assert not train_here(run, Script(run, "stop", 4))  # stops before the drawing of step 4
+    assert not run.sample(4, 0).exists()
+    assert train_here(run)
+    assert [path.name[1:7] for path in sorted(run.samples.iterdir())] == ["000000", "000004", "000008"]

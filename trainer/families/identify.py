@@ -82,9 +82,9 @@ _DENOISER = r"(model\.)?(diffusion_model\.)?"
 
 # Tried from top to bottom: the kind, and what names it must have (all) and must not have (any).
 _FILES: tuple[tuple[Kind, tuple[str, ...], tuple[str, ...]], ...] = (
-    (Kind("a LoRA, not a base model"), (r".*(lora_(down|up|[AB])|hada_w1|lokr_w1|oft_blocks)\b",), ()),
-    (Kind("a ControlNet, not a base model"), (r"(control_model\.|controlnet_|.*input_hint_block\.)",), ()),
-    (Kind("a textual inversion, not a base model"), (r"(emb_params|clip_[lg]|string_to_param)$",), ()),
+    (Kind("a LoRA"), (r".*(lora_(down|up|[AB])|hada_w1|lokr_w1|oft_blocks)\b",), ()),
+    (Kind("a ControlNet"), (r"(control_model\.|controlnet_|.*input_hint_block\.)",), ()),
+    (Kind("a textual inversion"), (r"(emb_params|clip_[lg]|string_to_param)$",), ()),
     (
         Kind("an SDXL checkpoint", "sdxl"),
         (_DENOISER + r"label_emb\.", _DENOISER + r"input_blocks\.4\.1\."),
@@ -113,7 +113,7 @@ _FILES: tuple[tuple[Kind, tuple[str, ...], tuple[str, ...]], ...] = (
         (r"(down_blocks\.0\.|transformer_blocks\.0\.|double_blocks\.0\.)",),
         (),
     ),
-    (Kind("a text encoder, not a base model"), (r"(text_model\.|transformer\.|encoder\.block\.0\.)",), ()),
+    (Kind("a text encoder"), (r"(text_model\.|transformer\.|encoder\.block\.0\.)",), ()),
 )
 
 # The beginning of a pipeline's class name; longer ones first where one begins with another.

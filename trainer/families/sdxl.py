@@ -8,7 +8,6 @@ base's own scheduler configuration.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,21 @@ from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
     EulerDiscreteScheduler,
+    ModelMixin,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ..contract import families as catalogue
 from ..contract.errors import RunError
 from ..noise import Ddpm
 from ..source import BaseModel, fingerprint
+from . import sdxl_single_file as single_file
 from .base import Geometry, TextEmbeds
+from .identify import read_header
+from .sdxl_single_file import sgm_name
 
 # Linear and 1x1 convolutions of the transformers: kohya's LoRA targets, 722 modules at full size.
 _ATTENTION = r"attn\d\.(to_q|to_k|to_v|to_out\.0)"
@@ -51,12 +55,6 @@ class Family:
         self._vae: Any = None
         self._text: Any = None  # a pipeline of tokenizers and text encoders
         index = base.read_json("model_index.json")
-        if not str(index.get("_class_name", "")).startswith("StableDiffusionXL"):
-            raise RunError(
-                f"{base.name} is a {index.get('_class_name')}, the recipe says {self.row.label}; "
-                "choose the family that fits the base model",
-                "model_missing",
-            )
         # SDXL's first release zeroes the empty prompt instead of encoding it.
         self._zero_empty = bool(index.get("force_zeros_for_empty_prompt", True))
         self._unet_config = base.read_json("unet", "config.json")
@@ -64,44 +62,71 @@ class Family:
         self._vae_factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
         self.resolution = int(self._unet_config["sample_size"]) * self._vae_factor
         self._schedule = base.read_json("scheduler", "scheduler_config.json")
+        if base.single_file:
+            self._schedule |= single_file.schedule(base.header)
         ddpm = DDPMScheduler.from_config(self._schedule)
         self.noise = Ddpm(ddpm.alphas_cumprod.float(), ddpm.config.prediction_type)
+        for part in single_file.PREFIXES:  # a damaged or missing file is found now, not after caching
+            self._fingerprint(part)
 
     # Encoding -----------------------------------------------------------------------------------
 
-    def _weight_files(self, *parts: str) -> list[Path]:
-        if self._base.single_file:
-            return [self._base.weights]
-        return sorted(file for part in parts for file in (self._base.weights / part).glob("*.safetensors"))
-
     def image_encoder_id(self) -> str:
-        if self._base.vae:
-            return fingerprint(*sorted(self._base.vae.rglob("*.safetensors")))
-        return fingerprint(*self._weight_files("vae"))
+        return self._fingerprint("vae")
 
     def text_encoder_id(self) -> str:
-        return fingerprint(*self._weight_files("text_encoder", "text_encoder_2")) + f"-{self._zero_empty}"
+        encoders = f"{self._fingerprint('text_encoder')}-{self._fingerprint('text_encoder_2')}"
+        return f"{encoders}-{self._zero_empty}-{self._dtype}"
 
-    def _load_vae(self) -> Any:
-        if self._vae is None:
-            if self._base.vae:
-                vae = _load_part(AutoencoderKL, self._base.vae, None, torch.float32)
-            elif self._base.single_file:
-                vae = AutoencoderKL.from_single_file(
-                    str(self._base.weights), config=str(self._base.config), subfolder="vae"
-                )
-            else:
-                vae = _load_part(AutoencoderKL, self._base.weights, "vae", torch.float32)
-            # SDXL's own VAE overflows in fp16; its configuration says so.
-            half_is_safe = self._dtype == torch.bfloat16 or not vae.config.force_upcast
-            self._vae = vae.to(self._dtype if half_is_safe else torch.float32).eval().requires_grad_(False)
-        return self._vae
+    def _source(self, part: str) -> Path:
+        """Where a part's weights are: a folder, or a single file."""
+        if part == "vae" and self._base.vae:
+            return self._base.vae
+        return self._base.weights if self._base.single_file else self._base.weights / part
+
+    def _fingerprint(self, part: str) -> str:
+        source = self._source(part)
+        if source.is_file():
+            return fingerprint(source, prefix=single_file.part_prefix(part, read_header(source)))
+        files = sorted(source.glob("*.safetensors"))
+        if not files:
+            raise RunError(
+                f"{self._base.name} has no .safetensors weights in {source.name}/; "
+                "other formats can hide code and are refused",
+                "model_missing",
+            )
+        return fingerprint(*files)
+
+    def _load_part(self, cls: Any, part: str, dtype: torch.dtype) -> Any:
+        source = self._source(part)
+        if source.is_dir():
+            return cls.from_pretrained(source, dtype=dtype, use_safetensors=True, variant=_variant(source))
+        config = self._base.config / part
+
+        def build() -> nn.Module:
+            if issubclass(cls, ModelMixin):
+                module: nn.Module = cls.from_config(cls.load_config(config))
+                return module
+            return cls(CLIPTextConfig.from_pretrained(config))
+
+        return single_file.load_part(part, source, read_header(source), build, dtype)
+
+    def _load_vae(self, dtype: torch.dtype) -> Any:
+        """The VAE on the device. Loaded anew in another number format, so that no precision is lost."""
+        if self._vae is None or self._vae.dtype != dtype:
+            self._vae = self._load_part(AutoencoderKL, "vae", dtype).eval().requires_grad_(False)
+            # In fp16 the pipeline decodes with a copy in fp32 where the configuration asks for it
+            # (SDXL's own VAE overflows); a surrounding autocast would undo that.
+            undisturbed = torch.autocast(self._device.type, enabled=False)
+            self._vae.decode = undisturbed(self._vae.decode)
+        return self._vae.to(self._device)
 
     @torch.no_grad()
     def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
-        vae = self._load_vae().to(self._device)
+        # In fp32 always: it is done once per picture, and every step learns from it.
+        vae = self._load_vae(torch.float32)
         # The mode, not a draw: a cached latent must be a function of the picture.
-        latents = vae.encode(pixels_BCHW.to(self._device, vae.dtype)).latent_dist.mode()
+        latents = vae.encode(pixels_BCHW.to(self._device, torch.float32)).latent_dist.mode()
         shift = vae.config.shift_factor or 0.0
         scaled: Tensor = ((latents.float() - shift) * vae.config.scaling_factor).cpu()
         return scaled
@@ -122,15 +147,17 @@ class Family:
         return embeds
 
     def _load_text_encoders(self) -> Any:
-        parts: dict[str, Any] = {"unet": None, "vae": None, "dtype": self._dtype}
-        if self._base.single_file:
-            pipeline = StableDiffusionXLPipeline.from_single_file(
-                str(self._base.weights), config=str(self._base.config), **parts
-            )
-        else:
-            pipeline = StableDiffusionXLPipeline.from_pretrained(
-                self._base.weights, variant=_variant(self._base.weights / "text_encoder"), **parts
-            )
+        config = self._base.config
+        pipeline: Any = StableDiffusionXLPipeline(
+            vae=None,
+            unet=None,
+            scheduler=None,
+            text_encoder=self._load_part(CLIPTextModel, "text_encoder", self._dtype),
+            text_encoder_2=self._load_part(CLIPTextModelWithProjection, "text_encoder_2", self._dtype),
+            tokenizer=CLIPTokenizer.from_pretrained(config / "tokenizer"),
+            tokenizer_2=CLIPTokenizer.from_pretrained(config / "tokenizer_2"),
+            add_watermarker=False,
+        )
         return pipeline.to(self._device)
 
     def free_encoders(self) -> None:
@@ -141,15 +168,7 @@ class Family:
     # Training -----------------------------------------------------------------------------------
 
     def load_denoiser(self) -> nn.Module:
-        if self._base.single_file:
-            unet = UNet2DConditionModel.from_single_file(
-                str(self._base.weights),
-                config=str(self._base.config),
-                subfolder="unet",
-                dtype=self._dtype,
-            )
-        else:
-            unet = _load_part(UNet2DConditionModel, self._base.weights, "unet", self._dtype)
+        unet = self._load_part(UNet2DConditionModel, "unet", self._dtype)
         module: nn.Module = unet.to(self._device).requires_grad_(False)
         return module
 
@@ -178,7 +197,7 @@ class Family:
 
     def pipeline(self, denoiser: nn.Module) -> Any:
         return StableDiffusionXLPipeline(
-            vae=self._load_vae().to(self._device),
+            vae=self._load_vae(self._dtype),
             unet=denoiser,
             scheduler=EulerDiscreteScheduler.from_config(self._schedule),
             text_encoder=None,
@@ -218,49 +237,7 @@ class Family:
         }
 
 
-def sgm_name(module: str, layers_per_block: int) -> str:
-    """diffusers' U-Net module name -> the name in Stability's original code.
-
-    ``down_blocks.1.attentions.0.proj_in`` -> ``input_blocks.4.1.proj_in`` for SDXL's two layers a block.
-    """
-    n = layers_per_block
-    resnet = {
-        "conv1": "in_layers.2",
-        "conv2": "out_layers.3",
-        "time_emb_proj": "emb_layers.1",
-        "conv_shortcut": "skip_connection",
-    }
-
-    def inner(kind: str, rest: str) -> str:
-        return resnet[rest] if kind == "resnets" else rest
-
-    if match := re.fullmatch(r"down_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)", module):
-        block, kind, layer, rest = int(match[1]), match[2], int(match[3]), match[4]
-        return f"input_blocks.{1 + (n + 1) * block + layer}.{int(kind == 'attentions')}.{inner(kind, rest)}"
-    if match := re.fullmatch(r"down_blocks\.(\d+)\.downsamplers\.0\.conv", module):
-        return f"input_blocks.{(n + 1) * (int(match[1]) + 1)}.0.op"
-    if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)", module):
-        kind, layer = match[1], int(match[2])
-        return f"middle_block.{1 if kind == 'attentions' else 2 * layer}.{inner(kind, match[3])}"
-    if match := re.fullmatch(r"up_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)", module):
-        block, kind, layer, rest = int(match[1]), match[2], int(match[3]), match[4]
-        return f"output_blocks.{(n + 1) * block + layer}.{int(kind == 'attentions')}.{inner(kind, rest)}"
-    if match := re.fullmatch(r"up_blocks\.(\d+)\.upsamplers\.0\.conv", module):
-        # SDXL upsamples after blocks with attention only, where the upsampler is the third part.
-        return f"output_blocks.{(n + 1) * int(match[1]) + n}.2.conv"
-    raise ValueError(f"{module} has no name in the original SDXL code")
-
-
 def _variant(folder: Path) -> str | None:
     """ "fp16" where only half-precision weights were fetched."""
     names = [file.name for file in folder.glob("*.safetensors")]
     return "fp16" if names and all(".fp16" in name for name in names) else None
-
-
-def _load_part(cls: Any, folder: Path, subfolder: str | None, dtype: torch.dtype) -> Any:
-    inside = folder / subfolder if subfolder else folder
-    if subfolder is None and not (folder / "config.json").exists():
-        subfolder, inside = "vae", folder / "vae"
-    return cls.from_pretrained(
-        folder, subfolder=subfolder, dtype=dtype, use_safetensors=True, variant=_variant(inside)
-    )

@@ -201,8 +201,8 @@ def load_part(
         raise RunError(f"{file.name} holds no {_LABELS[part]}{remedy}", "model_missing")
     if missing:
         raise RunError(
-            f"{file.name} lacks {len(missing)} tensors of the {_LABELS[part]} (such as {prefix}{missing[0]}); "
-            "it is damaged or of another architecture",
+            f"{file.name} lacks {len(missing)} tensors of the {_LABELS[part]} "
+            f"(such as {prefix}{missing[0]}); it is damaged or of another architecture",
             "model_missing",
         )
     known = {prefix + original.name for original in wanted.values()}
