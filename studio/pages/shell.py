@@ -39,7 +39,12 @@ def build_app(studio: Studio) -> gr.Blocks:
             head=scripts("live.js"),
             js_on_load="studio.boot(props, watch, (project, step) => trigger('select', {project, step}))",
         )
-        _panel("header", "live.js", "frame.js", functions=[_create_project(studio), _badges(studio)])
+        _panel(
+            "header",
+            "live.js",
+            "frame.js",
+            functions=[_create_project(studio), _rename_project(studio), _badges(studio)],
+        )
         _panel("runbar", "live.js", "frame.js", functions=[_stop(studio)])
         _panel("stepper", "live.js", "frame.js")
         _panel("welcome", "live.js", "frame.js")
@@ -162,6 +167,18 @@ def _create_project(studio: Studio) -> Any:
             return {"error": str(error)}
 
     return create_project
+
+
+def _rename_project(studio: Studio) -> Any:
+    def rename_project(message: dict[str, Any]) -> dict[str, str]:
+        try:
+            project = studio.workspace.project(str(message.get("project", "")))
+            project.rename(str(message.get("name", "")))
+            return {"name": project.name}
+        except UserError as error:
+            return {"error": str(error)}
+
+    return rename_project
 
 
 def _stop(studio: Studio) -> Any:

@@ -7,11 +7,14 @@ from typing import Any
 import gradio as gr
 
 from studio.context import Studio
+from studio.machine import Gpu
 from studio.projects import Project
+from studio.recipes import draft, verdict
 from studio.theme import scripts
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import UserError
 from trainer.contract.families import known_base
+from trainer.contract.presets import load_presets
 
 from . import Page
 
@@ -45,7 +48,7 @@ def perform(studio: Studio, message: dict[str, Any]) -> str:
     verb = message.get("verb")
     if verb == "start":
         project = studio.workspace.project(str(message.get("project", "")))
-        return studio.jobs.start(project, project.config()).id
+        return studio.jobs.start(project, draft(project, load_presets(), Gpu().state())).id
     run = studio.workspace.run(str(message.get("run", "")))
     if verb == "resume":
         studio.jobs.resume(run)
@@ -62,22 +65,29 @@ def _plan(studio: Studio) -> Any:
     def plan(message: dict[str, Any]) -> dict[str, Any]:
         """What Start would train, and what stands against it ("" if nothing does)."""
         try:
-            project = studio.workspace.project(str(message.get("project", "")))
-            return describe(project)
+            return describe(studio.workspace.project(str(message.get("project", ""))), Gpu().state())
         except UserError as error:
-            return {"problem": str(error), "summary": [], "run_prompts": 1}
+            return {"problem": str(error), "summary": [], "machine": [], "run_prompts": 1}
 
     return plan
 
 
-def describe(project: Project) -> dict[str, Any]:
-    """``problem``, ``summary`` [[label, value], …] of the draft, ``run_prompts`` of the newest run."""
-    config = project.config()
+def describe(project: Project, gpu: dict[str, Any] | None) -> dict[str, Any]:
+    """``problem``, ``summary`` [[label, value], …] and ``machine`` [[sentence, kind], …] of the draft,
+    ``run_prompts`` of the newest run."""
+    presets = load_presets()
+    config = draft(project, presets, gpu)
     photos = len(project.dataset().enabled_images())
     runs = project.runs()
     prompts = runs[0].config().samples.prompts if runs else config.samples.prompts
+    judgement = verdict(project, config, presets, gpu)
     problem = "" if photos else "Add some photos first; there is nothing to learn from yet."
-    return {"problem": problem, "summary": summary(config, photos), "run_prompts": len(prompts)}
+    return {
+        "problem": problem or (judgement.blockers[0] if judgement.blockers else ""),
+        "summary": summary(config, photos),
+        "machine": [[line.text, line.kind] for line in judgement.machine],
+        "run_prompts": len(prompts),
+    }
 
 
 def summary(config: TrainConfig, photos: int) -> list[list[str]]:

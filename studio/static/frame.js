@@ -15,7 +15,7 @@
   /** A state as a word with a sign and a colour. */
   studio.statePill = (state) => {
     const kind = STATE_KINDS[state] ?? "live";
-    const sign = { good: icon("check"), warn: icon("stop"), bad: icon("alert") }[kind] ?? h("span.dot");
+    const sign = { good: icon("check"), warn: icon("stop"), bad: icon("bang") }[kind] ?? h("span.dot");
     return h(`span.pill.${kind || "idle"}`, null, sign, STATE_WORDS[state] ?? "No run yet");
   };
 
@@ -24,32 +24,39 @@
 
   // Header ----------------------------------------------------------------------------------------
 
-  let createProject = async () => null;
+  let server = null;
 
-  function askForProject() {
-    const input = h("input", { name: "name", maxLength: 80, autocomplete: "off", placeholder: "for example: Luna the cat", required: true });
+  /** A sheet that asks for a name; `accept(name)` resolves to whether it was taken. */
+  function askForName({ title, button, value = "", hint, accept }) {
+    const input = h("input", { name: "name", value, maxLength: 80, autocomplete: "off", placeholder: "for example: Luna the cat", required: true });
     const cancel = h("button.btn", { type: "button", onclick: () => dialog.close() }, "Cancel");
     const form = h("form", { onsubmit: async (event) => {
       event.preventDefault();
-      if (await newProject(input.value)) dialog.close();
+      if (await accept(input.value)) dialog.close();
     } },
-      h("h3", null, "New project"),
-      h("label.field", null, "Name", input, h("small", null, "One project holds the photos of one thing: a pet, a person, a style.")),
-      h("div.buttons", null, h("button.btn.primary", { type: "submit" }, "Create"), cancel));
+      h("h3", null, title),
+      h("label.field", null, "Name", input, h("small", null, hint)),
+      h("div.buttons", null, h("button.btn.primary", { type: "submit" }, button), cancel));
     const dialog = h("dialog.sheet", { onclose: () => dialog.remove() }, form);
     document.body.append(dialog);
     dialog.showModal();
+    input.select();
   }
 
   async function newProject(name) {
-    const answer = await studio.call(createProject({ name }));
-    if (!answer) return false;
-    studio.open(answer.project, "photos");
-    return true;
+    const answer = await studio.call(server.create_project({ name }));
+    if (answer) studio.open(answer.project, "photos");
+    return Boolean(answer);
   }
 
-  panels.header = (element, server) => {
-    createProject = (message) => server.create_project(message);
+  async function rename(name) {
+    const answer = await studio.call(server.rename_project({ project: studio.project(), name }));
+    if (answer) studio.renamed(answer.name);
+    return Boolean(answer);
+  }
+
+  panels.header = (element, functions) => {
+    server = functions;
     studio.badges = (project) => server.badges({ project });
     const select = h("select", { "aria-label": "Project", onchange: () => studio.open(select.value) });
     const machine = h("div.machine", { "aria-label": "This machine" });
@@ -61,12 +68,18 @@
       await fetch("/logout", { method: "POST" });
       location.reload();
     } }, icon("out"));
-    const add = h("button.btn", { type: "button", onclick: askForProject }, icon("plus"), "New project");
-    element.replaceChildren(h("header.head", null, brand, select, add, h("span.spacer"), machine, theme, logout));
+    const pen = h("button.icon-button", { type: "button", "aria-label": "Rename this project", title: "Rename", onclick: () => askForName({
+      title: "Rename the project", button: "Rename", value: studio.live.projectName(studio.project()), accept: rename,
+      hint: "Only what is shown changes; files and finished LoRAs keep their names.",
+    }) }, icon("pen"));
+    const add = h("button.btn.new-project", { type: "button", onclick: () => askForName({
+      title: "New project", button: "Create", accept: newProject, hint: "One project holds the photos of one thing: a pet, a person, a style.",
+    }) }, icon("plus"), "New project");
+    element.replaceChildren(h("header.head", null, brand, select, pen, add, h("span.spacer"), machine, theme, logout));
     studio.on("projects", (projects) => {
       select.replaceChildren(...projects.map((project) => h("option", { value: project.id }, project.name)));
       select.value = studio.project();
-      select.hidden = add.hidden = !projects.length;
+      select.hidden = add.hidden = pen.hidden = !projects.length;
       logout.hidden = !studio.hasPassword();
     });
     studio.on("live", (live) => machine.replaceChildren(...machineLine(live)));
@@ -142,7 +155,8 @@
       const name = followedName();
       if (to === "finished") studio.toast(`${name} is finished. The LoRA is on the Results page.`, "good");
       if (to === "stopped") studio.toast(`${name} is stopped and saved. Resume goes on from here.`, "info");
-      if (to === "failed" || to === "lost") studio.toast(studio.live.data.status.message || `${name} failed.`, "bad");
+      const onCard = studio.step() === "train"; // its failure card says it already, and says more
+      if ((to === "failed" || to === "lost") && !onCard) studio.toast(studio.live.data.status.message || `${name} failed.`, "bad");
     });
   };
   const followedName = () => studio.live.projectName(studio.live.data.project);
@@ -178,7 +192,7 @@
         else button.removeAttribute("aria-current");
       }
     };
-    const signs = { done: ["check", "done"], warn: ["alert", "needs attention"] };
+    const signs = { done: ["check", "done"], warn: ["bang", "needs attention"] };
     async function badges() {
       const project = studio.project();
       if (!project) return;
@@ -197,6 +211,7 @@
     studio.on("step", () => { current(); badges(); });
     studio.on("project", badges);
     studio.on("state", badges);
+    studio.on("dataset", badges);
     studio.refreshBadges = badges;
     current();
   };
@@ -222,6 +237,7 @@
         h("h2", null, "What do you want to teach?"),
         h("p", null, "A pet, a person, an object or a style: a project holds its photos, their captions and the training."),
         form,
+        h("p", null, "Or drop the photos below; the project can be named later."),
         h("ol", null, PATH.map(([name, text], index) => h("li", null, h("b", null, `${index + 1}  ${name}`), h("span", null, text))))));
     });
   };

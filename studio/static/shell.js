@@ -32,12 +32,14 @@
 
   const ICONS = {
     check: "M5 12.5l4.2 4.2L19 7",
-    alert: "M12 7v6M12 16.6v.1",
+    alert: "M12 3.5a8.5 8.5 0 100 17 8.5 8.5 0 000-17zM12 8v4.5M12 15.9v.1",
+    bang: "M12 6v7.5M12 17.6v.1",
     stop: "M7 7h10v10H7z",
     play: "M8 5.5v13l11-6.5z",
     save: "M12 4v10m0 0l-4-4m4 4l4-4M5 19h14",
     image: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9.2v.1",
     sun: "M12 8a4 4 0 100 8 4 4 0 000-8zM12 2v2M12 20v2M4.9 4.9l1.4 1.4M17.7 17.7l1.4 1.4M2 12h2M20 12h2M4.9 19.1l1.4-1.4M17.7 6.3l1.4-1.4",
+    pen: "M5 19l1-4L15.5 5.5l3 3L9 18zM13.5 7.5l3 3",
     plus: "M12 5v14M5 12h14",
     close: "M6 6l12 12M18 6L6 18",
     left: "M15 5l-7 7 7 7",
@@ -180,6 +182,12 @@
     choose(project, place.step);
   }
 
+  /** The project that is open has another name now. */
+  function renamed(name) {
+    place.projects = place.projects.map((project) => (project.id === place.project ? { ...project, name } : project));
+    emit("projects", place.projects);
+  }
+
   function boot(props, watch, chooser) {
     choose = chooser;
     const arrive = () => {
@@ -225,7 +233,7 @@
   applyTheme();
 
   window.studio = {
-    STEPS, LABELS, panels: {}, format, h, icon, on, emit, boot, go, open, toast, call, fetchJSON, post, Unreachable,
+    STEPS, LABELS, panels: {}, format, h, icon, on, emit, boot, go, open, renamed, toast, call, fetchJSON, post, Unreachable,
     toggleTheme, copy,
     project: () => place.project,
     step: () => place.step,

@@ -157,7 +157,7 @@
       const ended = { stopped: "warn", failed: "bad", lost: "bad" }[state];
       this.list.replaceChildren(...RUNGS.map(([key, label], index) => {
         const kind = index < at ? "done" : index > at ? "" : ended ?? "now";
-        const sign = { done: icon("check"), bad: icon("alert"), warn: icon("stop") }[kind] ?? (kind === "now" ? h("span.dot") : "");
+        const sign = { done: icon("check"), bad: icon("bang"), warn: icon("stop") }[kind] ?? (kind === "now" ? h("span.dot") : "");
         const [detail, share] = index <= at ? rungDetail(key, data, at) : ["", null];
         const bar = kind === "now" ? h(`div.bar${share === null ? ".unknown" : ""}`, null, h("i", { style: `width:${(100 * (share ?? 0)).toFixed(1)}%` })) : null;
         return h(`li.${kind || "later"}`, null, h("span.mark", null, sign), h("div", null, h("b", null, label), h("span.muted.number", null, detail), bar));
@@ -186,7 +186,7 @@
       ["Loss", format.number(status.loss), ""],
       ["Learning rate", format.number(status.lr, 2), ""],
       memory,
-      ["Attempt", String(status.attempt || 1), data.resumes.length ? `resumed at step ${format.count(data.resumes.at(-1))}` : ""],
+      ["Attempt", String(status.attempt || 1), data.resumes.at(-1) > 0 ? `resumed at step ${format.count(data.resumes.at(-1))}` : ""],
     ].map(([label, value, unit]) => h("div.figure", null, h("dt", null, label), h("dd.number", null, h("b", null, value), unit ? h("span", null, ` ${unit}`) : null)));
   }
 
@@ -246,11 +246,12 @@
   }
 
   function planCard(plan) {
-    if (!plan) return null;
+    if (!plan?.summary.length) return null;
     const rows = plan.summary.map(([label, value]) => h("div", null, h("dt", null, label), h("dd", null, value)));
     return h("section.card", { "aria-label": "What will be trained" },
       h("div.card-head", null, h("h3", null, "What will be trained"), h("button.btn.quiet", { type: "button", onclick: () => studio.go("recipe") }, "Change the recipe")),
-      h("dl.plan", null, rows));
+      h("dl.plan", null, rows),
+      plan.machine.map(([text, kind]) => h(`p.machine-fit${kind ? `.${kind}` : ""}`, null, text)));
   }
 
   // The page --------------------------------------------------------------------------------------
