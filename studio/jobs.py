@@ -57,6 +57,7 @@ class Supervisor:
         # Asking whether a lock is held takes it for a moment: two threads must not meet in there.
         self._probing = threading.Lock()
         self._active: tuple[float, RunFolder | None] = (0.0, None)
+        self._publishers: dict[str, subprocess.Popen[bytes]] = {}
 
     # Training -----------------------------------------------------------------------------------
 
@@ -202,13 +203,13 @@ class Supervisor:
             environment = child_environment()
             if token and token.strip():
                 environment["HF_TOKEN"] = token.strip()
-            child = _spawn(argv, run.path / "publish.log", environment)
+            child = self._publishers[run.id] = _spawn(argv, run.path / "publish.log", environment)
         threading.Thread(target=self._reap_publisher, args=(child, run), daemon=True).start()
 
     def _reap_publisher(self, child: subprocess.Popen[bytes], run: RunFolder) -> None:
         code = child.wait()
         status = read_publish_status(run)
-        if status["state"] == "running":
+        if status["state"] == "running" and self._publishers.get(run.id) is child:
             message = f"Publishing ended unexpectedly (exit code {code}); publish.log in the run has details."
             with suppress(OSError):
                 write_publish_status(run, **{**status, "state": "failed", "message": message})
