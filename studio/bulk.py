@@ -71,7 +71,9 @@ def plan_change(project: Project, message: Mapping[str, Any]) -> Change:
             trigger = project.dataset().trigger
             if not trigger:
                 raise UserError("There is no trigger word yet; type one above first.")
-            return Change(f"“{trigger}” inserted", insert_trigger(captions, trigger))
+            # An empty caption lacks nothing: the trigger word stands in for it.
+            written = {key: caption for key, caption in captions.items() if caption}
+            return Change(f"“{trigger}” inserted", insert_trigger(written, trigger))
         case "remove":
             tag = text("text")
             return Change(f"“{tag}” removed", remove_tag(captions, tag))

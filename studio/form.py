@@ -26,7 +26,7 @@ from trainer.contract.fields import RECORDS, SECTIONS, Record, flatten, nest, pa
 from trainer.contract.lint import Finding
 
 SECTION_TITLES = {
-    "model": "Base model",
+    "model": "Model",
     "dataset": "Photos",
     "adapter": "LoRA",
     "train": "Training",
@@ -34,6 +34,9 @@ SECTION_TITLES = {
     "checkpoints": "Checkpoints",
     "output": "Result",
 }
+
+MAX_COLUMNS = 3
+"""Fields side by side on a wide screen (static/forms.css has the grid)."""
 
 Maker = Callable[[Record, dict[str, Any]], Component]
 
@@ -147,9 +150,13 @@ class Form:
         return set(self.widgets)
 
     @property
-    def typing(self) -> list[Any]:
-        """For ``triggers=`` of ``gr.on``: somebody changed a widget (a handler that fills it does not count)."""
-        return [field.widget.input for field in self.fields.values()]  # type: ignore[attr-defined]
+    def changes(self) -> list[Any]:
+        """For ``triggers=`` of ``gr.on``: a widget has another value, by whomever.
+
+        Not ``.input``: in Gradio 6.31 a text box fires that from key presses alone, so it misses
+        Backspace, paste, undo and most keyboards of phones.
+        """
+        return [field.widget.change for field in self.fields.values()]  # type: ignore[attr-defined]
 
     def raw(self, data: Mapping[Any, Any]) -> dict[str, Any]:
         """The widget values by dotted name, out of what such a handler got."""
@@ -238,32 +245,41 @@ def build_form(
     """
     made: dict[str, Field] = {}
 
-    def section(name: str, basic: bool) -> None:
-        records = [
-            record
-            for record in RECORDS.values()
-            if record.section == name and record.basic == basic and record.path not in hidden
-        ]
-        if not records:
-            return
-        title = SECTION_TITLES.get(name, name.capitalize())
-        gr.HTML(f"<h3>{html.escape(title)}</h3>", elem_classes=["form-title"])
-        with gr.Row(elem_classes=["form-grid"]):
-            for record in records:
-                made[record.path] = _field(record, (own or {}).get(record.path, widget), prefix)
-
-    for name in SECTIONS:
-        section(name, basic=True)
-    with gr.Accordion("Advanced", open=False, elem_id=f"{prefix}-advanced"):
+    def sections(basic: bool) -> None:
         for name in SECTIONS:
-            section(name, basic=False)
+            records = [
+                record
+                for record in RECORDS.values()
+                if record.section == name and record.basic == basic and record.path not in hidden
+            ]
+            if not records:
+                continue
+            columns = MAX_COLUMNS if any(_is_wide(record) for record in records) else len(records)
+            with gr.Column(elem_classes=["form-section", f"span-{min(columns, MAX_COLUMNS)}"], min_width=0):
+                gr.HTML(f"<h3>{html.escape(SECTION_TITLES.get(name, name.capitalize()))}</h3>")
+                with gr.Row(elem_classes=["form-grid"]):
+                    for record in records:
+                        made[record.path] = _field(record, (own or {}).get(record.path, widget), prefix)
+
+    with gr.Row(elem_classes=["form-sections"]):
+        sections(basic=True)
+    with (
+        gr.Accordion("Advanced", open=False, elem_id=f"{prefix}-advanced"),
+        gr.Row(elem_classes=["form-sections"]),
+    ):
+        sections(basic=False)
     return Form({path: made[path] for path in RECORDS if path in made})
+
+
+def _is_wide(record: Record) -> bool:
+    """Whether a widget takes a whole row: lists and long names."""
+    return record.kind == "lines" or record.path == "model.base"
 
 
 def _field(record: Record, make: Maker, prefix: str) -> Field:
     element = f"{prefix}-{record.section}-{record.name.replace('_', '-')}"
-    wide = " wide" if record.kind == "lines" or record.path == "model.base" else ""
-    with gr.Column(elem_classes=[f"form-field{wide}"], min_width=200):
+    wide = ["wide"] if _is_wide(record) else []
+    with gr.Column(elem_classes=["form-field", *wide], min_width=0):
         options: dict[str, Any] = {
             "label": f"{record.label} ({record.unit})" if record.unit else record.label,
             "info": record.help,

@@ -171,13 +171,22 @@ def choose_preset(project: Project, config: TrainConfig, presets: list[Preset], 
     return config
 
 
-def rename_trigger(project: Project, old: str, new: str) -> None:
-    """Put a changed trigger word into the draft's sample prompts, which would else show nothing of it."""
+def rename_trigger(project: Project, presets: list[Preset], old: str, new: str) -> None:
+    """Put a changed trigger word into the draft's sample prompts, which would else show nothing of it.
+
+    Prompts that are still the preset's become those for the new word; in others the word is replaced.
+    """
     config = project.config()
-    if not old or not new or old == new or not any(old in prompt for prompt in config.samples.prompts):
+    prompts = config.samples.prompts
+    preset = next((preset for preset in presets if preset.key == project.preset), None)
+    if preset and prompts == preset.prompts_for(old):
+        renamed = preset.prompts_for(new)
+    elif old and new:
+        renamed = tuple(prompt.replace(old, new) for prompt in prompts)
+    else:
         return
-    prompts = [prompt.replace(old, new) for prompt in config.samples.prompts]
-    project.save_config(parse(merge(to_tables(config), {"samples": {"prompts": prompts}})))
+    if renamed != prompts:
+        project.save_config(parse(merge(to_tables(config), {"samples": {"prompts": renamed}})))
 
 
 def export_text(project: Project) -> str:

@@ -19,6 +19,7 @@ from studio.theme import scripts
 from studio.tokens import counter_for
 from studio.trigger import trigger_hint
 from trainer.contract.errors import ConfigError, UserError
+from trainer.contract.presets import load_presets
 
 from . import Page
 
@@ -73,7 +74,7 @@ def set_trigger(project: Project, message: Mapping[str, Any]) -> dict[str, Any]:
     old = project.dataset().trigger
     project.set_trigger(str(message.get("trigger", "")))
     new = project.dataset().trigger
-    rename_trigger(project, old, new)
+    rename_trigger(project, load_presets(), old, new)
     return {"trigger": new, **about(project, message)}
 
 

@@ -33,7 +33,8 @@ SHOWN_SKIPPED = 100
 def build(studio: Studio, project_id: Any) -> Page:
     with gr.Column(elem_id="photos-page"):
         drop = gr.File(
-            label="Drop photos or a .zip here, or click to choose",
+            label="Photos",
+            show_label=False,
             file_count="multiple",
             elem_id="photos-drop",
             height=150,

@@ -66,9 +66,11 @@ def build(studio: Studio, project_id: Any) -> Page:
                         "Import recipe.toml", file_types=[".toml"], size="md", elem_id="recipe-import"
                     )
         started = gr.Textbox(visible="hidden", elem_id="recipe-started")
+        # Whose recipe the widgets show. The page's project changes earlier than they do.
+        owner = gr.Textbox(visible="hidden", elem_id="recipe-owner")
 
     shown = [cards, summary, start, *form.notes]
-    outputs = [*form.widgets, *shown, answer]
+    outputs = [*form.widgets, *shown, answer, owner]
 
     def judged(project: Project, config: TrainConfig, problems: dict[str, str]) -> dict[Any, Any]:
         """Everything on the page but the widgets, for a recipe and the settings that are wrong."""
@@ -81,12 +83,14 @@ def build(studio: Studio, project_id: Any) -> Page:
         }
 
     def page_of(project: Project, config: TrainConfig) -> dict[Any, Any]:
-        return {**form.filled(config), **judged(project, config, {}), answer: ""}
+        return {**form.filled(config), **judged(project, config, {}), answer: "", owner: project.id}
 
     @shows_errors
-    def check(data: dict[Any, Any]) -> dict[Any, Any]:
+    def check(data: dict[Any, Any]) -> Any:
         """Something was typed: keep what is right as the draft, and say what is not."""
-        project = studio.workspace.project(data[project_id])
+        if not data[owner]:
+            return gr.skip()
+        project = studio.workspace.project(data[owner])
         config, problems = read_what_is_right(form.raw(data), draft(project, presets, gpu.state()))
         project.save_config(config)
         return judged(project, config, problems)
@@ -94,7 +98,7 @@ def build(studio: Studio, project_id: Any) -> Page:
     @shows_errors
     def press(data: dict[Any, Any], event: gr.EventData) -> dict[Any, Any]:
         """A preset, or a button that puts settings in."""
-        project = studio.workspace.project(data[project_id])
+        project = studio.workspace.project(data[owner])
         config, problems = read_what_is_right(form.raw(data), draft(project, presets, gpu.state()))
         message = event._data or {}
         if key := message.get("preset"):
@@ -109,7 +113,7 @@ def build(studio: Studio, project_id: Any) -> Page:
     def launch(data: dict[Any, Any]) -> dict[Any, Any]:
         """Start. What is in the way is said below the button, where one is looking."""
         try:
-            project = studio.workspace.project(data[project_id])
+            project = studio.workspace.project(data[owner])
             config, problems = read_what_is_right(form.raw(data), draft(project, presets, gpu.state()))
             if problems:
                 raise UserError("Correct the settings marked in red first.")
@@ -121,22 +125,22 @@ def build(studio: Studio, project_id: Any) -> Page:
 
     def take(file: str, project: str) -> dict[Any, Any]:
         try:
-            owner = studio.workspace.project(project)
-            config = import_recipe(owner, Path(file))
+            target = studio.workspace.project(project)
+            config = import_recipe(target, Path(file))
         except UserError as error:
             return {answer: notice_html(str(error), "bad")}
         imported = notice_html("Imported. Photos and trigger word of this project stay as they are.", "good")
-        return {**page_of(owner, config), answer: imported}
+        return {**page_of(target, config), answer: imported}
 
     def refresh(project: str) -> list[Any]:
-        owner = studio.workspace.project(project)
-        values = page_of(owner, draft(owner, presets, gpu.state()))
+        opened = studio.workspace.project(project)
+        values = page_of(opened, draft(opened, presets, gpu.state()))
         return [values[component] for component in outputs]
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
-    inputs = form.inputs | {project_id}
+    inputs: set[Any] = form.inputs | {owner}
     gr.on(
-        form.typing,
+        form.changes,
         check,
         inputs,
         shown,
@@ -147,7 +151,7 @@ def build(studio: Studio, project_id: Any) -> Page:
     start.click(launch, inputs, [answer, started], **quiet).then(
         None, started, None, js="(run) => { if (run) studio.go('train'); }"
     )
-    bring.upload(take, [bring, project_id], outputs, **quiet)
+    bring.upload(take, [bring, owner], outputs, **quiet)
     return Page(outputs=outputs, refresh=refresh)
 
 

@@ -151,7 +151,7 @@
       const use = h("input", { type: "checkbox", checked: image.enabled, "aria-label": `Train on ${image.name}`, onchange: () => enable(image.id, use.checked) });
       return h(`article.tile${image.enabled ? "" : ".out"}`, { role: "listitem" }, open,
         h("p.reason", { "aria-hidden": "true" }, reason),
-        h("footer", null, h("label", { title: "Train on this photo" }, use, h("span.badge.number", null, size(image.bucket))),
+        h("div.tile-foot", null, h("label", { title: "Train on this photo" }, use, h("span.badge.number", null, size(image.bucket))),
           problems.length ? h("span.sign", { title: problems.join("\n"), role: "img", "aria-label": problems.join(" ") }, icon("alert")) : null));
     }
 
@@ -181,7 +181,7 @@
     /** The big view: the photo with its frame beside what the trainer will see. Arrows move, space includes. */
     function view(id) {
       const body = h("div.viewer-body");
-      const dialog = h("dialog.viewer", { onclose: () => { dialog.remove(); tiles.get(id)?.element.querySelector(".open")?.focus(); }, onclick: (event) => { if (event.target === dialog) dialog.close(); } }, body);
+      const dialog = h("dialog.photo-viewer", { onclose: () => { dialog.remove(); tiles.get(id)?.element.querySelector(".open")?.focus(); }, onclick: (event) => { if (event.target === dialog) dialog.close(); } }, body);
       const at = () => data.images.findIndex((image) => image.id === id);
       const move = (by) => {
         const next = data.images[at() + by];
@@ -213,7 +213,7 @@
           h("div.pair", null,
             h("figure", null, h("div.stage", null, shot(image, false)), h("figcaption", null, "The photo and its crop")),
             h("figure", null, h("div.stage", null, image.bucket ? h("img.crop", { src: crop(image), alt: "The crop", width: image.bucket[0], height: image.bucket[1] }) : h("span.muted", null, "not cropped yet")), h("figcaption", null, `What is trained: ${size(image.bucket)}`))),
-          h("p.why", null, image.reason ? image.reason[0].toUpperCase() + image.reason.slice(1) + "." : "Not cropped yet."),
+          h("p.reasoning", null, image.reason ? image.reason[0].toUpperCase() + image.reason.slice(1) + "." : "Not cropped yet."),
           ...[...image.warnings].map((text) => h("p.say.warning", null, `${text[0].toUpperCase()}${text.slice(1)}.`)),
           ...found.map((finding) => h(`p.say.${finding.level}`, null, `${finding.sentence} ${finding.remedy}`)),
           h("p.caption", null, image.caption || h("span.muted", null, "No caption: the trigger word stands in for it.")),
