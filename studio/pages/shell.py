@@ -60,7 +60,7 @@ def build_app(studio: Studio) -> gr.Blocks:
                         pages[step].outputs,
                         show_progress="hidden",
                         api_visibility="private",
-                    )
+                    ).then(None, js=f"() => studio.filled('{step}')")
 
         slots = [component for page in pages.values() for component in page.outputs]
         app.load(
@@ -118,11 +118,17 @@ def _filled(pages: dict[str, Page], step: str, project_id: str) -> list[Any]:
     return values
 
 
-def _place(studio: Studio, project_id: str, step: str) -> str:
-    """What the scripts need to know: the projects, and where we are."""
+def _place(studio: Studio, pages: dict[str, Page], project_id: str, step: str) -> str:
+    """What the scripts need to know: where we are, the projects, and which pages are filled from here."""
     projects = [{"id": project.id, "name": project.name} for project in studio.workspace.list_projects()]
     return json.dumps(
-        {"project": project_id, "step": step, "projects": projects, "password": studio.has_password}
+        {
+            "project": project_id,
+            "step": step,
+            "projects": projects,
+            "refreshed": [name for name, page in pages.items() if page.outputs],
+            "password": studio.has_password,
+        }
     )
 
 
@@ -139,7 +145,7 @@ def _load(studio: Studio, pages: dict[str, Page]) -> Any:
         step = step if step in STEPS else "photos"
         # Other tabs than the first are filled by their own select event, when the script opens them.
         first = "photos" if step == "photos" else ""
-        return [project_id, _place(studio, project_id, step), *_filled(pages, first, project_id)]
+        return [project_id, _place(studio, pages, project_id, step), *_filled(pages, first, project_id)]
 
     return load
 
@@ -151,7 +157,7 @@ def _choose(studio: Studio, pages: dict[str, Page]) -> Any:
     def choose(event: gr.EventData) -> list[Any]:
         project = studio.workspace.project(str(event.project))
         step = event.step if event.step in STEPS else "photos"
-        return [project.id, _place(studio, project.id, step), *_filled(pages, step, project.id)]
+        return [project.id, _place(studio, pages, project.id, step), *_filled(pages, step, project.id)]
 
     return choose
 

@@ -110,7 +110,7 @@
 
     function build() {
       const parts = {
-        pill: h("span"), name: h("span"), fill: h("i"), figures: h("div.figures"),
+        pill: h("span"), name: h("span"), fill: h("i"), figures: h("div.gauges"),
         stop: h("button.btn.danger", { type: "button" }, icon("stop"), "Stop"),
       };
       parts.bar = h("div.bar", { role: "progressbar", "aria-label": "Progress of the training", "aria-valuemin": "0", "aria-valuemax": "100" }, parts.fill);

@@ -6,7 +6,7 @@
 
   const STEPS = ["photos", "captions", "recipe", "train", "results"];
   const LABELS = { photos: "Photos", captions: "Captions", recipe: "Recipe", train: "Train", results: "Results" };
-  const place = { project: "", step: "photos", projects: [], password: false };
+  const place = { project: "", step: "photos", projects: [], password: false, refreshed: [] };
   const listeners = {};
   let choose = () => {};
   let booted = false;
@@ -156,10 +156,21 @@
 
   function keepAddress() {
     const query = new URLSearchParams(location.search);
-    if (place.project) query.set("project", place.project); else query.delete("project");
+    query.delete("project");
+    query.delete("step"); // both anew, so that they always stand in this order
+    if (place.project) query.set("project", place.project);
     query.set("step", place.step);
     history.replaceState(null, "", `?${query}`);
   }
+
+  /** Keep a page untouched until it is filled, as the answer would overwrite what was typed meanwhile. */
+  function hold(step) {
+    const panel = document.querySelector(`#tab-${step}`);
+    if (!panel) return;
+    panel.inert = true;
+    setTimeout(() => { panel.inert = false; }, 5000); // no answer: better to type than to wait for ever
+  }
+  const filled = (step) => { document.querySelector(`#tab-${step}`).inert = false; };
 
   function go(step) {
     if (!STEPS.includes(step)) return;
@@ -168,7 +179,10 @@
     keepAddress();
     // Gradio's own tab bar is hidden but alive: a click on it shows the page and runs its refresh.
     const button = document.querySelector(`#tab-${step}-button`);
-    if (button && button.getAttribute("aria-selected") !== "true") button.click();
+    if (button && button.getAttribute("aria-selected") !== "true") {
+      if (place.refreshed.includes(step)) hold(step);
+      button.click();
+    }
     if (changed) {
       window.scrollTo({ top: 0 });
       emit("step", step);
@@ -194,7 +208,7 @@
       const news = JSON.parse(props.value || "{}");
       if (news.project === undefined) return;
       const moved = news.project !== place.project;
-      Object.assign(place, { project: news.project, projects: news.projects, password: news.password });
+      Object.assign(place, { project: news.project, projects: news.projects, password: news.password, refreshed: news.refreshed });
       document.querySelector("#studio-root").dataset.project = place.project;
       document.body.classList.toggle("no-project", !place.project);
       if (!booted) {
@@ -233,7 +247,7 @@
   applyTheme();
 
   window.studio = {
-    STEPS, LABELS, panels: {}, format, h, icon, on, emit, boot, go, open, renamed, toast, call, fetchJSON, post, Unreachable,
+    STEPS, LABELS, panels: {}, format, h, icon, on, emit, boot, go, filled, open, renamed, toast, call, fetchJSON, post, Unreachable,
     toggleTheme, copy,
     project: () => place.project,
     step: () => place.step,
