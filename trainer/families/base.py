@@ -18,13 +18,19 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from diffusers.utils import logging as _diffusers
 from torch import Tensor, nn
+from transformers.utils import logging as _transformers
 
 from ..contract import families as catalogue
 from ..noise import Noise
 from ..source import BaseModel
 
 TextEmbeds = dict[str, Tensor]
+
+# Loading a pipeline draws a bar per part; the run's own stages tell more.
+_diffusers.disable_progress_bar()
+_transformers.disable_progress_bar()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,336 @@
+"""Base models from the Hub, against a loopback server that speaks its HTTP API.
+
+huggingface_hub reads its environment when it is imported, so each download runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save_file
+
+from tests.conftest import ROOT
+from trainer.contract.families import SDXL
+from trainer.contract.runs import RunFolder
+from trainer.hub import wanted_files
+
+from .hub_download_server import HubServer, Repo
+from .original_layout import tensors_of
+
+REFERENCE = SDXL.bases[1].id
+TOKEN = "hf_secretsecretsecret"
+
+SCRIPT = """
+import json, sys
+from trainer.contract.errors import RunError
+from trainer.source import resolve
+{before}
+said = []
+def tell(text):
+    said.append(text)
+    {on_tell}
+try:
+    base = resolve("sdxl", *{arguments!r}, on_download=tell)
+    print(json.dumps({{"weights": str(base.weights), "vae": str(base.vae), "said": said}}))
+except RunError as error:
+    print(json.dumps({{"error": str(error), "cause": error.cause, "said": said}}))
+"""
+
+
+@dataclass
+class Machine:
+    """A machine with a Hub cache of its own, which sees the server as the Hub."""
+
+    home: Path
+    hub: HubServer
+
+    def environment(self, url: str = "", **more: str) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+        return {
+            **kept,
+            "HF_ENDPOINT": url or self.hub.url,
+            "HF_HOME": str(self.home),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            **more,
+        }
+
+    def resolve(
+        self, *arguments: str, url: str = "", before: str = "", on_tell: str = "", **environment: str
+    ) -> dict[str, Any]:
+        """What ``resolve("sdxl", *arguments)`` returns or raises."""
+        script = SCRIPT.format(before=before, on_tell=on_tell, arguments=arguments)
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=ROOT,
+            env=self.environment(url, **environment),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert TOKEN not in done.stdout + done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return answer
+
+
+@pytest.fixture(scope="module")
+def repo(tiny_base: Path) -> Repo:
+    """The tiny model as it would lie on the Hub, with everything that loading does not need."""
+    repo = Repo.of_folder(tiny_base)
+    more = {name.replace(".safetensors", ".fp16.safetensors"): b for name, b in repo.files.items()}
+    repo.files |= {name: content for name, content in more.items() if name.endswith(".safetensors")}
+    for junk in (
+        "sd_xl_base_1.0.safetensors",
+        "unet/diffusion_pytorch_model.bin",
+        "text_encoder/flax_model.msgpack",
+        "text_encoder/model.onnx",
+        "vae_1_0/diffusion_pytorch_model.safetensors",
+        "vae_1_0/config.json",
+        "model.ckpt",
+        "README.md",
+    ):
+        repo.files[junk] = b"junk"
+    return repo
+
+
+@pytest.fixture
+def machine(repo: Repo, tiny_base: Path, tmp_path: Path) -> Any:
+    vae = {"config.json", "diffusion_pytorch_model.safetensors"}
+    repos = {
+        "owner/tiny": repo,
+        REFERENCE: repo,
+        "owner/gated": Repo(repo.files, gated=True),
+        "owner/flux": Repo({"model_index.json": b'{"_class_name": "FluxPipeline", "vae": ["a", "b"]}'}),
+        "owner/pickles": Repo(
+            {n: b for n, b in repo.files.items() if not n.endswith(".safetensors")} | {"unet/x.bin": b"x"}
+        ),
+        "owner/file": Repo({"model.safetensors": b"", "README.md": b""}),
+        "owner/vae": Repo(
+            {name: (tiny_base / "vae" / name).read_bytes() for name in vae} | {"sdxl_vae.safetensors": b"x"}
+        ),
+        "owner/big": Repo(repo.files | {"unet/diffusion_pytorch_model.fp16.safetensors": bytes(60 * 2**20)}),
+    }
+    with HubServer(repos, token=TOKEN) as hub:
+        yield Machine(tmp_path / "hf", hub)
+
+
+def files_in(folder: str) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def test_what_is_fetched_and_that_it_is_fetched_once(machine: Machine) -> None:
+    answer = machine.resolve("owner/tiny")
+    there = files_in(answer["weights"])
+    weights = {name for name in there if name.endswith(".safetensors")}
+    assert weights == {
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder_2/model.fp16.safetensors",
+    }
+    assert all(name.endswith((".json", ".txt")) for name in there - weights)
+    assert {
+        "model_index.json",
+        "tokenizer_2/tokenizer_config.json",
+        "scheduler/scheduler_config.json",
+    } < there
+    assert set(machine.hub.fetched()) <= there  # less what is the same as another file: the tokenizers
+
+    machine.hub.requests.clear()
+    assert machine.resolve("owner/tiny")["weights"] == answer["weights"]
+    assert machine.hub.fetched() == []
+    for offline in ({"url": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}):
+        assert machine.resolve("owner/tiny", **offline)["weights"] == answer["weights"]
+
+
+def test_half_precision_only_where_there_is_some() -> None:
+    files = ["unet/diffusion_pytorch_model-00001-of-00002.safetensors", "unet/config.json", "a.safetensors"]
+    files += ["unet/diffusion_pytorch_model-00002-of-00002.safetensors", "model_index.json"]
+    files += ["vae/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.safetensors"]
+    wanted = wanted_files(files, ["unet", "vae"], None, True)
+    assert set(files) - set(wanted) == {"vae/diffusion_pytorch_model.safetensors", "a.safetensors"}
+    assert wanted_files(files, ["unet", "vae"], None, False) == ["unet/config.json", "model_index.json"]
+    assert wanted_files(files, [], None, True) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause", "sentence"),
+    [
+        (
+            ("owner/gated",),
+            "gated_model",
+            "owner/gated asks you to accept its licence: do so at {url}/owner/gated",
+        ),
+        (("owner/none",), "model_missing", "owner/none does not exist on the Hub, or is private"),
+        (("owner/tiny", "v9"), "model_missing", "owner/tiny has no revision v9; leave it empty"),
+        (
+            ("owner/flux",),
+            "model_missing",
+            "owner/flux is a FLUX.1 model, the recipe says Stable Diffusion XL",
+        ),
+        (
+            ("owner/pickles",),
+            "model_missing",
+            "owner/pickles holds no diffusers model with .safetensors weights",
+        ),
+        (("owner/file",), "model_missing", "owner/file holds no diffusers model with .safetensors weights"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_refusals(machine: Machine, arguments: tuple[str, ...], cause: str, sentence: str) -> None:
+    answer = machine.resolve(*arguments)
+    assert answer["cause"] == cause
+    assert answer["error"].startswith(sentence.format(url=machine.hub.url))
+    assert not any(name.endswith(".safetensors") for name in machine.hub.fetched())
+
+
+def test_the_token_opens_a_gated_model_and_goes_nowhere_else(machine: Machine) -> None:
+    answer = machine.resolve("owner/gated", HF_TOKEN=TOKEN)
+    assert "unet/config.json" in files_in(answer["weights"])
+    assert {request.authorization for request in machine.hub.requests} == {f"Bearer {TOKEN}"}
+    assert not any(TOKEN in request.path for request in machine.hub.requests)
+    assert TOKEN not in json.dumps(answer)
+    stored = [p for p in machine.home.rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
+    assert stored == []
+
+
+def test_a_separate_vae_from_the_hub(machine: Machine, tiny_base: Path) -> None:
+    alone = machine.resolve(str(tiny_base), "", "owner/vae")
+    assert files_in(alone["vae"]) == {"config.json", "diffusion_pytorch_model.safetensors"}
+    machine.hub.requests.clear()
+    within = machine.resolve(str(tiny_base), "", "owner/tiny")
+    assert Path(within["vae"]).name == "vae"
+    assert set(machine.hub.fetched()) == {
+        "model_index.json",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+    }
+
+
+def test_progress_and_an_interrupted_connection(machine: Machine) -> None:
+    machine.hub.cut_once = "unet/diffusion_pytorch_model.fp16.safetensors"
+    machine.hub.chunk_seconds = 0.04
+    answer = machine.resolve("owner/big")
+    size = (Path(answer["weights"]) / "unet/diffusion_pytorch_model.fp16.safetensors").stat().st_size
+    assert size == 60 * 2**20
+    resumed = [r.range for r in machine.hub.requests if r.range]
+    assert resumed == [f"bytes={30 * 2**20}-"]
+    shown = [text for text in answer["said"] if text.startswith("Downloading owner/big: ")]
+    assert 2 <= len(shown) <= 8
+    amounts = [float(text.split(": ")[1].split()[0]) for text in shown]
+    assert amounts == sorted(amounts) and amounts[0] < amounts[-1] <= 60.8
+    assert shown[-1].endswith(" MiB")
+
+
+def test_a_killed_download_goes_on_with_what_is_complete(machine: Machine) -> None:
+    machine.hub.chunk_seconds = 0.1
+    script = SCRIPT.format(before="", on_tell="", arguments=("owner/big",))
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, env=machine.environment(), stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not list(machine.home.rglob("text_encoder_2/*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    offline = machine.resolve("owner/big", url="http://127.0.0.1:9")
+    assert offline["error"].startswith("owner/big is not (completely) on this machine and the Hub cannot be")
+    machine.hub.requests.clear()
+    machine.hub.chunk_seconds = 0
+    answer = machine.resolve("owner/big")
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in machine.hub.fetched()
+    assert "text_encoder_2/model.fp16.safetensors" not in machine.hub.fetched()
+    assert "vae/config.json" in files_in(answer["weights"])
+
+
+def test_stopping_ends_a_download(machine: Machine) -> None:
+    machine.hub.chunk_seconds = 0.2
+    began = time.monotonic()
+    stop = "if text.startswith('Downloading'): raise RunError('stopped', 'unknown')"
+    answer = machine.resolve("owner/big", on_tell=stop)
+    assert answer["error"] == "stopped"
+    assert time.monotonic() - began < 10
+
+
+def test_a_full_disk(machine: Machine) -> None:
+    no_space = (
+        "import shutil; usage = shutil.disk_usage('/')\nshutil.disk_usage = lambda p: usage._replace(free=9)"
+    )
+    answer = machine.resolve("owner/tiny", before=no_space)
+    assert answer["cause"] == "disk_full" and answer["error"].startswith("owner/tiny needs 0.0 GiB more and")
+    assert not any(name.endswith(".safetensors") for name in machine.hub.fetched())
+    in_the_middle = """
+import errno, huggingface_hub.file_download as download
+def http_get(*arguments, **options):
+    raise OSError(errno.ENOSPC, "No space left on device")
+download.http_get = http_get
+"""
+    answer = machine.resolve("owner/tiny", before=in_the_middle)
+    assert (
+        answer["cause"] == "disk_full" and "the disk is full while downloading owner/tiny" in answer["error"]
+    )
+
+
+def cli(machine: Machine, tmp_path: Path, base: str, url: str = "") -> tuple[int, str, RunFolder]:
+    """``python -m trainer train`` on two steps; exit code, terminal, run."""
+    photos = tmp_path / "photos"
+    if not photos.exists():
+        from tests.pictures import draw_project
+
+        draw_project(photos)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'[model]\nbase = "{base}"\n[dataset]\npath = "photos"\n[adapter]\nrank = 2\nalpha = 2\n'
+        "[train]\nsteps = 2\nbatch_size = 1\n"
+    )
+    run = RunFolder(tmp_path / f"run-{time.time_ns()}")
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", "train", str(recipe), "--run-dir", str(run.path)],
+        cwd=ROOT,
+        env=machine.environment(url, OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stderr, run
+
+
+@pytest.mark.parametrize("how", ["refused", "silent"])
+def test_no_network_ends_in_one_sentence(machine: Machine, tmp_path: Path, how: str) -> None:
+    machine.hub.silent = how == "silent"
+    began = time.monotonic()
+    code, log, run = cli(machine, tmp_path, REFERENCE, "http://127.0.0.1:9" if how == "refused" else "")
+    machine.hub.silent = False
+    assert time.monotonic() - began < 25
+    assert code == 1
+    status = run.read_status()
+    assert (status.state, status.cause) == ("failed", "model_missing")
+    sentence = (
+        f"{REFERENCE} is not (completely) on this machine and the Hub cannot be reached; check the network"
+    )
+    assert status.message.startswith(sentence)
+    assert log.splitlines()[-1].startswith(f"error: {sentence}")
+    assert "Traceback" not in log
+
+
+def test_training_from_a_single_file_with_the_reference_from_the_hub(
+    machine: Machine, tiny_base: Path, tmp_path: Path
+) -> None:
+    """The whole way of a Civitai checkpoint: only the reference's small files are fetched."""
+    file = tmp_path / "dreamy.safetensors"
+    save_file(tensors_of(tiny_base), file)
+    code, log, run = cli(machine, tmp_path, str(file))
+    assert code == 0, log
+    assert run.read_status().state == "finished"
+    assert all(name.endswith((".json", ".txt")) for name in machine.hub.fetched())
+    assert cli(machine, tmp_path, str(file), "http://127.0.0.1:9")[0] == 0
