@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 NEW_PROJECT = "My photos"
 SHOWN_SKIPPED = 100
+MAX_COUNTED = 10_000
 
 
 def build(studio: Studio, project_id: Any) -> Page:
@@ -52,13 +53,16 @@ def build(studio: Studio, project_id: Any) -> Page:
 
     gpu = Gpu()
     presets = load_presets()
+    waiting: dict[str, str] = {}
 
     def add(files: list[str] | None, project: str, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
         """Take the uploaded files in. Without a project, they make one."""
         paths = [Path(file) for file in files or ()]
 
         def tell(done: int, total: int, what: str) -> None:
-            progress((done, total), desc=what, unit="photos")
+            # The face detector that is fetched before the first crop counts bytes, all else photos.
+            count = f" · {min(done + 1, total)} of {total}" if total <= MAX_COUNTED else ""
+            progress(done / total if total else 0.0, desc=f"{what}{count}")
 
         try:
             if not paths:
@@ -74,7 +78,11 @@ def build(studio: Studio, project_id: Any) -> Page:
             for path in paths:  # the project has its own copies, without metadata
                 with contextlib.suppress(OSError):
                     path.unlink()
-        return None, report_html(came), "" if project else owner.id
+                    path.parent.rmdir()
+        if project:
+            return None, report_html(came), ""
+        waiting[owner.id] = report_html(came)  # the page opens the new project, which calls refresh
+        return None, "", owner.id
 
     drop.upload(
         add,
@@ -92,8 +100,7 @@ def build(studio: Studio, project_id: Any) -> Page:
     )
 
     def refresh(project: str) -> str:
-        studio.workspace.project(project)
-        return ""
+        return waiting.pop(project, "")
 
     return Page(outputs=[report], refresh=refresh)
 

@@ -181,7 +181,7 @@
     /** The big view: the photo with its frame beside what the trainer will see. Arrows move, space includes. */
     function view(id) {
       const body = h("div.viewer-body");
-      const dialog = h("dialog.photo-viewer", { onclose: () => { dialog.remove(); tiles.get(id)?.element.querySelector(".open")?.focus(); }, onclick: (event) => { if (event.target === dialog) dialog.close(); } }, body);
+      const dialog = h("dialog.photo-viewer", { tabIndex: -1, onclose: () => { dialog.remove(); tiles.get(id)?.element.querySelector(".open")?.focus(); }, onclick: (event) => { if (event.target === dialog) dialog.close(); } }, body);
       const at = () => data.images.findIndex((image) => image.id === id);
       const move = (by) => {
         const next = data.images[at() + by];
@@ -221,6 +221,7 @@
             h("button.btn", { type: "button", onclick: toggle, title: "x" }, image.enabled ? "Leave out of training" : "Train on it again"),
             h("button.btn.quiet", { type: "button", onclick: () => { dialog.close(); studio.go("captions"); } }, "Edit captions"),
             h("button.btn.danger", { type: "button", onclick: drop }, "Delete")));
+        if (!dialog.contains(document.activeElement)) dialog.focus(); // else the keys would go to the page
       }
       draw();
       document.body.append(dialog);
