@@ -17,6 +17,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,8 @@ class Sessions:
 
     def _save(self) -> None:
         state = {"salt": self._salt.hex(), "verifier": self._verifier.hex(), "sessions": self._sessions}
-        with staged(self._path) as temporary:
+        # On a full disk one can still log in (to free space); only a restart will ask again.
+        with suppress(OSError), staged(self._path) as temporary:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 json.dump(state, file)

@@ -75,8 +75,14 @@ class Supervisor:
             folder = os.path.relpath(project.root, run.path)
             section = {"path": Path(folder).as_posix(), "trigger": project.dataset().trigger}
             dataset = config.dataset.model_copy(update=section)
-            run.create(config.model_copy(update={"dataset": dataset}))
-            self._launch(run, ["train", str(run.recipe), "--run-dir", str(run.path)])
+            try:
+                run.create(config.model_copy(update={"dataset": dataset}))
+                self._launch(run, ["train", str(run.recipe), "--run-dir", str(run.path)])
+            except (OSError, RunError) as error:
+                shutil.rmtree(run.path, ignore_errors=True)  # nothing came of it
+                if isinstance(error, RunError):
+                    raise
+                raise RunError(f"{run.path} cannot be written ({error.strerror}).", "disk_full") from error
             return run
 
     def resume(self, run: RunFolder) -> RunFolder:
@@ -166,7 +172,12 @@ class Supervisor:
         except psutil.NoSuchProcess:
             started = time.time()
         record = launch_record(child.pid, started, argv, attempt)
-        write_json(run.launch, {**record, "log_start": log_start})
+        try:
+            write_json(run.launch, {**record, "log_start": log_start})
+        except OSError:
+            child.kill()  # a trainer that nobody could find again
+            child.wait()
+            raise
         self._active = (0.0, None)
         threading.Thread(target=self._reap, args=(child, run), daemon=True, name=f"reap {run.id}").start()
 

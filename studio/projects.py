@@ -6,9 +6,11 @@ Whatever changes dataset.json goes through the project's lock, so tabs never ove
 
 from __future__ import annotations
 
+import errno
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +61,7 @@ class Project:
         return card if isinstance(card, dict) else {}
 
     def _update_card(self, **changes: Any) -> None:
-        with project_lock(self.root):
+        with writing(self.root), project_lock(self.root):
             write_json(self.root / "project.json", {"version": 1, **self._card(), **changes})
 
     @property
@@ -139,16 +141,19 @@ class Project:
         def change(dataset: Dataset) -> Dataset:
             return dataset.with_record(dataset.get(image_id).model_copy(update={"enabled": enabled}))
 
-        update_dataset(self.root, change)
+        with writing(self.root):
+            update_dataset(self.root, change)
 
     def set_caption(self, image_id: str, text: str) -> None:
-        write_caption(self.root, self.record(image_id), text)
+        with writing(self.root):
+            write_caption(self.root, self.record(image_id), text)
 
     def set_trigger(self, text: str) -> None:
         trigger = " ".join(text.split())
         if len(trigger) > 100:
             raise UserError(f"The trigger word has {len(trigger)} characters; use at most 100.")
-        update_dataset(self.root, lambda dataset: dataset.model_copy(update={"trigger": trigger}))
+        with writing(self.root):
+            update_dataset(self.root, lambda dataset: dataset.model_copy(update={"trigger": trigger}))
 
     # Recipe -------------------------------------------------------------------------------------
 
@@ -167,7 +172,9 @@ class Project:
             self.set_trigger(config.dataset.trigger)
         # "." is looked up beside the recipe: the file stays true when the workspace moves.
         dataset = config.dataset.model_copy(update={"path": "."})
-        write_text(self.root / "recipe.toml", dump_recipe(config.model_copy(update={"dataset": dataset})))
+        with writing(self.root):
+            text = dump_recipe(config.model_copy(update={"dataset": dataset}))
+            write_text(self.root / "recipe.toml", text)
 
     def resolution(self) -> int:
         """Side in pixels of the square bucket: the recipe's, else the base's native one."""
@@ -214,9 +221,9 @@ class Workspace:
                 root.mkdir()
             except FileExistsError:
                 continue
-            project = Project(self, root)
-            write_json(root / "project.json", {"version": 1, "name": name, "created": time.time()})
-            return project
+            with writing(root):
+                write_json(root / "project.json", {"version": 1, "name": name, "created": time.time()})
+            return Project(self, root)
         raise UserError(f"There are too many projects called {name!r}; choose another name.")
 
     def project(self, project_id: str) -> Project:
@@ -252,6 +259,19 @@ class Workspace:
                 return ""
             self._project_of[run.id] = folder.name if folder.parent == self.projects else ""
         return self._project_of[run.id]
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Around a write: a full or read-only disk becomes a sentence (UserError)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            sentence = "The disk is full, so this was not saved; free some space and try again."
+        else:
+            sentence = f"{folder} cannot be written ({error.strerror}); check its permissions."
+        raise UserError(sentence) from error
 
 
 def _checked_name(name: str) -> str:

@@ -6,6 +6,7 @@ Importing this module loads Gradio (about five seconds); nothing heavier may com
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -76,6 +77,11 @@ class Server(uvicorn.Server):
         if self.started:
             self._on_ready()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Every open page holds a stream, which is cut now; uvicorn would log each with a traceback.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await super().shutdown(sockets)
+
 
 def serve(app: Guard, listener: socket.socket, on_ready: Callable[[], None]) -> None:
     """Answer requests until Ctrl-C or SIGTERM. Trainings are processes of their own and go on."""
@@ -85,6 +91,6 @@ def serve(app: Guard, listener: socket.socket, on_ready: Callable[[], None]) -> 
         access_log=False,
         server_header=False,
         proxy_headers=False,  # whom X-Forwarded-For names is nobody we could trust
-        timeout_graceful_shutdown=2,  # open pages hold a connection for as long as they are open
+        timeout_graceful_shutdown=1,
     )
     asyncio.run(Server(config, on_ready).serve([listener]))

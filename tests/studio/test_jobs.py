@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -187,6 +188,17 @@ def test_disk_need_grows_with_rank_checkpoints_and_the_download(workspace, monke
 def test_trainer_that_cannot_be_started_is_one_sentence(workspace, project) -> None:
     with pytest.raises(RunError, match="cannot be started"):
         Supervisor(workspace, trainer=("/no/such/python",)).start(project, project.config())
+    assert workspace.list_runs() == []
+
+
+def test_disk_that_fills_up_at_the_start_leaves_no_run(supervise, workspace, project, monkeypatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("studio.jobs.write_json", full)
+    with pytest.raises(RunError, match="cannot be written"):
+        supervise(steps=5000).start(project, project.config())
+    assert workspace.list_runs() == [] and not list(workspace.runs.iterdir())
 
 
 # Deaths --------------------------------------------------------------------------------------------

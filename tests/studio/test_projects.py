@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import threading
 from pathlib import Path
@@ -149,6 +150,31 @@ def test_changes_from_two_tabs_do_not_overwrite_each_other(project: Project) -> 
     for thread in threads:
         thread.join()
     assert project.dataset().trigger == "new" and not project.dataset().enabled_images()
+
+
+def test_full_disk_is_a_sentence_and_nothing_is_lost(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = project.captions(), project.config()
+    first = project.dataset().images[0].id
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.contract.files.os.fsync", full)
+        changes = (
+            lambda: project.set_caption(first, "x"),
+            lambda: project.set_enabled(first, False),
+            lambda: project.set_trigger("x"),
+            lambda: project.save_config(project.config()),
+            lambda: project.rename("x"),
+            lambda: project.workspace.create_project("y"),
+        )
+        for change in changes:
+            with pytest.raises(UserError, match="The disk is full"):
+                change()
+    assert (project.captions(), project.config()) == before and project.dataset().enabled_images()
 
 
 def test_runs_belong_to_the_project_they_train_on(workspace: Workspace, project: Project) -> None:
