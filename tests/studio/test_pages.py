@@ -1,0 +1,465 @@
+"""The preparing pages without a browser: what their handlers do to the project and say to the user."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from html import unescape
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+from PIL import Image
+
+from dataset_tools.dataset import load_dataset
+from dataset_tools.ingest import IngestReport
+from dataset_tools.sources import Skipped
+from studio import bulk
+from studio.context import Studio
+from studio.jobs import Supervisor
+from studio.pages import captions, photos, recipe
+from studio.projects import Project, Workspace
+from studio.recipes import draft, export_text, import_recipe, rename_trigger, verdict
+from studio.tokens import Counter, counter_for
+from studio.trigger import trigger_hint
+from trainer.contract.errors import ConfigError, RunError, UserError
+from trainer.contract.fields import dump_recipe, load_recipe, parse
+from trainer.contract.presets import load_presets
+
+PRESETS = load_presets()
+GPU = {"name": "RTX 4090", "total_gib": 24.0}
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Studio:
+    workspace = Workspace(tmp_path / "workspace")
+    return Studio(workspace, Supervisor(workspace))
+
+
+@pytest.fixture
+def project(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Four pictures, three with captions; faces are not looked for."""
+    monkeypatch.setattr("dataset_tools.crop.ensure_face_model", lambda *_, **__: None)
+    made = studio.workspace.create_project("Luna")
+    source = tmp_path / "photos"
+    source.mkdir()
+    for index, caption in enumerate(["a cat, sofa", "zwx cat, garden", "a category, sofa", ""]):
+        Image.new("RGB", (200 + 20 * index, 200), (50 * index, 90, 90)).save(source / f"{index}.png")
+        if caption:
+            (source / f"{index}.txt").write_text(caption, encoding="utf-8")
+    made.add(sorted(source.iterdir()))
+    made.set_trigger("zwx cat")
+    return made
+
+
+def by_name(project: Project) -> dict[str, str]:
+    captions_by_id = project.captions()
+    return {record.original_name: captions_by_id[record.id] for record in project.dataset().images}
+
+
+def functions_of(build: Callable[..., Any], studio: Studio) -> tuple[Any, dict[str, Any], Any]:
+    """(page, handler by name, project box) of a page built in Blocks of its own."""
+    with gr.Blocks() as blocks:
+        project_id = gr.Textbox()
+        page = build(studio, project_id)
+    handlers: dict[str, Any] = {}
+    for function in blocks.fns.values():
+        if function.fn is not None:
+            handlers[function.fn.__name__] = function
+    return page, handlers, project_id
+
+
+# Photos -----------------------------------------------------------------------------------------------
+
+
+def test_every_skipped_file_gets_its_sentence_escaped() -> None:
+    report = IngestReport(
+        ("a", "b"),
+        (Skipped("x", "<img src=x> is empty; copy it again."),),
+        1,
+        ("GPS position removed (1 photo)",),
+    )
+    text = photos.report_html(report)
+    assert "<b>2 added</b>" in text and "1 skipped" in text and "GPS position removed" in text
+    assert "<img" not in text and "&lt;img src=x&gt; is empty; copy it again." in text
+    assert "Nothing was added" in photos.report_html(IngestReport((), (), 0, ()))
+
+
+def upload(studio: Studio, files: list[Path], project: str) -> tuple[Any, str, str]:
+    _, handlers, _ = functions_of(photos.build, studio)
+    answer: tuple[Any, str, str] = handlers["add"].fn(
+        [str(file) for file in files], project, progress=lambda *_, **__: None
+    )
+    return answer
+
+
+def test_dropping_without_a_project_makes_one(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dataset_tools.crop.ensure_face_model", lambda *_, **__: None)
+    folder = tmp_path / "upload"
+    folder.mkdir()
+    good, bad = folder / "cat.png", folder / "notes.txt.exe"
+    Image.new("RGB", (90, 70), "teal").save(good)
+    bad.write_bytes(b"MZ nothing")
+    page, handlers, _ = functions_of(photos.build, studio)
+    cleared, shown, opened = handlers["add"].fn([str(good), str(bad)], "", progress=lambda *_, **__: None)
+    assert (cleared, shown) == (None, "")
+    project = studio.workspace.project(opened)
+    assert project.name == photos.NEW_PROJECT and len(project.dataset().images) == 1
+    report = page.refresh(opened)
+    assert "1 added" in report and "notes.txt.exe" in report, "told once, on the page that opens"
+    assert page.refresh(opened) == ""
+    assert not good.exists() and not bad.exists(), "uploads hold metadata; the project has its own copies"
+    assert project.preset == "demo", "cropped for the size that its recipe trains at"
+    assert project.dataset().images[0].bucket is not None
+
+
+def test_a_vanished_project_is_one_sentence(studio: Studio, tmp_path: Path) -> None:
+    file = tmp_path / "cat.png"
+    Image.new("RGB", (90, 70), "teal").save(file)
+    _, shown, _ = upload(studio, [file], "no-such-project")
+    assert "There is no project &#x27;no-such-project&#x27;" in shown and 'role="alert"' in shown
+
+
+def test_remove_and_recrop_answer_json(studio: Studio, project: Project) -> None:
+    image = project.dataset().images[0]
+    assert photos._remove(studio)({"project": project.id, "id": image.id}) == {}
+    assert image.id not in {record.id for record in load_dataset(project.root).images}
+    assert photos._recrop(studio)({"project": project.id}) == {}
+    assert "There is no project" in photos._remove(studio)({"project": "../x", "id": "y"})["error"]
+
+
+# Captions ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "label", "expected"),
+    [
+        (
+            {"kind": "prefix", "text": "photo of "},
+            "“photo of” put before",
+            {
+                "0.png": "photo of a cat, sofa",
+                "1.png": "photo of zwx cat, garden",
+                "2.png": "photo of a category, sofa",
+                "3.png": "photo of",
+            },
+        ),
+        (
+            {"kind": "replace", "find": "cat", "replace": "dog", "whole_words": True},
+            "“cat” replaced by “dog”",
+            {"0.png": "a dog, sofa", "1.png": "zwx dog, garden"},
+        ),
+        ({"kind": "remove", "text": "Sofa"}, "“Sofa” removed", {"0.png": "a cat", "2.png": "a category"}),
+        (
+            {"kind": "trigger"},
+            "“zwx cat” inserted",
+            {"0.png": "zwx cat, a cat, sofa", "2.png": "zwx cat, a category, sofa"},
+        ),
+    ],
+)
+def test_bulk_preview_apply_and_undo(
+    project: Project, message: dict[str, Any], label: str, expected: dict[str, str]
+) -> None:
+    before = by_name(project)
+    seen = bulk.preview(project, message)
+    assert (seen["label"], seen["count"]) == (label, len(expected))
+    assert {row["name"]: row["after"] for row in seen["changes"]} == expected
+    assert by_name(project) == before, "a preview changes nothing"
+    assert bulk.apply_change(project, message) == {"label": label, "count": len(expected)}
+    assert by_name(project) == before | expected
+    assert bulk.last_change(project) == label
+    assert bulk.undo(project) == {"label": label, "count": len(expected), "kept": 0}
+    assert by_name(project) == before
+    assert bulk.last_change(project) == ""
+    with pytest.raises(UserError, match="nothing to undo"):
+        bulk.undo(project)
+
+
+def test_undo_keeps_what_was_edited_since(project: Project) -> None:
+    bulk.apply_change(project, {"kind": "suffix", "text": ", outdoors"})
+    edited = next(record for record in project.dataset().images if record.original_name == "0.png")
+    project.set_caption(edited.id, "my own words")
+    answer = bulk.undo(project)
+    assert (answer["count"], answer["kept"]) == (3, 1)
+    assert by_name(project)["0.png"] == "my own words"
+    assert by_name(project)["1.png"] == "zwx cat, garden"
+
+
+def test_two_changes_are_undone_one_by_one(project: Project) -> None:
+    before = by_name(project)
+    bulk.apply_change(project, {"kind": "prefix", "text": "one"})
+    middle = by_name(project)
+    bulk.apply_change(project, {"kind": "prefix", "text": "two"})
+    bulk.undo(project)
+    assert by_name(project) == middle
+    bulk.undo(project)
+    assert by_name(project) == before
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        ({"kind": "replace", "find": "(", "regex": True}, "is not a regular expression"),
+        ({"kind": "explode"}, "no bulk change"),
+        ({"kind": "prefix", "text": "x" * 3000}, "3000 characters"),
+    ],
+)
+def test_a_wrong_bulk_change_is_one_sentence(
+    project: Project, message: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        bulk.preview(project, message)
+
+
+def test_the_panels_functions_answer_errors_as_json(studio: Studio, project: Project) -> None:
+    functions = {function.__name__: function for function in captions._functions(studio)}
+    assert set(functions) == {"about", "set_trigger", "count_tokens", "preview", "apply_change", "undo"}
+    for function in functions.values():
+        assert "There is no project" in function({"project": "nope"})["error"]
+    answer = functions["set_trigger"]({"project": project.id, "trigger": "  dog "})
+    assert answer["trigger"] == "dog" and answer["hint"]["kind"] == "warn"
+    assert (
+        "130 characters" in functions["set_trigger"]({"project": project.id, "trigger": "x" * 130})["error"]
+    )
+    json.dumps(functions["preview"]({"project": project.id, "kind": "trigger"}))
+
+
+@pytest.mark.parametrize(
+    ("trigger", "kind"),
+    [
+        ("", ""),
+        ("dog", "warn"),
+        ("My Dog", "warn"),
+        ("luna", "warn"),
+        ("zwx", "good"),
+        ("zwx cat", "good"),
+        ("a.b", "warn"),
+    ],
+)
+def test_trigger_hints(trigger: str, kind: str) -> None:
+    found, sentence = trigger_hint(trigger)
+    assert found == kind and sentence.endswith(".")
+
+
+def clip_files(folder: Path) -> Path:
+    """A small CLIP vocabulary of single bytes and two merges, in the files of a CLIP repository."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(byte) for byte in plain] + [chr(256 + index) for index in range(256 - len(plain))]
+    merges = [("c", "a"), ("ca", "t</w>")]
+    tokens = [
+        *letters,
+        *[f"{letter}</w>" for letter in letters],
+        "ca",
+        "cat</w>",
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 77}')
+    return folder
+
+
+TEXTS = ["", "cat", "Cat  CAT\n12", "don't", "a café, 日本 🐈 x", "zwx" * 40, "<|endoftext|> cat"]
+
+
+def test_tokens_are_counted_as_the_text_encoder_does(tmp_path: Path) -> None:
+    counter = counter_for(str(clip_files(tmp_path / "base" / "tokenizer").parent))
+    assert isinstance(counter, Counter) and counter.limit == 77
+    assert [counter.count(text) for text in ("", "cat", "cat cat", "dog")] == [2, 3, 4, 5]
+    transformers = pytest.importorskip("transformers")
+    real = transformers.CLIPTokenizer.from_pretrained(str(tmp_path / "base" / "tokenizer"))
+    for text in TEXTS[:-1]:
+        assert counter.count(text) == len(real(text).input_ids), text
+
+
+def test_no_tokenizer_no_count(studio: Studio, project: Project) -> None:
+    assert counter_for("somebody/not-here") is None
+    assert counter_for("/no/such/folder.safetensors") is None
+    config = parse({"model": {"base": "somebody/not-here"}})
+    project.save_config(config.model_copy(update={"dataset": project.config().dataset}))
+    assert captions.count_tokens(project, {"texts": ["a"]}) == {"counts": None, "limit": None}
+
+
+# Recipe -----------------------------------------------------------------------------------------------
+
+
+def test_a_new_project_starts_from_the_preset_that_suits_the_machine(studio: Studio) -> None:
+    plain = studio.workspace.create_project("plain")
+    assert draft(plain, PRESETS, None).model.base == "demo" and plain.preset == "demo"
+    strong = studio.workspace.create_project("strong")
+    assert draft(strong, PRESETS, GPU).adapter.rank == 16 and strong.preset == "sdxl-subject"
+
+
+def test_a_damaged_draft_does_not_close_the_page(project: Project) -> None:
+    draft(project, PRESETS, None)
+    (project.root / "recipe.toml").write_text("[train]\nlearning_rat = 1\n", encoding="utf-8")
+    assert draft(project, PRESETS, None).dataset.trigger == "zwx cat"
+
+
+def test_the_recipe_in_words(project: Project) -> None:
+    config = parse(
+        {
+            "dataset": {"trigger": "zwx cat"},
+            "train": {"steps": 200, "batch_size": 4},
+            "samples": {"prompts": ["a", "b"], "every": 50},
+            "checkpoints": {"every": 50, "keep": 1},
+        }
+    )
+    said = verdict(project, config, PRESETS, None)
+    assert said.words == [
+        "4 pictures, batch 4: 200 steps show each picture about 200 times.",
+        "2 sample images before the first step, every 50 steps and at the end.",
+        "A checkpoint every 50 steps; the last is kept.",
+    ]
+    assert any(
+        one.rule == "trigger_missing_in_captions" and "2 captions" in one.message for one in said.findings
+    )
+
+
+def test_the_fit_is_said_for_the_card(project: Project) -> None:
+    config = parse(
+        {"model": {"base": "stabilityai/stable-diffusion-xl-base-1.0"}, "train": {"batch_size": 64}}
+    )
+    lines = verdict(project, config, PRESETS, {"name": "GTX 1070", "total_gib": 8.0}).machine
+    assert lines[0].kind == "bad" and "GTX 1070 has 8 GiB" in lines[0].text
+    lines = verdict(project, parse({}), PRESETS, {"name": "H100", "total_gib": 80.0}).machine
+    assert lines[0].kind == "good"
+    assert "No GPU was found" in verdict(project, parse({}), PRESETS, None).machine[0].text
+
+
+def test_changed_settings_are_counted_against_the_preset(project: Project) -> None:
+    config = draft(project, PRESETS, None)
+    assert verdict(project, config, PRESETS, None).changed == 0
+    changed = config.model_copy(update={"train": config.train.model_copy(update={"steps": 7, "seed": 1})})
+    assert verdict(project, changed, PRESETS, None).changed == 2
+
+
+def test_a_new_trigger_reaches_the_sample_prompts(project: Project) -> None:
+    config = draft(project, PRESETS, None)
+    assert config.samples.prompts[0] == "a photo of zwx cat"
+    project.set_trigger("ohwx")
+    rename_trigger(project, PRESETS, "zwx cat", "ohwx")
+    assert project.config().samples.prompts[0] == "a photo of ohwx"
+    own = project.config()
+    samples = own.samples.model_copy(update={"prompts": ("my ohwx at sea", "a boat")})
+    project.save_config(own.model_copy(update={"samples": samples}))
+    project.set_trigger("qrs")
+    rename_trigger(project, PRESETS, "ohwx", "qrs")
+    assert project.config().samples.prompts == ("my qrs at sea", "a boat")
+
+
+def test_export_then_import(project: Project, studio: Studio, tmp_path: Path) -> None:
+    draft(project, PRESETS, None)
+    file = tmp_path / "recipe.toml"
+    file.write_text(export_text(project), encoding="utf-8")
+    exported = load_recipe(file)
+    assert exported == project.config() and Path(exported.dataset.path) == project.root
+    other = studio.workspace.create_project("Other")
+    taken = import_recipe(other, file)
+    assert Path(taken.dataset.path) == other.root and taken.dataset.trigger == "zwx cat"
+    assert taken.train == exported.train
+    file.write_text(dump_recipe(exported).replace("learning_rate", "learning_rat"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"did you mean train\.learning_rate"):
+        import_recipe(other, file)
+    assert other.config().train == exported.train
+
+
+class RecipePage:
+    """The Recipe page, driven as Gradio would."""
+
+    def __init__(self, studio: Studio, project: Project) -> None:
+        self.page, self.handlers, _ = functions_of(recipe.build, studio)
+        values = dict(zip(self.page.outputs, self.page.refresh(project.id), strict=True))
+        self.values = values
+        self.by_id = {component.elem_id: component for component in values}
+
+    def call(self, name: str, *, event: Any = None, **typed: Any) -> Any:
+        """Call a handler with the widgets' values, some of them changed (ids with _ for -)."""
+        function = self.handlers[name]
+        for key, value in typed.items():
+            self.values[self.by_id["recipe-" + key.replace("_", "-")]] = value
+        data = {component: self.values[component] for component in function.inputs}
+        assert function.inputs_as_dict, "inputs are a set, not a list"
+        answer = function.fn(data) if event is None else function.fn(data, SimpleNamespace(_data=event))
+        if isinstance(answer, dict):
+            self.values.update({c: v for c, v in answer.items() if c in self.values})
+        return answer
+
+    def note(self, name: str) -> str:
+        return unescape(str(self.values[self.by_id[f"recipe-{name}-note"]]))
+
+
+@pytest.fixture
+def page(studio: Studio, project: Project) -> RecipePage:
+    return RecipePage(studio, project)
+
+
+def test_typing_is_checked_and_kept(page: RecipePage, project: Project) -> None:
+    page.call("check", train_steps="900", train_warmup="0.05")
+    assert project.config().train.steps == 900
+    assert "↺ 300" in page.note("train-steps")
+    page.call("check", train_steps="abc", train_batch_size="4")
+    assert "Steps = 'abc' is not allowed; give a whole number from 1 to 1000000" in page.note("train-steps")
+    assert (project.config().train.steps, project.config().train.batch_size) == (900, 4), "the rest is kept"
+    start = page.values[page.by_id["recipe-start"]]
+    assert start["interactive"] is False
+    assert "Correct the settings marked in red" in str(page.values[page.by_id["recipe-summary"]])
+
+
+def test_a_fix_and_the_way_back(page: RecipePage, project: Project) -> None:
+    page.call("check", adapter_alpha="64")
+    assert "Alpha 64 at rank 8" in page.note("adapter-alpha")
+    page.call("press", event={"set": {"adapter.alpha": 8.0, "output.evil": 1}})
+    assert page.values[page.by_id["recipe-adapter-alpha"]] == "8"
+    assert project.config().adapter.alpha == 8 and page.note("adapter-alpha") == ""
+
+
+def test_a_preset_fills_the_form(page: RecipePage, project: Project) -> None:
+    page.call("check", train_restarts="9")
+    page.call("press", event={"preset": "sdxl-style"})
+    assert page.values[page.by_id["recipe-train-restarts"]] == "3"
+    assert project.config().adapter.targets == "transformer+conv" and project.preset == "sdxl-style"
+    assert 'data-preset="sdxl-style" aria-pressed="true"' in str(page.values[page.by_id["recipe-presets"]])
+
+
+def test_nothing_happens_before_the_form_is_filled(
+    studio: Studio, project: Project, page: RecipePage
+) -> None:
+    """While another project opens, the widgets still show the last one's recipe: it must not be saved."""
+    page.values[page.by_id["recipe-owner"]] = ""
+    before = project.config()
+    page.call("check", train_steps="5")
+    assert project.config() == before
+
+
+def test_start_says_what_is_in_the_way(
+    page: RecipePage, studio: Studio, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise RunError("20260101-cat is being trained now; stop it first, or wait until it ends.", "config")
+
+    monkeypatch.setattr(studio.jobs, "start", refuse)
+    answer = page.call("launch")
+    assert "20260101-cat is being trained now" in str(list(answer.values()))
+    started: list[Any] = []
+    monkeypatch.setattr(
+        studio.jobs, "start", lambda *arguments: started.append(arguments) or SimpleNamespace(id="run-1")
+    )
+    answer = page.call("launch", train_steps="50")
+    assert "run-1" in answer.values() and started[0][1].train.steps == 50
+    answer = page.call("launch", train_steps="")
+    assert len(started) == 1 and "Correct the settings" in str(list(answer.values()))
+
+
+def test_the_curve_is_drawn_without_a_crash_for_every_scheduler() -> None:
+    for scheduler in ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial"):
+        for steps in (1, 2, 5000):
+            drawn = recipe.curve_svg(parse({"train": {"scheduler": scheduler, "steps": steps}}))
+            assert "<polyline" in drawn and "nan" not in drawn
