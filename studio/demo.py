@@ -28,7 +28,7 @@ def prepare_demo(workspace: Workspace) -> Project:
         project = workspace.create_project(NAME)
     if not project.dataset().images:
         project.set_trigger(TRIGGER)
-        ingest(sorted(path for path in PHOTOS.iterdir() if path.suffix in (".png", ".txt")), project.root)
+        ingest([PHOTOS], project.root)
     if not (project.root / "recipe.toml").exists():
         preset = load_preset(PRESETS_DIR / "demo.toml")
         project.save_config(preset.apply(project.config()))
