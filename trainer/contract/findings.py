@@ -1,0 +1,99 @@
+"""What a lint rule is: facts in, findings out; and what several rules look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .config import TrainConfig
+from .families import DEMO_BASE, known_base
+
+Level = Literal["error", "warning", "hint"]
+LEVELS: tuple[Level, ...] = ("error", "warning", "hint")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known beyond the recipe. None means unknown, and rules that need it stay silent.
+
+    Attributes:
+        images: pictures that will be trained on.
+        captions_missing_trigger, distinct_captions: counts over those pictures.
+        native_resolution: side in pixels that the base was trained at.
+        gpu: name of the GPU; "" where there is none.
+        vram_gib: its memory.
+    """
+
+    images: int | None = None
+    captions_missing_trigger: int = 0
+    distinct_captions: int | None = None
+    native_resolution: int | None = None
+    gpu: str | None = None
+    vram_gib: float | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``error`` stops the start, ``warning`` is probably a mistake, ``hint`` is worth knowing.
+
+    ``fix`` maps dotted settings to better values; ``fix_label`` says on a button what it does.
+    """
+
+    level: Level
+    field: str
+    message: str
+    fix: dict[str, Any] | None = None
+    fix_label: str = ""
+    rule: str = ""
+
+
+Rule = Callable[[TrainConfig, Facts], Iterator[Finding]]
+RULES: dict[str, Rule] = {}
+
+
+def rule(function: Rule) -> Rule:
+    RULES[function.__name__] = function
+    return function
+
+
+# What several rules look at --------------------------------------------------------------------------
+
+
+def looks_per_picture(config: TrainConfig, images: int) -> float:
+    """How often each picture is shown over the whole run."""
+    return config.train.steps * config.train.batch_size * config.train.gradient_accumulation / images
+
+
+def native_resolution(config: TrainConfig, facts: Facts) -> int | None:
+    """Side in pixels the base was made for, None for a base that nothing is known of."""
+    row = known_base(config.model.family, config.model.base)
+    return facts.native_resolution or (row.resolution if row else None)
+
+
+def usual_rate(config: TrainConfig) -> tuple[float, float, float]:
+    """(lowest, usual, highest) sensible learning rate × alpha / rank for the base.
+
+    Full-size bases: what kohya, ai-toolkit, OneTrainer, SimpleTuner and diffusers ship lies between
+    6e-6 (1e-4 at rank 16, alpha 1) and 4e-4. The embedded model is far narrower and wants more.
+    """
+    return (2e-4, 2e-3, 1e-2) if config.model.base == DEMO_BASE else (1e-5, 1e-4, 6e-4)
+
+
+def effective_rate(config: TrainConfig) -> float:
+    return config.train.learning_rate * config.adapter.alpha / config.adapter.rank
+
+
+def rate_in_words(config: TrainConfig) -> str:
+    if config.adapter.alpha == config.adapter.rank:
+        return f"{config.train.learning_rate:g}"
+    return f"{config.train.learning_rate:g} × alpha / rank = {effective_rate(config):.1e}"
+
+
+def neat(value: float) -> float:
+    """Rounded to one significant figure, as people write learning rates."""
+    return float(f"{value:.0e}")
+
+
+def has_trigger(text: str, trigger: str) -> bool:
+    return trigger.casefold() in text.casefold()

@@ -1,0 +1,165 @@
+"""Lint rules on photos, captions, base model and machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .config import TrainConfig
+from .families import CATALOGUE, DEMO_BASE
+from .findings import Facts, Finding, native_resolution, rule
+
+# Dataset ---------------------------------------------------------------------------------------------
+
+
+@rule
+def no_pictures(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if facts.images == 0:
+        yield Finding("error", "dataset.path", "There are no pictures to train on; add photos first.")
+
+
+@rule
+def few_pictures(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if facts.images is not None and 0 < facts.images < 6:
+        yield Finding(
+            "hint",
+            "dataset.path",
+            f"{facts.images} picture{'s' if facts.images > 1 else ''} will be copied rather than understood; "
+            "10 to 30 varied ones work far better.",
+        )
+
+
+@rule
+def trigger_empty(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if not config.dataset.trigger:
+        yield Finding(
+            "warning",
+            "dataset.trigger",
+            "There is no trigger word, so the LoRA will colour every prompt; choose one on the Captions "
+            "page.",
+        )
+
+
+@rule
+def trigger_missing_in_captions(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    missing = facts.captions_missing_trigger
+    if config.dataset.trigger and missing:
+        yield Finding(
+            "warning",
+            "dataset.trigger",
+            f"{missing} caption{'s lack' if missing > 1 else ' lacks'} the trigger word "
+            f"“{config.dataset.trigger}”; the Captions page can insert it everywhere.",
+        )
+
+
+@rule
+def captions_all_the_same(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if facts.distinct_captions == 1 and facts.images is not None and facts.images >= 4:
+        yield Finding(
+            "hint",
+            "dataset.trigger",
+            "All captions are the same, so background and pose are learnt along with the subject; "
+            "captions that name what varies give a cleaner LoRA.",
+        )
+
+
+@rule
+def resolution_above_native(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    native, chosen = native_resolution(config, facts), config.dataset.resolution
+    if native and chosen and chosen > native * 1.25:
+        yield Finding(
+            "warning",
+            "dataset.resolution",
+            f"{chosen} px is beyond the {native} px that the base was made for; it would learn slowly and "
+            "draw doubled subjects.",
+            {"dataset.resolution": None},
+            f"Use {native} px",
+        )
+
+
+@rule
+def resolution_far_below_native(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    native, chosen = native_resolution(config, facts), config.dataset.resolution
+    if native and chosen and chosen < native * 0.5:
+        yield Finding(
+            "hint",
+            "dataset.resolution",
+            f"{chosen} px is less than half of the {native} px that the base was made for; pictures come out "
+            "soft.",
+            {"dataset.resolution": None},
+            f"Use {native} px",
+        )
+
+
+@rule
+def caption_dropout_high(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    share = config.dataset.caption_dropout
+    if share > 0.3:
+        yield Finding(
+            "warning",
+            "dataset.caption_dropout",
+            f"{share:.0%} of the pictures are shown without their caption, so the trigger word hardly binds; "
+            "5-10 % is usual.",
+            {"dataset.caption_dropout": 0.1},
+            "Use 10 %",
+        )
+
+
+# Model and machine -----------------------------------------------------------------------------------
+
+
+@rule
+def full_size_base_without_a_gpu(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if facts.gpu == "" and config.model.base != DEMO_BASE:
+        yield Finding(
+            "warning",
+            "model.base",
+            "This machine has no GPU that can be used; a full-size model trains for days on a processor.",
+            {"model.base": DEMO_BASE},
+            "Use the demo model",
+        )
+
+
+@rule
+def half_precision_without_a_gpu(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if facts.gpu == "" and config.model.precision in ("fp16", "bf16"):
+        yield Finding(
+            "warning",
+            "model.precision",
+            f"On a processor {config.model.precision} is slower than fp32 and saves only memory.",
+            {"model.precision": "auto"},
+            "Choose automatically",
+        )
+
+
+@rule
+def vae_overflows_in_fp16(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    """Some families' VAE overflows in fp16: black pictures, NaN latents."""
+    safe = CATALOGUE[config.model.family].fp16_vae
+    if safe and config.model.precision == "fp16" and not config.model.vae and config.model.base != DEMO_BASE:
+        yield Finding(
+            "warning",
+            "model.precision",
+            "This family's own VAE overflows in fp16; use the repaired one, or bf16.",
+            {"model.vae": safe},
+            "Use the repaired VAE",
+        )
+
+
+@rule
+def checkpointing_off_on_a_small_gpu(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    stored, recomputed = CATALOGUE[config.model.family].activation_gib
+    if (
+        config.train.gradient_checkpointing == "off"
+        and config.model.base != DEMO_BASE
+        and facts.vram_gib is not None
+        and facts.vram_gib < 24
+    ):
+        saved = (stored - recomputed) * config.train.batch_size
+        yield Finding(
+            "warning",
+            "train.gradient_checkpointing",
+            f"Without gradient checkpointing about {saved:.0f} GiB more are needed, and this GPU has "
+            f"{facts.vram_gib:.0f} GiB.",
+            {"train.gradient_checkpointing": "on"},
+            "Switch it on",
+        )

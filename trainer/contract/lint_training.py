@@ -1,0 +1,314 @@
+"""Lint rules on adapter, optimisation, samples and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .config import TrainConfig
+from .families import CATALOGUE, DEMO_BASE
+from .findings import (
+    Facts,
+    Finding,
+    effective_rate,
+    has_trigger,
+    looks_per_picture,
+    neat,
+    rate_in_words,
+    rule,
+    usual_rate,
+)
+
+# Adapter and optimisation ----------------------------------------------------------------------------
+
+
+@rule
+def alpha_above_rank(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    rank, alpha = config.adapter.rank, config.adapter.alpha
+    if alpha > 2 * rank:
+        yield Finding(
+            "warning",
+            "adapter.alpha",
+            f"Alpha {alpha:g} at rank {rank} multiplies the LoRA by {alpha / rank:.3g}, which is easily "
+            "unstable; alpha = rank is the usual choice.",
+            {"adapter.alpha": float(rank)},
+            f"Alpha = {rank}",
+        )
+
+
+@rule
+def learning_rate_too_high(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    _, usual, high = usual_rate(config)
+    scale = config.adapter.alpha / config.adapter.rank
+    if effective_rate(config) > high:
+        better = neat(usual / scale)
+        yield Finding(
+            "warning",
+            "train.learning_rate",
+            f"{rate_in_words(config)} is far above the usual {usual:g} for this base; pictures burn or turn "
+            "to noise.",
+            {"train.learning_rate": better},
+            f"Use {better:g}",
+        )
+
+
+@rule
+def learning_rate_too_low(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    low, usual, _ = usual_rate(config)
+    scale = config.adapter.alpha / config.adapter.rank
+    if effective_rate(config) < low:
+        better = neat(usual / scale)
+        fix: dict[str, Any] = {"train.learning_rate": better}
+        label = f"Use {better:g}"
+        if scale < 1:
+            fix, label = {"adapter.alpha": float(config.adapter.rank)}, f"Alpha = {config.adapter.rank}"
+            if config.train.learning_rate < low:
+                fix["train.learning_rate"] = usual
+                label += f", rate {usual:g}"
+        yield Finding(
+            "warning",
+            "train.learning_rate",
+            f"{rate_in_words(config)} is far below the usual {usual:g} for this base; it would hardly learn.",
+            fix,
+            label,
+        )
+
+
+@rule
+def rank_large_for_the_pictures(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    rank = config.adapter.rank
+    if facts.images and rank >= 64 and rank > 3 * facts.images:
+        scale = config.adapter.alpha / rank
+        yield Finding(
+            "hint",
+            "adapter.rank",
+            f"Rank {rank} has room to learn {facts.images} pictures by heart; 16 or 32 generalises better.",
+            {"adapter.rank": 32, "adapter.alpha": 32 * scale},
+            "Use rank 32",
+        )
+
+
+@rule
+def dropout_high(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if config.adapter.dropout > 0.3:
+        yield Finding(
+            "warning",
+            "adapter.dropout",
+            f"Dropout {config.adapter.dropout:g} leaves little to learn from; 0 to 0.1 is usual.",
+            {"adapter.dropout": 0.1},
+            "Use 0.1",
+        )
+
+
+@rule
+def batch_above_pictures(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if facts.images and config.train.batch_size > facts.images:
+        yield Finding(
+            "warning",
+            "train.batch_size",
+            f"A batch of {config.train.batch_size} is more than the {facts.images} pictures there are, so it "
+            "is never filled.",
+            {"train.batch_size": facts.images},
+            f"Use {facts.images}",
+        )
+
+
+@rule
+def few_looks(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if facts.images and (looks := looks_per_picture(config, facts.images)) < 20:
+        steps = _steps_for(config, facts.images, 60)
+        yield Finding(
+            "warning",
+            "train.steps",
+            f"Each picture is shown about {looks:.0f} times, which is rarely enough; 50 to 150 is usual.",
+            {"train.steps": steps},
+            f"Use {steps} steps",
+        )
+
+
+@rule
+def many_looks(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if facts.images and (looks := looks_per_picture(config, facts.images)) > 500:
+        steps = _steps_for(config, facts.images, 120)
+        yield Finding(
+            "warning",
+            "train.steps",
+            f"Each picture is shown about {looks:.0f} times; the LoRA would copy them. 50 to 150 is usual.",
+            {"train.steps": steps},
+            f"Use {steps} steps",
+        )
+
+
+def _steps_for(config: TrainConfig, images: int, looks: int) -> int:
+    steps = looks * images / (config.train.batch_size * config.train.gradient_accumulation)
+    return max(10, round(steps / 10) * 10)
+
+
+@rule
+def warmup_long(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if config.train.warmup > 0.3:
+        yield Finding(
+            "warning",
+            "train.warmup",
+            f"The learning rate climbs for {config.train.warmup:.0%} of the run; 5-10 % is enough.",
+            {"train.warmup": 0.1},
+            "Use 10 %",
+        )
+
+
+@rule
+def restarts_do_nothing(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if config.train.scheduler == "cosine_with_restarts" and config.train.restarts == 1:
+        yield Finding(
+            "hint",
+            "train.restarts",
+            "One cosine cycle is plain cosine: nothing restarts.",
+            {"train.scheduler": "cosine"},
+            "Use cosine",
+        )
+
+
+@rule
+def restarts_too_short(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    train = config.train
+    if train.scheduler == "cosine_with_restarts" and train.restarts > 1 and train.steps / train.restarts < 50:
+        fewer = max(1, train.steps // 100)
+        yield Finding(
+            "hint",
+            "train.restarts",
+            f"{train.restarts} cycles leave {train.steps // train.restarts} steps each, too few to settle.",
+            {"train.restarts": fewer} if fewer > 1 else {"train.scheduler": "cosine"},
+            f"Use {fewer}" if fewer > 1 else "Use cosine",
+        )
+
+
+@rule
+def polynomial_is_linear(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if config.train.scheduler == "polynomial":
+        yield Finding(
+            "hint",
+            "train.scheduler",
+            "Polynomial decay at its usual power 1 is the same straight line as linear.",
+            {"train.scheduler": "linear"},
+            "Use linear",
+        )
+
+
+# Samples and checkpoints -----------------------------------------------------------------------------
+
+
+@rule
+def no_prompts(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if not config.samples.prompts:
+        prompt = f"a photo of {config.dataset.trigger}" if config.dataset.trigger else None
+        yield Finding(
+            "warning",
+            "samples.prompts",
+            "Without sample prompts there is nothing to see while it trains.",
+            {"samples.prompts": (prompt,)} if prompt else None,
+            f"Add “{prompt}”" if prompt else "",
+        )
+
+
+@rule
+def trigger_in_no_prompt(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    trigger, prompts = config.dataset.trigger, config.samples.prompts
+    if trigger and prompts and not any(has_trigger(prompt, trigger) for prompt in prompts):
+        better = (f"{trigger}, {prompts[0]}", *prompts[1:])
+        yield Finding(
+            "warning",
+            "samples.prompts",
+            f"No sample prompt contains the trigger word “{trigger}”, so no sample can show what was learnt; "
+            "it is not added by itself.",
+            {"samples.prompts": better},
+            "Add it to the first prompt",
+        )
+
+
+@rule
+def no_control_prompt(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    trigger, prompts = config.dataset.trigger, config.samples.prompts
+    if trigger and 0 < len(prompts) < 16 and all(has_trigger(prompt, trigger) for prompt in prompts):
+        control = "a house by a lake"
+        yield Finding(
+            "hint",
+            "samples.prompts",
+            "Every sample prompt has the trigger word; one without it shows what the LoRA does to all else.",
+            {"samples.prompts": (*prompts, control)},
+            f"Add “{control}”",
+        )
+
+
+@rule
+def samples_never(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if config.samples.prompts and config.samples.every > config.train.steps:
+        every = max(1, config.train.steps // 4)
+        yield Finding(
+            "hint",
+            "samples.every",
+            f"The run ends at step {config.train.steps}, before the first drawing at {config.samples.every}.",
+            {"samples.every": every},
+            f"Every {every} steps",
+        )
+
+
+@rule
+def samples_cost_more_than_training(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    """Forward passes of all drawings against those of training (a backward pass counts as two)."""
+    samples, train = config.samples, config.train
+    if not samples.prompts or not samples.every:
+        return
+    drawings = train.steps // samples.every + 2
+    passes = drawings * len(samples.prompts) * samples.steps * (2 if samples.guidance > 1 else 1)
+    if passes > 3 * train.steps * train.batch_size * train.gradient_accumulation and drawings > 3:
+        every = max(samples.every * 2, train.steps // 4)
+        yield Finding(
+            "hint",
+            "samples.every",
+            f"Drawing {len(samples.prompts)} prompts {drawings} times takes longer than the training itself.",
+            {"samples.every": every},
+            f"Every {every} steps",
+        )
+
+
+@rule
+def guidance_off(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if config.samples.prompts and config.samples.guidance == 1:
+        negative = " and the negative prompt is ignored" if config.samples.negative else ""
+        usual = 4.0 if config.model.base == DEMO_BASE else 5.0
+        yield Finding(
+            "warning" if negative else "hint",
+            "samples.guidance",
+            f"Guidance 1 switches guidance off, so samples look pale{negative}.",
+            {"samples.guidance": usual},
+            f"Use {usual:g}",
+        )
+
+
+@rule
+def sample_size_does_not_fit(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    multiple = CATALOGUE[config.model.family].size_multiple
+    for name in ("width", "height"):
+        side = getattr(config.samples, name)
+        if side and side % multiple:
+            better = max(64, round(side / multiple) * multiple)
+            yield Finding(
+                "error",
+                f"samples.{name}",
+                f"{side} px cannot be drawn; this family needs multiples of {multiple}.",
+                {f"samples.{name}": better},
+                f"Use {better} px",
+            )
+
+
+@rule
+def checkpoints_never(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if config.checkpoints.every > config.train.steps:
+        every = max(1, config.train.steps // 4)
+        yield Finding(
+            "warning",
+            "checkpoints.every",
+            f"The run ends at step {config.train.steps}, before the first checkpoint at "
+            f"{config.checkpoints.every}; a crash would lose everything.",
+            {"checkpoints.every": every},
+            f"Every {every} steps",
+        )
