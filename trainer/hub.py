@@ -57,7 +57,9 @@ def fetch_pipeline(
     page = f"{constants.ENDPOINT}/{repo}"
     tell(f"Looking for {repo}")
     try:
-        pinned = HfApi().resolve_revision(repo, revision=revision or None)
+        pinned = HfApi().resolve_revision(
+            repo, revision=revision or None, local_files_only=not _reachable(repo, revision)
+        )
         fetch = partial(snapshot_download, repo, revision=pinned)
         quiet = _progress_bar(lambda done: None)
         folder = Path(fetch(allow_patterns=["model_index.json", "config.json"], tqdm_class=quiet))
@@ -111,6 +113,19 @@ def fetch_pipeline(
                 f"a file of {repo} arrived with another size than announced; start again", "model_missing"
             ) from None
         raise
+
+
+def _reachable(repo: str, revision: str) -> bool:
+    """Whether the Hub answers in time; huggingface_hub's other calls would wait for ever."""
+    import httpx2
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        HfApi().model_info(repo, revision=revision or None, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except (httpx2.TransportError, OfflineModeIsEnabled):
+        return False
+    return True
 
 
 def _components(folder: Path) -> list[str] | None:

@@ -56,7 +56,9 @@ def _read_json(file: Path, model: str, label: str) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(
-            f"the base model {model} has no {label}; it is not a complete diffusers model", "model_missing"
+            f"the base model {model} has no {label}; it is not a complete diffusers model "
+            "(a single-file model is downloaded by hand, and its .safetensors file named)",
+            "model_missing",
         ) from None
     except ValueError:
         raise RunError(

@@ -43,12 +43,13 @@ class Request:
 class HubServer:
     """``repos`` by id; ``requests`` as they came. Everything needs ``token`` where one is set.
 
-    ``cut_once`` breaks the connection in the middle of that file, the first time; ``silent`` accepts
+    ``hold`` keeps back that file's content for as long as it is set; ``cut_once`` breaks the connection in the middle of that file, the first time; ``silent`` accepts
     requests and never answers; ``chunk_seconds`` is how long a MiB takes.
     """
 
     repos: dict[str, Repo]
     token: str = ""
+    hold: str = ""
     cut_once: str = ""
     silent: bool = False
     chunk_seconds: float = 0.0
@@ -117,6 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json(
                 {"id": f"{owner}/{name}", "sha": repo.commit, "siblings": siblings, "private": False}
             )
+        if path.count("/") < 5:
+            return self._error(404, "")
         _, owner, name, _, _, file = path.split("/", 5)
         repo = hub.repos[f"{owner}/{name}"]
         if repo.gated and authorization != f"Bearer {hub.token}":
@@ -144,6 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
             self.close_connection = True
             return
+        while hub.hold == file:
+            time.sleep(0.05)
         for offset in range(start, len(content), 2**20):
             self.wfile.write(content[offset : offset + 2**20])
             time.sleep(hub.chunk_seconds)
