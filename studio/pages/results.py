@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import json
 import time
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -122,18 +122,18 @@ def facts(config: TrainConfig) -> list[list[str]]:
 
 def snippet(config: TrainConfig, file: str) -> str:
     """Python that draws a picture with the LoRA."""
-    base = "demo/model" if config.model.base == DEMO_BASE else config.model.base
-    load = f'DiffusionPipeline.from_pretrained("{base}")'
-    if Path(base).suffix == ".safetensors":
-        load = f'AutoPipelineForText2Image.from_single_file("{Path(base).name}")'
-    pipeline = load.partition(".")[0]
+    base, comment = config.model.base, ""
+    if base == DEMO_BASE:
+        base, comment = "demo/model", "  # in the studio's folder"
+    elif base.endswith(".safetensors"):
+        base, comment = "path/to/the/base/model", "  # the base, as a diffusers folder"
     prompt = config.samples.prompts[0] if config.samples.prompts else f"a photo of {config.dataset.trigger}"
     return (
-        f"from diffusers import {pipeline}\n\n"
-        f"pipe = {load}\n"
-        f'pipe.load_lora_weights("{file}")\n'
-        f"image = pipe({prompt!r}).images[0]\n"
-        f'image.save("picture.png")\n'
+        "from diffusers import AutoPipelineForText2Image\n\n"
+        f"pipeline = AutoPipelineForText2Image.from_pretrained({json.dumps(base)}){comment}\n"
+        f"pipeline.load_lora_weights({json.dumps(file)})\n"
+        f"image = pipeline({json.dumps(prompt, ensure_ascii=False)}).images[0]\n"
+        'image.save("picture.png")\n'
     )
 
 

@@ -14,8 +14,11 @@ from urllib.parse import parse_qs
 import gradio as gr
 
 from studio.context import Studio
+from studio.jobs import Supervisor
+from studio.projects import Project
 from studio.theme import scripts
 from trainer.contract.errors import UserError
+from trainer.contract.runs import RunFolder
 
 from . import Page, captions, photos, recipe, results, shows_errors, train
 
@@ -204,55 +207,51 @@ def _badges(studio: Studio) -> Any:
     def badges(message: dict[str, Any]) -> dict[str, dict[str, str]]:
         try:
             project = studio.workspace.project(str(message.get("project", "")))
-            return step_states(studio, project)
+            return step_states(studio.jobs, project)
         except UserError as error:
             return {"recipe": {"state": "warn", "text": str(error)}}
 
     return badges
 
 
-def step_states(studio: Studio, project: Any) -> dict[str, dict[str, str]]:
-    """{step: {"state": "done" | "warn" | "live" | "", "text": sentence}}."""
-    images = [record for record in project.dataset().images if record.enabled]
-    captions_by_id = project.captions()
-    trigger = project.dataset().trigger
-    states: dict[str, dict[str, str]] = {}
-
-    def say(step: str, state: str, text: str) -> None:
-        states[step] = {"state": state, "text": text}
-
-    if not images:
-        say("photos", "", "Add photos first")
-    else:
-        say("photos", "done", f"{len(images)} photo{'s' if len(images) > 1 else ''}")
-    bare = [record.id for record in images if not captions_by_id.get(record.id, "").strip()]
-    if not images:
-        say("captions", "", "Nothing to caption yet")
-    elif not trigger:
-        say("captions", "warn", "No trigger word yet")
-    elif bare:
-        say("captions", "done", f"{len(bare)} by trigger word alone")
-    else:
-        say("captions", "done", "Every photo has a caption")
+def step_states(jobs: Supervisor, project: Project) -> dict[str, dict[str, str]]:
+    """{step: {"state": "done" | "warn" | "live" | "", "text": a few words}}."""
+    photos, captions = _material(project)
     config = project.config()
-    say("recipe", "done" if images else "", f"{config.train.steps} steps, rank {config.adapter.rank}")
-    runs = project.runs()
+    recipe = ("done" if photos[0] else "", f"{config.train.steps} steps, rank {config.adapter.rank}")
+    train, results = _outcome(jobs, project.runs())
+    states = {"photos": photos, "captions": captions, "recipe": recipe, "train": train, "results": results}
+    return {step: {"state": state, "text": text} for step, (state, text) in states.items()}
+
+
+def _material(project: Project) -> tuple[tuple[str, str], tuple[str, str]]:
+    """(state, text) of Photos and of Captions."""
+    dataset = project.dataset()
+    images = dataset.enabled_images()
+    if not images:
+        return ("", "Add photos first"), ("", "Nothing to caption yet")
+    photos = ("done", _count(len(images), "photo"))
+    if not dataset.trigger:
+        return photos, ("warn", "No trigger word yet")
+    captions = project.captions()
+    bare = sum(not captions[image.id].strip() for image in images)
+    return photos, ("done", f"{bare} by trigger word alone" if bare else "All captioned")
+
+
+def _outcome(jobs: Supervisor, runs: list[RunFolder]) -> tuple[tuple[str, str], tuple[str, str]]:
+    """(state, text) of Train, which is the newest run's, and of Results."""
     if not runs:
-        say("train", "", "Not trained yet")
-        say("results", "", "Nothing to show yet")
-        return states
-    status = runs[0].read_status()
-    if not status.terminal:
-        say("train", "live", "Training now")
-    elif status.state in ("failed", "lost"):
-        say("train", "warn", status.message or "The last run failed")
-    elif status.state == "stopped":
-        say("train", "", f"Stopped at step {status.step}")
-    else:
-        say("train", "done", f"Finished, {status.total} steps")
-    finished = [run for run in runs if run.read_status().state == "finished"]
-    if finished:
-        say("results", "done", f"{len(finished)} finished run{'s' if len(finished) > 1 else ''}")
-    else:
-        say("results", "", "Nothing finished yet")
-    return states
+        return ("", "Not trained yet"), ("", "Nothing to show yet")
+    status = jobs.status(runs[0])
+    train = {
+        "finished": ("done", f"Finished, {status.total} steps"),
+        "stopped": ("", f"Stopped at step {status.step}"),
+        "failed": ("warn", status.message or "The training failed"),
+        "lost": ("warn", status.message or "The training died"),
+    }.get(status.state, ("live", "Training now"))
+    finished = sum(run.raw_status().state == "finished" for run in runs)
+    return train, ("done", _count(finished, "finished run")) if finished else ("", "Nothing finished yet")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -11,8 +11,17 @@
   let choose = () => {};
   let booted = false;
 
-  const on = (event, listener) => { (listeners[event] ||= []).push(listener); };
-  const emit = (event, detail) => { for (const listener of listeners[event] || []) listener(detail); };
+  // Panels are built when Gradio gets to them: one that comes late still hears where we are.
+  const REMEMBERED = ["projects", "project", "step", "live"];
+  const last = new Map();
+  function on(event, listener) {
+    (listeners[event] ||= []).push(listener);
+    if (last.has(event)) queueMicrotask(() => listener(last.get(event)));
+  }
+  function emit(event, detail) {
+    if (REMEMBERED.includes(event)) last.set(event, detail);
+    for (const listener of listeners[event] || []) listener(detail);
+  }
 
   // Making elements -----------------------------------------------------------------------------
 

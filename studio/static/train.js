@@ -192,7 +192,7 @@
 
   // Log -------------------------------------------------------------------------------------------
 
-  const ERROR_LINE = /\b(error|exception|traceback|warning)\b/i;
+  const ERROR_LINE = /error\b|exception|traceback|\bwarning\b/i;
 
   class Log {
     constructor() {
