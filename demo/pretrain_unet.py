@@ -20,7 +20,10 @@ from demo.text import WIDTH, new_encoder
 from demo.training import Session
 
 TIMESTEPS = 1000
-BATCH = 32
+BATCHES = ((0.65, 16), (1.0, 32))
+"""(until this share of the steps, pictures in a batch): many cheap steps first, quieter ones at the end."""
+CHUNK = 32
+"""Drawings that are encoded at once."""
 SQUARE_SHARE = 0.7
 """Share of square drawings; the other seven buckets share the rest."""
 DROPOUT = 0.1
@@ -123,8 +126,8 @@ def cache_latents(vae: AutoencoderKL, count: int, seed: int) -> list[Bucket]:
         share = SQUARE_SHARE if index == 0 else (1 - SQUARE_SHARE) / (len(BUCKETS) - 1)
         rng = random.Random(seed * 1000 + index)
         drawings, latents, time_ids = list[Drawing](), list[Tensor](), list[list[int]]()
-        for _ in range(max(1, round(count * share / BATCH))):
-            framed = [framed_drawing(rng, size) for _ in range(BATCH)]
+        for _ in range(max(1, round(count * share / CHUNK))):
+            framed = [framed_drawing(rng, size) for _ in range(CHUNK)]
             pixels = torch.from_numpy(np.stack([pixels for _, pixels, _ in framed])).permute(0, 3, 1, 2)
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 encoded = vae.encode(to_unit(pixels)).latent_dist.mean
@@ -153,14 +156,15 @@ def train_generator(folder: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, 
     while session.running():
         rng = random.Random(seed * 1_000_003 + session.step)
         noise_source = torch.Generator().manual_seed(seed * 1_000_003 + session.step)
+        batch = next(size for share, size in BATCHES if session.step <= share * session.steps)
         bucket = rng.choices(buckets, sizes)[0]
-        picks = [rng.randrange(len(bucket.drawings)) for _ in range(BATCH)]
+        picks = [rng.randrange(len(bucket.drawings)) for _ in range(batch)]
         clean = bucket.latents[picks].float()
         captions = [caption(bucket.drawings[pick], rng) if rng.random() >= DROPOUT else "" for pick in picks]
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
-        # one timestep in each of BATCH equal intervals: the loss varies less than with independent ones
-        spread = (torch.arange(BATCH) + torch.rand(BATCH, generator=noise_source)) / BATCH
+        # one timestep in each of `batch` equal intervals: the loss varies less than with independent ones
+        spread = (torch.arange(batch) + torch.rand(batch, generator=noise_source)) / batch
         t = (spread * TIMESTEPS).long().clamp_max(TIMESTEPS - 1)
         noise = torch.randn(clean.shape, generator=noise_source)
         signal, sigma = (x.float().view(-1, 1, 1, 1) for x in (alphas[t].sqrt(), (1 - alphas[t]).sqrt()))
