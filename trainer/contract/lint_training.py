@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from .config import TrainConfig
 from .families import CATALOGUE, DEMO_BASE
