@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from html import unescape
@@ -44,9 +45,11 @@ def away_from_default() -> TrainConfig:
     return config
 
 
-def made(**options: Any) -> Form:
+@functools.cache
+def made(hidden: tuple[str, ...] = ()) -> Form:
+    """A form in Blocks of its own; making one takes a second."""
     with gr.Blocks():
-        return build_form(**options)
+        return build_form(hidden=hidden)
 
 
 def test_round_trip_through_the_widgets_is_the_identity() -> None:
