@@ -57,10 +57,9 @@ def fetch_pipeline(
     page = f"{constants.ENDPOINT}/{repo}"
     tell(f"Looking for {repo}")
     try:
-        pinned = HfApi().resolve_revision(
-            repo, revision=revision or None, local_files_only=not _reachable(repo, revision)
-        )
-        fetch = partial(snapshot_download, repo, revision=pinned)
+        offline = not _reachable(repo, revision)
+        pinned = HfApi().resolve_revision(repo, revision=revision or None, local_files_only=offline)
+        fetch = partial(snapshot_download, repo, revision=pinned, local_files_only=offline)
         quiet = _progress_bar(lambda done: None)
         folder = Path(fetch(allow_patterns=["model_index.json", "config.json"], tqdm_class=quiet))
         check(folder)

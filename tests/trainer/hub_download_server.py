@@ -43,8 +43,9 @@ class Request:
 class HubServer:
     """``repos`` by id; ``requests`` as they came. Everything needs ``token`` where one is set.
 
-    ``hold`` keeps back that file's content for as long as it is set; ``cut_once`` breaks the connection in the middle of that file, the first time; ``silent`` accepts
-    requests and never answers; ``chunk_seconds`` is how long a MiB takes.
+    ``hold`` keeps back that file's content for as long as it is set; ``cut_once`` breaks the connection
+    in the middle of that file, the first time; ``silent`` accepts requests and never answers;
+    ``chunk_seconds`` is how long a MiB takes.
     """
 
     repos: dict[str, Repo]
