@@ -7,7 +7,7 @@ both the training crop and the preview, so what is shown is what is trained.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +168,9 @@ def crop_dataset(
     return dataset.with_record(*cropped)
 
 
+SAVED_AT_ONCE = 8
+
+
 def crop_project(
     root: Path,
     resolution: int = SDXL_RESOLUTION,
@@ -177,17 +180,34 @@ def crop_project(
     progress: Progress | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> Dataset:
-    """Crop a project's pictures and save; what else changed meanwhile is kept.
+    """Crop a project's pictures and save, a few at a time: frames appear while the rest is looked at,
+    and a crash costs little. What else changed meanwhile is kept.
 
     By default only those without a crop, so that crops already made stay; ``only`` names others.
     """
     dataset = load_dataset(root)
-    if only is None:
-        only = {record.id for record in dataset.images if record.crop is None}
-    cropped = crop_dataset(
-        root, dataset, resolution, models_dir=models_dir, only=only, progress=progress, notify=notify
-    )
-    changed = {record.id: record for record in cropped.images if record.id in only}
+    wanted = [
+        record for record in dataset.images if (record.crop is None if only is None else record.id in only)
+    ]
+    with ExitStack() as stack:
+        detector = _open_detector(models_dir, progress, notify) if models_dir and wanted else None
+        if detector is not None:
+            stack.enter_context(detector)
+        for start in range(0, len(wanted), SAVED_AT_ONCE):
+            some = {record.id for record in wanted[start : start + SAVED_AT_ONCE]}
+
+            def tell(done: int, total: int, text: str, before: int = start) -> None:
+                if progress:
+                    progress(before + done, len(wanted), text)
+
+            cropped = crop_dataset(root, dataset, resolution, only=some, detector=detector, progress=tell)
+            _save_crops(root, [record for record in cropped.images if record.id in some])
+    return load_dataset(root)
+
+
+def _save_crops(root: Path, cropped: Iterable[ImageRecord]) -> None:
+    """Put the crops of these records into the project as it is now."""
+    changed = {record.id: record for record in cropped}
 
     def merge(current: Dataset) -> Dataset:
         fields = ("bucket", "crop", "reason", "warnings")
@@ -199,7 +219,7 @@ def crop_project(
             )
         )
 
-    return update_dataset(root, merge)
+    update_dataset(root, merge)
 
 
 def cut_share(subject: FloatBox, box: Box) -> float:

@@ -199,6 +199,25 @@ def test_a_project_is_cropped_once_and_other_changes_stay(
     assert crop_project(root, 128, only={second}).get(second).bucket == (152, 104)
 
 
+def test_a_crash_while_cropping_costs_little(tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    for seed in range(11):
+        picture(96, 64, seed).save(tmp_path / f"{seed}.png")
+    ingest([tmp_path / f"{seed}.png" for seed in range(11)], root)
+    told: list[tuple[int, int]] = []
+
+    def crash_at_nine(done: int, total: int, name: str) -> None:
+        told.append((done, total))
+        if done == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        crop_project(root, 128, progress=crash_at_nine)
+    assert sum(record.crop is not None for record in load_dataset(root).images) == 8
+    assert told[-1] == (9, 11)
+    assert all(record.crop for record in crop_project(root, 128).images)
+
+
 def test_the_preview_is_the_training_crop(tmp_path: Path) -> None:
     """Box and bucket from dataset.json, through one function: what is shown is what is trained."""
     root = tmp_path / "project"
