@@ -58,6 +58,8 @@ class Supervisor:
         self._probing = threading.Lock()
         self._active: tuple[float, RunFolder | None] = (0.0, None)
         self._publishers: dict[str, subprocess.Popen[bytes]] = {}
+        # Runs whose trainer is a child of ours and whose exit code is not noted yet.
+        self._unreaped: set[str] = set()
 
     # Training -----------------------------------------------------------------------------------
 
@@ -121,13 +123,18 @@ class Supervisor:
         with self._probing:
             if run.alive():
                 return True
-        return _process_lives(_launch_of(run))
+        return self._lives(run, _launch_of(run))
+
+    def _lives(self, run: RunFolder, launch: dict[str, Any]) -> bool:
+        """Whether the process that was launched still runs, or has only just ended: how is known at once."""
+        return run.id in self._unreaped or _process_lives(launch)
 
     def status(self, run: RunFolder) -> Status:
         """What a page shows of a run: the trainer's own word, ``starting`` until it gives one, or
         ``lost`` with a diagnosis when it died without one."""
+        # Asked before anything is read: a process that is gone has written all it ever will.
+        lives = self._lives(run, _launch_of(run))
         launch = _launch_of(run)
-        lives = _process_lives(launch)  # asked first: a dead process has written all it ever will
         with self._probing:
             status = run.read_status()
         silent = float(launch.get("time", 0.0)) > status.heartbeat  # not a word since this launch
@@ -142,6 +149,8 @@ class Supervisor:
                     "attempt": launch.get("attempt", 1),
                 }
             )
+        if status.state == "lost" and lives:
+            return run.raw_status()
         if status.state == "lost" or (launch and silent and not self.is_running(run)):
             return autopsy(status, run.log, int(launch.get("log_start", 0)), launch.get("exit_code"))
         return status
@@ -179,6 +188,7 @@ class Supervisor:
             child.wait()
             raise
         self._active = (0.0, None)
+        self._unreaped.add(run.id)
         threading.Thread(target=self._reap, args=(child, run), daemon=True, name=f"reap {run.id}").start()
 
     def _reap(self, child: subprocess.Popen[bytes], run: RunFolder) -> None:
@@ -188,6 +198,7 @@ class Supervisor:
         if launch.get("pid") == child.pid:
             with suppress(OSError):  # the run was deleted, or the disk is full: the code is only a hint
                 write_json(run.launch, {**launch, "exit_code": code})
+        self._unreaped.discard(run.id)
         self._active = (0.0, None)
 
     # Publishing ---------------------------------------------------------------------------------

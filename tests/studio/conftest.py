@@ -12,10 +12,17 @@ from pathlib import Path
 import pytest
 from running import Running, draw_photo, end_trainer, wait_for
 
+from studio.auth import SCRYPT
 from studio.jobs import REPOSITORY, Supervisor
 from studio.projects import Project, Workspace
 
 STAND_IN = Path(__file__).with_name("stand_in_trainer.py")
+
+
+@pytest.fixture(autouse=True)
+def quick_scrypt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guesses that cost 1 ms instead of 100; the tests that start app.py have the real cost."""
+    monkeypatch.setitem(SCRYPT, "n", 2**8)
 
 
 @pytest.fixture

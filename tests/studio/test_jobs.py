@@ -81,7 +81,7 @@ def test_a_new_studio_finds_the_run_again_and_stops_it(supervise, project) -> No
     wait_for(run.alive)
     later = supervise()
     assert later.active() == run
-    assert later.status(run).state == "training"
+    wait_for(lambda: later.status(run).state == "training")
     with pytest.raises(RunError, match="being trained now"):
         later.start(project, project.config())
     later.stop(run)
@@ -224,7 +224,7 @@ def test_death_is_diagnosed(supervise, project, behave, cause, sentence, evidenc
     assert found is not None
     assert (found.cause, found.remedy) == (cause, REMEDIES[cause])
     assert sentence in found.sentence and evidence in found.evidence
-    assert jobs.active() is None
+    wait_for(lambda: jobs.active() is None)
     fine = supervise(steps=3)
     assert wait_for(lambda: state_of(fine, fine.start(project, project.config())))
     wait_for(lambda: fine.active() is None)
@@ -270,8 +270,9 @@ def test_damaged_launch_file_is_survived(supervise, project, damage) -> None:
     jobs = supervise(steps=1)
     run = jobs.start(project, project.config())
     wait_for(lambda: "exit_code" in read_json(run.launch))
+    wait_for(lambda: not jobs.is_running(run))
     run.launch.write_text(damage)
-    assert state_of(jobs, run) == "finished" and jobs.active() is None
+    assert state_of(jobs, run) == "finished" and not jobs.is_running(run)
     run.launch.unlink()
 
 
