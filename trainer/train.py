@@ -16,7 +16,7 @@ from torch import nn
 from dataset_tools.images import ImageError
 
 from .adapters import add_lora, lora_parameters, lora_weights
-from .cache import LatentCache, TextCache
+from .cache import LatentCache, Progress, TextCache
 from .checkpoints import TrainState, load_checkpoint, newest_whole, rotate, save_checkpoint
 from .contract.config import TrainConfig
 from .contract.errors import RunError, UserError
@@ -92,19 +92,25 @@ def _train(
 ) -> None:
     settings = config.train
 
-    def stopping(progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
-        """Progress that also ends a long preparation when a stop is asked; what is done stays cached."""
+    def go_on() -> None:
+        """Ends a long preparation when a stop is asked; what is done stays on disk."""
+        if requests.stop():
+            raise Stopped("Stopped while preparing; resume to go on.")
 
-        def checked(done: int, total: int) -> None:
-            progress(done, total)
-            if requests.stop():
-                raise Stopped("Stopped while preparing; resume to go on.")
+    def downloading(text: str) -> None:
+        report.state("downloading", text)
+        go_on()
 
-        return checked
+    def preparing(stage: str, text: str) -> Progress:
+        def progress(done: int, total: int) -> None:
+            report.stage(stage, done, total, text)
+            go_on()
+
+        return progress
 
     # The base model, and the pictures as it wants them.
     report.state("downloading", f"Loading {config.model.base} on {describe(device)}")
-    base = find_base(run, config, report)
+    base = find_base(run, config, downloading)
     family = load_family(config.model.family, base, device, dtype)
     report.state("preparing")
     images = frozen_images(run, config, family, folders.models)
@@ -113,10 +119,10 @@ def _train(
     # Encode once, then let the encoders go.
     latents = LatentCache(folders.cache, family, report.warning)
     flips = (False, True) if config.dataset.flip else (False,)
-    latents.fill(root, images, flips, stopping(lambda d, t: report.stage("encode", d, t, "Encoding photos")))
+    latents.fill(root, images, flips, preparing("encode", "Encoding photos"))
     texts = TextCache(folders.cache, family, report.warning)
     captions = [image.caption for image in images] + [*config.samples.prompts, config.samples.negative]
-    texts.fill(captions, stopping(lambda d, t: report.stage("captions", d, t, "Encoding captions")))
+    texts.fill(captions, preparing("captions", "Encoding captions"))
     family.free_encoders()
 
     # The denoiser, its LoRA, and the optimizer.
@@ -251,10 +257,11 @@ def sample_losses(
     return mse(prediction_BCHW, target_BCHW) * family.noise.weight(t_B, config.train.min_snr_gamma)
 
 
-def find_base(run: RunFolder, config: TrainConfig, report: Reporter | None = None) -> BaseModel:
-    """The recipe's base model on this machine, fetched if need be."""
+def find_base(
+    run: RunFolder, config: TrainConfig, tell: Callable[[str], None] = lambda text: None
+) -> BaseModel:
+    """The recipe's base model on this machine, fetched if need be; ``tell`` gets the progress."""
     model = config.model
-    tell = (lambda text: report.state("downloading", text)) if report else (lambda text: None)
     return resolve(model.family, model.base, model.revision, model.vae, beside=run.path, on_download=tell)
 
 

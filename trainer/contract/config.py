@@ -55,7 +55,7 @@ class ModelSettings(Section):
     revision: str = setting("", label="Revision", max_length=100)
     """Branch, tag or commit of a Hub base; empty means its main branch."""
     vae: str = setting("", label="Separate VAE", max_length=500)
-    """Hub id or folder of a VAE to use instead of the base's own (SDXL in fp16 wants
+    """Hub id, folder or .safetensors file of a VAE to use instead of the base's own (SDXL in fp16 wants
     madebyollin/sdxl-vae-fp16-fix); empty means the base's own."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", label="Precision")
     """Number format of the frozen base. "auto" takes bf16 where the GPU has it, else fp16; fp32 on a CPU.
