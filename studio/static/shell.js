@@ -172,14 +172,18 @@
     history.replaceState(null, "", `?${query}`);
   }
 
-  /** Keep a page untouched until it is filled, as the answer would overwrite what was typed meanwhile. */
+  /** Keep the page that opens untouched until it is filled: the answer would overwrite what is typed. */
+  let awaited = "";
+  let patience = 0;
   function hold(step) {
-    const panel = document.querySelector(`#tab-${step}`);
-    if (!panel) return;
-    panel.inert = true;
-    setTimeout(() => { panel.inert = false; }, 5000); // no answer: better to type than to wait for ever
+    awaited = step;
+    clearTimeout(patience);
+    document.querySelector("#steps").inert = true;
+    patience = setTimeout(() => filled(step), 20000); // no answer: better to type than to wait for ever
   }
-  const filled = (step) => { document.querySelector(`#tab-${step}`).inert = false; };
+  function filled(step) {
+    if (step === awaited) document.querySelector("#steps").inert = false;
+  }
 
   function go(step) {
     if (!STEPS.includes(step)) return;
@@ -189,8 +193,9 @@
     // Gradio's own tab bar is hidden but alive: a click on it shows the page and runs its refresh.
     const button = document.querySelector(`#tab-${step}-button`);
     if (button && button.getAttribute("aria-selected") !== "true") {
-      if (place.refreshed.includes(step)) hold(step);
+      hold(step);
       button.click();
+      if (!place.refreshed.includes(step)) filled(step);
     }
     if (changed) {
       window.scrollTo({ top: 0 });

@@ -77,7 +77,7 @@ class StudioProcess:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        wait_until(self._answers, 60, lambda: self.log.read_text(errors="replace")[-3000:])
+        wait_until(self._answers, 120, lambda: self.log.read_text(errors="replace")[-3000:])
 
     def _answers(self) -> bool:
         assert self._process is not None and self._process.poll() is None, self.log.read_text()[-3000:]

@@ -17,7 +17,7 @@ from .conftest import Console, StudioProcess
 def go(page: Page, step: str) -> None:
     page.get_by_role("navigation", name="Steps").get_by_role("button", name=re.compile(f"^{step}")).click()
     expect(page).to_have_url(re.compile(f"step={step.lower()}"))
-    expect(page.locator(f"#tab-{step.lower()}")).not_to_have_js_property("inert", True)
+    expect(page.locator("#steps")).not_to_have_js_property("inert", True, timeout=30_000)
 
 
 def fill_number(page: Page, setting: str, value: str) -> None:
@@ -36,7 +36,7 @@ def wait_for_step(page: Page, least: int) -> None:
     page.wait_for_function(
         "least => Number(document.querySelector('.figure dd b')?.textContent.replace(/\\D/g, '')) >= least",
         arg=least,
-        timeout=60_000,
+        timeout=120_000,
     )
 
 
@@ -99,7 +99,7 @@ def test_from_photos_to_a_lora(
     page.locator("#recipe-start").click()
 
     # Train: live numbers, chart, and pictures with the baseline first.
-    expect(page).to_have_url(re.compile("step=train"), timeout=60_000)
+    expect(page).to_have_url(re.compile("step=train"), timeout=120_000)
     wait_for_step(page, 1)
     expect(page.locator(".matrix thead th").nth(1)).to_have_text("before")
     expect(page.locator(".matrix tbody tr")).to_have_count(2)
@@ -136,7 +136,7 @@ def test_from_photos_to_a_lora(
     assert "no picture" in refused
     console.problems = [problem for problem in console.problems if "/studio/caption/" not in problem]
     page.locator("#train-stop").click()
-    expect(page.locator("#train-resume")).to_be_visible(timeout=60_000)
+    expect(page.locator("#train-resume")).to_be_visible(timeout=120_000)
     expect(page.locator(".runbar")).to_have_count(0)
     stopped_at = step_shown(page)
     assert stopped_at > before
@@ -144,14 +144,14 @@ def test_from_photos_to_a_lora(
     wait_for_step(page, stopped_at + 1)
     expect(page.locator("dl.figures")).to_contain_text(f"resumed at step {stopped_at:,}")
     page.locator(".runbar").get_by_role("button", name="Stop").click()
-    expect(page.locator("#train-resume")).to_be_visible(timeout=60_000)
+    expect(page.locator("#train-resume")).to_be_visible(timeout=120_000)
 
     # A short training to its end: the newest run takes over the page.
     go(page, "Recipe")
     fill_number(page, "train-steps", "5")
     expect(page.locator("#recipe-summary")).to_contain_text("5 steps show")
     page.locator("#recipe-start").click()
-    expect(page.locator("#train-results")).to_be_visible(timeout=60_000)
+    expect(page.locator("#train-results")).to_be_visible(timeout=120_000)
     assert step_shown(page) == 5
 
     # Results: the file is downloaded and is a LoRA.
