@@ -186,6 +186,7 @@ def crop_project(
     By default only those without a crop, so that crops already made stay; ``only`` names others.
     """
     dataset = load_dataset(root)
+    scaled_buckets(resolution)  # a resolution that cannot be is told even where nothing is to be cropped
     wanted = [
         record for record in dataset.images if (record.crop is None if only is None else record.id in only)
     ]

