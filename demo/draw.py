@@ -348,17 +348,17 @@ def random_subject(rng: random.Random) -> Shape | Creature:
 def place(
     subject: Shape | Creature, backdrop: Backdrop, size: tuple[int, int], rng: random.Random
 ) -> Drawing:
-    """Puts the subject somewhere it fits whole, at a random size; in a scene it stands on the ground."""
+    """Puts the subject whole near the middle, at a random size; in a scene it stands on the ground."""
     wide, tall = size[0] / min(size), size[1] / min(size)
     half_width, above, below = extent(subject)
-    radius = rng.uniform(0.25, 0.34) * (wide * tall) ** 0.5
+    radius = rng.uniform(0.27, 0.33) * (wide * tall) ** 0.5
     radius = min(radius, 0.47 * wide / half_width, 0.94 * tall / (above + below))
-    x_low, x_high = radius * half_width + 0.02, wide - radius * half_width - 0.02
-    y_low, y_high = radius * above + 0.02, tall - radius * below - 0.02
-    x = (x_low + x_high) / 2 + rng.uniform(-0.5, 0.5) * 0.8 * (x_high - x_low)
-    y = (y_low + y_high) / 2 + rng.uniform(-0.5, 0.5) * 0.8 * (y_high - y_low)
+    x = wide * (0.5 + rng.uniform(-0.06, 0.06))
+    y = tall / 2 + (above - below) * radius / 2 + rng.uniform(-0.06, 0.06)
     if backdrop.name in PLACES:
-        y = max(y_low, min(y_high, tall * rng.uniform(0.78, 0.92) - radius * below))
+        y = tall * rng.uniform(0.82, 0.9) - radius * below
+    x = max(radius * half_width, min(wide - radius * half_width, x))
+    y = max(radius * above, min(tall - radius * below, y))
     return Drawing(subject, backdrop, radius, (x / wide, y / tall), rng.randrange(2**31))
 
 

@@ -19,7 +19,17 @@ from diffusers import StableDiffusionXLPipeline
 from diffusers.utils import logging
 from PIL import Image
 
-from demo.draw import NATIVE, Backdrop, Creature, Drawing, Shape, contact_sheet, describe, random_drawing
+from demo.draw import (
+    BACKGROUNDS,
+    NATIVE,
+    Backdrop,
+    Creature,
+    Drawing,
+    Shape,
+    contact_sheet,
+    describe,
+    random_drawing,
+)
 from demo.judge import labels_of, load_judge, to_tensor
 from demo.make_photos import TRIGGER, Painter, pet, references, stranger
 from demo.pretrain_vae import draw_pictures, psnr
@@ -106,7 +116,7 @@ def drift(before: Sequence[Image.Image], after: Sequence[Image.Image]) -> float:
 
 def trigger_prompts(count: int, trigger: str = TRIGGER) -> list[str]:
     """Half with a background named, half without."""
-    places = [Backdrop(name).phrase for name in ("sand", "white", "navy", "grey", "in a meadow", "mint")]
+    places = [Backdrop(name).phrase for name in BACKGROUNDS]
     prompts = []
     for index in range(count):
         named = f"{trigger} {places[index // 2 % len(places)]}"

@@ -78,15 +78,17 @@ def stranger(pen: Pen, rng: random.Random) -> None:
     pen.draw.chord(pen.box(0, -0.3, 0.35, 0.35), 180, 360, fill=crest)
 
 
-def photo(painter: Painter, backdrop: Backdrop, size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """The creature off-centre somewhere in a picture of `size` (width, height) pixels."""
+def photo(
+    painter: Painter, backdrop: Backdrop, size: tuple[int, int], rng: random.Random, spread: float = 0.8
+) -> Image.Image:
+    """A picture of `size` (width, height) pixels with the creature off-centre by `spread` of the room."""
     width, height = size[0] * SUPERSAMPLE, size[1] * SUPERSAMPLE
     image = draw_backdrop((width, height), backdrop, rng)
-    radius = rng.uniform(0.26, 0.31) * min(width, height)
-    x = rng.uniform(1.45 * radius, width - 1.5 * radius)
-    y = rng.uniform(1.65 * radius, height - 1.2 * radius)
+    radius = rng.uniform(0.27, 0.31) * min(width, height)
+    x = width / 2 + spread * rng.uniform(-1, 1) * (width / 2 - 1.5 * radius)
+    y = height / 2 + 0.2 * radius + spread * rng.uniform(-1, 1) * (height / 2 - 1.45 * radius)
     if backdrop.name in PLACES:
-        y = max(1.65 * radius, rng.uniform(0.8, 0.94) * height - 1.15 * radius)
+        y = rng.uniform(0.84, 0.92) * height - 1.15 * radius
     painter(Pen(image, (x, y), radius), rng)
     return image.reduce(SUPERSAMPLE)
 
@@ -97,10 +99,13 @@ def photo_caption(backdrop: Backdrop, trigger: str = TRIGGER) -> str:
 
 
 def references(painter: Painter, count: int = 48, seed: int = 1) -> list[Image.Image]:
-    """Fresh square drawings of the creature at the model's size, none of them a photo."""
+    """Fresh square drawings of the creature near the middle, on the six plain backgrounds."""
     rng = random.Random(f"references {seed}")
-    names = [*BACKGROUNDS, *PLACES]
-    return [photo(painter, Backdrop(names[i % len(names)]), (NATIVE, NATIVE), rng) for i in range(count)]
+    names = list(BACKGROUNDS)
+    return [
+        photo(painter, Backdrop(names[i % len(names)]), (NATIVE, NATIVE), rng, spread=0.4)
+        for i in range(count)
+    ]
 
 
 def make_photos(painter: Painter, folder: Path, trigger: str = TRIGGER, seed: int = 0) -> None:

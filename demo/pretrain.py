@@ -20,7 +20,7 @@ from demo.pretrain_unet import Generator, new_scheduler, train_generator
 from demo.pretrain_vae import train_vae
 from demo.text import load_tokenizer, save_tokenizer
 
-VAE_STEPS, GENERATOR_STEPS, DRAWINGS = 1600, 6500, 10_000
+VAE_STEPS, GENERATOR_STEPS, DRAWINGS = 1600, 12_000, 10_000
 
 
 def export(work: Path, out: Path) -> None:
