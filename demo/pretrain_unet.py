@@ -163,7 +163,7 @@ def train_generator(folder: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, 
 
         # one draw in each of BATCH equal intervals, so that the loss varies less; most of them noisy,
         # since that is where the caption decides what the picture will be
-        spread = (torch.arange(BATCH) + torch.rand(batch, generator=noise_source)) / BATCH
+        spread = (torch.arange(BATCH) + torch.rand(BATCH, generator=noise_source)) / BATCH
         t = (spread**0.6 * TIMESTEPS).long().clamp_max(TIMESTEPS - 1)
         noise = torch.randn(clean.shape, generator=noise_source)
         signal, sigma = (x.float().view(-1, 1, 1, 1) for x in (alphas[t].sqrt(), (1 - alphas[t]).sqrt()))
