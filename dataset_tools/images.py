@@ -58,7 +58,7 @@ _ORIENTATION, _GPS_IFD, _BITS_PER_SAMPLE, _NEW_SUBFILE_TYPE, _DNG_VERSION = 0x01
 
 
 class ImageError(UserError):
-    """One picture cannot be used."""
+    """A picture, or several, cannot be used."""
 
 
 @dataclass(frozen=True)

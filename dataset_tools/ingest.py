@@ -277,8 +277,8 @@ def scan_folder(folder: Path) -> Dataset:
     """A plain folder of pictures with sidecar captions as a dataset, in place; nothing is written.
 
     Pictures lie in the folder itself or in subfolders named ``<repeats>_<class>``. Records are
-    sorted by name. Every picture is decoded once. Raises :class:`DatasetError` when there is none,
-    or when some cannot be used.
+    sorted by name. Every picture is decoded once. Raises :class:`DatasetError` when there is none, and
+    :class:`~dataset_tools.images.ImageError` with their names when some cannot be used.
     """
     if not folder.is_dir():
         raise DatasetError(f"The folder {folder} does not exist; check the path of the dataset.")
@@ -320,7 +320,7 @@ def scan_folder(folder: Path) -> Dataset:
         )
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise DatasetError(
+        raise ImageError(
             f"{len(problems)} of {len(files)} pictures cannot be used: {' '.join(problems[:3])}{more}"
         )
     return Dataset(images=tuple(records))

@@ -102,6 +102,10 @@ def test_a_recipe_from_start_to_finish(home: Path) -> None:
             "dataset.path = 'nothere' does not exist",
         ),
         (["train", "recipe.toml", "--set", "train.steps"], "is not section.field=value"),
+        (["train", "recipe.toml", "--set", "dataset.path=recipe.toml"], "is no folder"),
+        (["train", "recipe.toml", "--run-dir", "photos"], "is the folder of photos"),
+        (["train", "recipe.toml", "--run-dir", "recipe.toml/run"], "cannot hold a run (Not a directory)"),
+        (["plan", "recipe.toml/x"], "recipe.toml/x cannot be read: Not a directory"),
         (["resume", "photos"], "holds no run"),
     ],
 )
@@ -119,6 +123,11 @@ def test_a_base_that_does_not_exist_fails_in_one_sentence(home: Path) -> None:
     last = done.stderr.strip().splitlines()[-1]
     assert "no/such/model does not exist" in last and "Traceback" not in done.stderr
     assert RunFolder(home / "run").read_status().cause == "model_missing"
+
+
+def test_a_name_too_long_for_a_file_is_no_bug(home: Path) -> None:
+    done = trainer("plan", "recipe.toml", "--set", f"model.base={'a' * 300}", cwd=home)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
 
 
 def test_an_empty_folder_of_photos(home: Path) -> None:
@@ -148,3 +157,10 @@ def test_plan_and_check(home: Path) -> None:
     assert set(plan["vram_gib"]) == {"cache", "train", "sample"} and plan["steps"] == 6
     checked = trainer("check", "recipe.toml", cwd=home)
     assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "2 pictures will be copied" in checked.stdout
+    (home / "photos" / "cut short.png").write_bytes((home / "photos" / "0.png").read_bytes()[:60])
+    checked = trainer("check", "recipe.toml", cwd=home)
+    assert checked.returncode == 2 and "cut short.png" in checked.stderr
+    done = trainer("train", "recipe.toml", "--run-dir", "run", cwd=home)
+    assert done.returncode == 1 and "cut short.png" in done.stderr.strip().splitlines()[-1]
+    assert RunFolder(home / "run").read_status().cause == "bad_image"

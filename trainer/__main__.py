@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 from .contract.config import TrainConfig
 from .contract.errors import ConfigError, UserError
 from .contract.fields import RECORDS, load_recipe, parse, to_tables
+from .contract.findings import Facts
 from .contract.runs import RunFolder, new_run_id
 from .requests import Requests
 
@@ -35,8 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return BAD_RECIPE if getattr(error, "cause", "") == "config" else FAILED
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return STOPPED
+        print("error: interrupted; nothing more was saved", file=sys.stderr)
+        return FAILED
     except Exception as error:  # the one boundary: a bug ends as a log and a sentence, with exit code 1
         traceback.print_exc()
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_set(plan)
     plan.set_defaults(verb=_plan)
 
-    check = verbs.add_parser("check", help="check a recipe without loading anything")
+    check = verbs.add_parser("check", help="check a recipe and its photos, without loading a model")
     check.add_argument("recipe", type=Path, metavar="RECIPE.toml")
     _add_set(check)
     check.set_defaults(verb=_check)
@@ -116,8 +116,9 @@ def _absolute(config: TrainConfig, beside: Path) -> TrainConfig:
 
     tables = to_tables(config)
     dataset = local_path(config.dataset.path, beside)
-    if dataset is None:
-        sentence = f"dataset.path = {config.dataset.path!r} does not exist; name the folder of photos"
+    if dataset is None or not dataset.is_dir():
+        wrong = "is no folder" if dataset else "does not exist"
+        sentence = f"dataset.path = {config.dataset.path!r} {wrong}; name the folder of photos"
         raise ConfigError({"dataset.path": sentence})
     tables["dataset"]["path"] = str(dataset)
     for field in ("base", "vae"):
@@ -128,9 +129,12 @@ def _absolute(config: TrainConfig, beside: Path) -> TrainConfig:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    requests = Requests()
     config = _load(arguments)
     home = Path(os.environ.get("STUDIO_WORKSPACE", "workspace"))
     run = RunFolder((arguments.run_dir or home / "runs" / new_run_id(config.output.name)).resolve())
+    if run.path == Path(config.dataset.path).resolve():
+        raise ConfigError({"--run-dir": f"{run.path} is the folder of photos; choose another for the run"})
     if run.recipe.exists():
         # The same command again goes on with the run, which is what a restarted machine does.
         if _absolute(run.config(), run.path) != config:
@@ -138,22 +142,22 @@ def _train(arguments: argparse.Namespace) -> int:
             raise ConfigError({"--run-dir": sentence})
     else:
         run.create(config)
-    return _run(run)
+    return _run(run, requests)
 
 
 def _resume(arguments: argparse.Namespace) -> int:
+    requests = Requests()
     run = RunFolder(arguments.run_dir.resolve())
     run.config()
-    return _run(run)
+    return _run(run, requests)
 
 
-def _run(run: RunFolder) -> int:
-    requests = Requests(run)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, requests.on_signal)
+def _run(run: RunFolder, requests: Requests) -> int:
     with run.hold():
-        if run.raw_status().state == "finished":
-            print(f"{run.id} is finished: {run.result(run.config())}", file=sys.stderr)
+        requests.attach(run)
+        result = run.result(run.config())
+        if run.raw_status().state == "finished" and result.exists():
+            print(f"{run.id} is finished: {result}", file=sys.stderr)
             return FINISHED
         from .train import Stopped, train
 
@@ -174,12 +178,33 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from .contract.lint import lint
 
-    findings = lint(_load(arguments), None)
+    config = _load(arguments)
+    findings = lint(config, _facts(config))
     for finding in findings:
         print(f"{finding.level}: {finding.message}")
     if not findings:
         print("the recipe is fine")
     return BAD_RECIPE if any(finding.level == "error" for finding in findings) else FINISHED
+
+
+def _facts(config: TrainConfig) -> Facts:
+    """What the linter wants to know of the photos. Raises ConfigError where they cannot be trained on."""
+    from dataset_tools.captions import missing_trigger
+    from dataset_tools.dataset import read_caption
+    from dataset_tools.ingest import load_or_scan
+
+    root = Path(config.dataset.path)
+    try:
+        dataset = load_or_scan(root)
+    except UserError as error:
+        raise ConfigError({"dataset.path": str(error)}) from None
+    trigger = config.dataset.trigger or dataset.trigger
+    captions = {record.id: read_caption(root, record) or trigger for record in dataset.enabled_images()}
+    return Facts(
+        images=len(captions),
+        captions_missing_trigger=len(missing_trigger(captions, trigger)),
+        distinct_captions=len(set(captions.values())),
+    )
 
 
 def _sample(arguments: argparse.Namespace) -> int:

@@ -22,24 +22,21 @@ from dataset_tools.images import open_image
 
 from .contract.errors import RunError
 from .contract.files import staged
-from .data import TrainImage
+from .data import Progress, TrainImage
 from .families.base import ModelFamily, TextEmbeds
-
-Progress = Callable[[int, int], None]
-"""done, total"""
 
 
 def _key(*parts: object) -> str:
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
 
 
-def _read(file: Path, on_corrupt: Callable[[str], None]) -> dict[str, Tensor] | None:
+def _read(file: Path, warn: Callable[[str], None]) -> dict[str, Tensor] | None:
     if not file.exists():
         return None
     try:
         return load_file(file)
     except (SafetensorError, OSError):
-        on_corrupt(f"the cache file {file.name} was damaged; it is made again")
+        warn(f"the cache file {file.name} was damaged; it is made again")
         file.unlink(missing_ok=True)
         return None
 
@@ -61,8 +58,8 @@ def pixels_of(root: Path, image: TrainImage, flip: bool = False) -> Tensor:
 class LatentCache:
     """(image id, flip) -> latents (C, h, w), float32, on the CPU."""
 
-    def __init__(self, folder: Path, family: ModelFamily, on_corrupt: Callable[[str], None]) -> None:
-        self._folder, self._family, self._on_corrupt = folder / "latents", family, on_corrupt
+    def __init__(self, folder: Path, family: ModelFamily, warn: Callable[[str], None]) -> None:
+        self._folder, self._family, self._warn = folder / "latents", family, warn
         self._latents: dict[tuple[str, bool], Tensor] = {}
 
     def fill(
@@ -74,7 +71,7 @@ class LatentCache:
         for number, (image, flip) in enumerate((image, flip) for image in images for flip in flips):
             key = _key(image.sha256, image.crop, image.bucket, flip, encoder)
             file = self._folder / key[:2] / f"{key}.safetensors"
-            cached = _read(file, self._on_corrupt)
+            cached = _read(file, self._warn)
             if cached is None:
                 pixels_BCHW = pixels_of(root, image, flip)[None]
                 latents = self._family.encode_images(pixels_BCHW)[0]
@@ -85,7 +82,12 @@ class LatentCache:
                         "nan",
                     )
                 cached = {"latents": latents}
-                _write(file, cached)
+                if hashlib.sha256((root / image.file).read_bytes()).hexdigest() == image.sha256:
+                    _write(file, cached)
+                else:  # kept under this key, it would pass for the picture that it replaced
+                    self._warn(
+                        f"{image.original_name} was changed after it was added; it is used as it is now"
+                    )
             self._latents[image.id, flip] = cached["latents"]
             progress(number + 1, total)
 
@@ -96,8 +98,8 @@ class LatentCache:
 class TextCache:
     """caption -> TextEmbeds. The empty caption is always there: caption dropout and guidance need it."""
 
-    def __init__(self, folder: Path, family: ModelFamily, on_corrupt: Callable[[str], None]) -> None:
-        self._folder, self._family, self._on_corrupt = folder / "text", family, on_corrupt
+    def __init__(self, folder: Path, family: ModelFamily, warn: Callable[[str], None]) -> None:
+        self._folder, self._family, self._warn = folder / "text", family, warn
         self._embeds: dict[str, TextEmbeds] = {}
 
     def fill(self, captions: Iterable[str], progress: Progress) -> None:
@@ -107,7 +109,7 @@ class TextCache:
             if caption not in self._embeds:
                 key = _key(caption, encoder)
                 file = self._folder / key[:2] / f"{key}.safetensors"
-                cached = _read(file, self._on_corrupt)
+                cached = _read(file, self._warn)
                 if cached is None:
                     cached = self._family.encode_captions([caption])[0]
                     _write(file, cached)

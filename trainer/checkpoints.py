@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,14 @@ MANIFEST = "MANIFEST.json"
 class TrainState:
     """What the loop has to know to go on, besides weights and optimizer.
 
-    ``step`` updates are done; ``loss`` is the running mean that the page shows. Order and randomness
-    follow from the step (see :mod:`trainer.data`), so nothing else is needed.
+    ``step`` updates are done; ``loss`` is the running mean that the page shows; ``scaler`` is the state
+    of the loss scaler, which only fp16 has. Order and randomness follow from the step (see
+    :mod:`trainer.data`), so nothing else is needed.
     """
 
     step: int
     loss: float | None
+    scaler: dict[str, Any] | None = None
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -75,7 +77,7 @@ def save_checkpoint(
         tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in parameters.items()}
         _save_tensors(tensors, staging / "adapter.safetensors")
         _save_tensors(_optimizer_tensors(optimizer), staging / "optimizer.safetensors")
-        write_json(staging / "state.json", {"step": state.step, "loss": state.loss})
+        write_json(staging / "state.json", asdict(state))
         files = sorted(file for file in staging.iterdir())
         write_json(
             staging / MANIFEST,
@@ -113,7 +115,8 @@ def is_whole(folder: Path) -> bool:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The step-… folders, oldest first, whole or not."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    steps = {path: path.name.removeprefix("step-") for path in folder.glob("step-*") if path.is_dir()}
+    return sorted((path for path in steps if steps[path].isdigit()), key=lambda path: int(steps[path]))
 
 
 def newest_whole(folder: Path, on_damaged: Callable[[str], None]) -> Path | None:
@@ -136,15 +139,20 @@ def load_checkpoint(
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
     _load_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return TrainState(step=int(state["step"]), loss=state["loss"])
+    return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
 
 
-def rotate(folder: Path, keep: int) -> list[Path]:
-    """Remove the oldest checkpoints beyond ``keep``, and what crashes left; return what was removed."""
-    for rubbish in folder.glob(".step-*.tmp"):
+def rotate(newest: Path, keep: int) -> list[Path]:
+    """Keep the checkpoint ``newest``, just saved, and the ``keep - 1`` before it; return what was removed.
+
+    What crashes left goes too, and so do later checkpoints: training went on from before them because
+    they were damaged, and they must not push out whole ones.
+    """
+    for rubbish in newest.parent.glob(".step-*.tmp"):
         shutil.rmtree(rubbish, ignore_errors=True)
-    removed = list_checkpoints(folder)[:-keep]
+    checkpoints = list_checkpoints(newest.parent)
+    end = checkpoints.index(newest) + 1
+    removed = checkpoints[: max(0, end - keep)] + checkpoints[end:]
     for path in removed:
         # The manifest goes first, so that a kill between two files leaves no checkpoint that looks whole.
         (path / MANIFEST).unlink(missing_ok=True)

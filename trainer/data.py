@@ -8,7 +8,7 @@ and several processes agree without talking.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,23 @@ from torch import Tensor
 
 from dataset_tools.buckets import bucket_step
 from dataset_tools.crop import crop_dataset, fit_to_resolution
-from dataset_tools.dataset import DatasetError, ImageRecord, load_dataset, read_caption
-from dataset_tools.ingest import scan_folder
+from dataset_tools.dataset import DatasetError, ImageRecord, read_caption
+from dataset_tools.ingest import load_or_scan
+from dataset_tools.models import ensure_face_model
 
 from .contract.config import DatasetSettings, TrainConfig
 from .contract.files import read_json, write_json
 from .contract.runs import RunFolder
 from .families.base import Geometry, ModelFamily
+
+Progress = Callable[[int, int], None]
+"""done, total"""
+Stages = Callable[[str, str], Progress]
+"""A stage's name and its words for the page -> where its progress goes."""
+
+
+def _unwatched(stage: str, text: str) -> Progress:
+    return lambda done, total: None
 
 
 class TrainImage(ImageRecord):
@@ -47,19 +57,39 @@ class TrainImage(ImageRecord):
 
 
 def freeze_dataset(
-    root: Path, settings: DatasetSettings, resolution: int, step: int, models: Path
+    root: Path,
+    settings: DatasetSettings,
+    resolution: int,
+    step: int,
+    models: Path,
+    stages: Stages = _unwatched,
+    notify: Callable[[str], None] | None = None,
 ) -> tuple[TrainImage, ...]:
     """The pictures of a folder as this run will see them: in buckets of ``resolution``, with captions.
 
     ``root`` is a project (has dataset.json; its crops are kept) or a plain folder of pictures with
-    sidecar captions (crops are chosen now). Raises DatasetError when there is nothing to train on.
+    sidecar captions (crops are chosen now, with the face detector in ``models``; ``notify`` is told
+    where there is none). Raises DatasetError when there is nothing to train on.
     """
     if not root.is_dir():
         raise DatasetError(f"the dataset folder {root} does not exist; set dataset.path")
-    dataset = load_dataset(root) if (root / "dataset.json").exists() else scan_folder(root)
+    dataset = load_or_scan(root)
     uncropped = [record.id for record in dataset.images if record.crop is None or record.bucket is None]
     if uncropped:
-        dataset = crop_dataset(root, dataset, resolution, step=step, models_dir=models, only=uncropped)
+        fetching, cropping = stages("detector", "Fetching the face detector (MB)"), stages("crop", "Cropping")
+        ensure_face_model(
+            models, progress=lambda done, total, _: fetching(done // 10**6, total // 10**6), notify=notify
+        )
+        dataset = crop_dataset(
+            root,
+            dataset,
+            resolution,
+            step=step,
+            models_dir=models,
+            only=uncropped,
+            progress=lambda done, total, _: cropping(done, total),
+            notify=notify,
+        )
     trigger = settings.trigger or dataset.trigger
     images = []
     for record in dataset.enabled_images():
@@ -90,7 +120,12 @@ def photo_folder(run: RunFolder, config: TrainConfig) -> Path:
 
 
 def frozen_images(
-    run: RunFolder, config: TrainConfig, family: ModelFamily, models: Path
+    run: RunFolder,
+    config: TrainConfig,
+    family: ModelFamily,
+    models: Path,
+    stages: Stages = _unwatched,
+    notify: Callable[[str], None] | None = None,
 ) -> tuple[TrainImage, ...]:
     """The run's pictures: frozen at its first start, the same ever after."""
     if not run.dataset.exists():
@@ -98,7 +133,7 @@ def frozen_images(
         resolution = config.dataset.resolution or family.resolution
         multiple = family.row.size_multiple
         step = -(-bucket_step(resolution) // multiple) * multiple
-        images = freeze_dataset(root, config.dataset, resolution, step, models)
+        images = freeze_dataset(root, config.dataset, resolution, step, models, stages, notify)
         project = root / "dataset.json"
         trigger = config.dataset.trigger or (read_json(project)["trigger"] if project.exists() else "")
         save_frozen(run.dataset, trigger, images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
@@ -80,7 +81,12 @@ class Reporter:
     ) -> None:
         """One update was made, in ``seconds``; ``step`` updates are done now."""
         self._events.append(
-            "step", step=step, loss=loss, lr=lr, grad_norm=grad_norm, seconds=round(seconds, 4)
+            "step",
+            step=step,
+            loss=loss,
+            lr=lr,
+            grad_norm=grad_norm if math.isfinite(grad_norm) else None,
+            seconds=round(seconds, 4),
         )
         self._times.append(seconds)
         rate = len(self._times) / sum(self._times) if sum(self._times) > 0 else None

@@ -27,13 +27,22 @@ class Asks(Protocol):
 class Requests:
     """Collects requests until the loop takes them. A second Ctrl-C interrupts at once.
 
-    Control files from before this process began were meant for the one before and are dropped; a stop
-    that is pressed while the model still loads is kept.
+    Signals are heard from the beginning, control files once :meth:`attach` has named the run.
     """
 
-    def __init__(self, run: RunFolder) -> None:
-        self._run = run
+    def __init__(self) -> None:
+        self._run: RunFolder | None = None
         self._asked: set[Verb] = set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.on_signal)
+
+    def attach(self, run: RunFolder) -> None:
+        """Read the control files of ``run``, whose lock the caller holds.
+
+        Those from before this process began were meant for the one before and are dropped; a stop that
+        is pressed while the model still loads is kept.
+        """
+        self._run = run
         run.take_controls(before_ns=int(psutil.Process(os.getpid()).create_time() * 1e9))
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -41,12 +50,16 @@ class Requests:
             raise KeyboardInterrupt
         self._asked.add("stop")
 
+    def _read(self) -> None:
+        if self._run:
+            self._asked.update(self._run.take_controls())
+
     def stop(self) -> bool:
-        self._asked.update(self._run.take_controls())
+        self._read()
         return "stop" in self._asked
 
     def take(self, verb: Verb) -> bool:
-        self._asked.update(self._run.take_controls())
+        self._read()
         if verb not in self._asked:
             return False
         self._asked.discard(verb)

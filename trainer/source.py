@@ -129,8 +129,8 @@ def _reference_config(family: str, name: str, on_download: Tell) -> Path:
 
 def local_path(text: str, beside: Path | None) -> Path | None:
     """The existing file or folder that ``text`` names, tried beside the recipe and then as it stands."""
-    for candidate in ([beside / text] if beside else []) + [Path(text).expanduser()]:
-        if candidate.exists():
+    for candidate in ([beside / text] if beside else []) + [Path(os.path.expanduser(text))]:
+        if os.path.exists(candidate):  # pathlib's raises for a name that is too long for a file
             return Path(os.path.abspath(candidate))  # not resolve(): the Hub's cache is made of links
     return None
 

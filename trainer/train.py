@@ -25,7 +25,7 @@ from .contract.schedule import lr_scale
 from .data import BatchPlan, Sample, frozen_images, frozen_trigger, photo_folder
 from .export import save_lora
 from .families.base import ModelFamily, load_family
-from .losses import mse
+from .losses import mse, require_finite
 from .memory import describe, pick_device, pick_dtype
 from .optimizers import build_optimizer, set_learning_rate
 from .report import Reporter
@@ -113,7 +113,7 @@ def _train(
     base = find_base(run, config, downloading)
     family = load_family(config.model.family, base, device, dtype)
     report.state("preparing")
-    images = frozen_images(run, config, family, folders.models)
+    images = frozen_images(run, config, family, folders.models, preparing, report.warning)
     root = photo_folder(run, config)
 
     # Encode once, then let the encoders go.
@@ -136,11 +136,13 @@ def _train(
     parameters = lora_parameters(denoiser)
     optimizer = build_optimizer(settings, parameters.values())
     state = TrainState(step=0, loss=None)
-    if checkpoint := newest_whole(run.checkpoints, report.warning):
-        state = load_checkpoint(checkpoint, parameters, optimizer)
-        report.say(f"resuming from {checkpoint.name}")
     mixed = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
     accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
+    if checkpoint := newest_whole(run.checkpoints, report.warning):
+        state = load_checkpoint(checkpoint, parameters, optimizer)
+        if accelerator.scaler and state.scaler:
+            accelerator.scaler.load_state_dict(state.scaler)
+        report.say(f"resuming from {checkpoint.name}")
     optimizer = accelerator.prepare(optimizer)
     denoiser.train()
     plan = BatchPlan(images, settings.batch_size, settings.seed)
@@ -150,7 +152,7 @@ def _train(
         folder = run.checkpoint(state.step)
         save_checkpoint(folder, state, parameters, optimizer.optimizer)
         report.checkpoint(state.step, folder.name)
-        rotate(run.checkpoints, config.checkpoints.keep)
+        rotate(folder, config.checkpoints.keep)
 
     def sample_due(step: int) -> bool:
         every = config.samples.every
@@ -161,23 +163,23 @@ def _train(
             return
         report.state("sampling")
         size = sample_size(config, family)
-        for number, prompt in enumerate(config.samples.prompts):
-            file = run.sample(step, number)
-            try:
+        try:
+            for number, prompt in enumerate(config.samples.prompts):
+                file = run.sample(step, number)
                 if not file.exists():
                     with accelerator.autocast():
                         image = draw(
                             family, denoiser, texts, config.samples, prompt, number=number, size=size
                         )
                     save_sample(image, file)
-            except (RuntimeError, MemoryError) as error:  # out of memory, mostly: the training is worth more
-                report.warning(f"drawing samples at step {step} failed ({error}); the training goes on")
-                return
-            report.sample(step, number, prompt, file.name)
-            report.stage("sample", number + 1, len(config.samples.prompts), "Drawing samples")
-            if requests.stop():
-                break
-        family.free_encoders()
+                report.sample(step, number, prompt, file.name)
+                report.stage("sample", number + 1, len(config.samples.prompts), "Drawing samples")
+                if requests.stop():
+                    break
+        except (RuntimeError, MemoryError) as error:  # out of memory, mostly: the training is worth more
+            report.warning(f"drawing samples at step {step} failed ({error}); the training goes on")
+        finally:
+            family.free_encoders()
 
     report.started(state.step, settings.steps, state.loss)
     if sample_due(state.step):
@@ -189,28 +191,26 @@ def _train(
         learning_rate = settings.learning_rate * lr_scale(settings, state.step)
         set_learning_rate(optimizer, learning_rate)
         torch.manual_seed(settings.seed + state.step)  # LoRA dropout; all else is drawn per sample
-        loss = 0.0
+        loss, looks = 0.0, []
         for micro in range(settings.gradient_accumulation):
             batch = plan.batch(state.step * settings.gradient_accumulation + micro)
             with accelerator.autocast():
                 losses_B = sample_losses(family, denoiser, batch, latents, texts, config, device)
-            if not bool(losses_B.isfinite().all()):
-                names = ", ".join(sorted({look.image.original_name for look in batch}))
-                raise RunError(
-                    f"the loss became infinite at step {state.step + 1} on {names}; resume with a lower "
-                    "learning rate, or precision bf16 or fp32",
-                    "nan",
-                )
+            looks += batch
+            require_finite("loss", losses_B, state.step + 1, looks)
             part = losses_B.mean() / settings.gradient_accumulation
             accelerator.backward(part)
             loss += part.item()
         limit = settings.max_grad_norm or math.inf
-        grad_norm = float(accelerator.clip_grad_norm_(parameters.values(), limit))
-        optimizer.step()
+        grad_norm = accelerator.clip_grad_norm_(parameters.values(), limit)
+        if accelerator.scaler is None:
+            require_finite("gradient", grad_norm, state.step + 1, looks)
+        optimizer.step()  # in fp16 the loss scaler passes over an infinite gradient and scales less
         optimizer.zero_grad()
         mean = loss if state.loss is None else LOSS_MEMORY * state.loss + (1 - LOSS_MEMORY) * loss
-        state = TrainState(step=state.step + 1, loss=mean)
-        report.step(state.step, loss, mean, learning_rate, grad_norm, time.monotonic() - began)
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
+        state = TrainState(step=state.step + 1, loss=mean, scaler=scaler)
+        report.step(state.step, loss, mean, learning_rate, float(grad_norm), time.monotonic() - began)
 
         last = state.step == settings.steps
         stop = requests.stop()

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from dataset_tools.dataset import DatasetError, read_caption
+from dataset_tools.images import ImageError
 from dataset_tools.ingest import load_or_scan, scan_folder
 
 from .pictures import encoded, photo, picture, tree
@@ -45,6 +46,6 @@ def test_scanning_tells_what_is_wrong(tmp_path: Path) -> None:
     for index in range(5):
         (tmp_path / f"bad{index}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(
-        DatasetError, match=r"^5 of 6 pictures cannot be used: bad0.*bad1.*bad2.*\(and 2 more\)$"
+        ImageError, match=r"^5 of 6 pictures cannot be used: bad0.*bad1.*bad2.*\(and 2 more\)$"
     ):
         scan_folder(tmp_path)

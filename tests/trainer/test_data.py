@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from PIL import Image
 
 from dataset_tools.dataset import DatasetError, load_dataset, save_dataset
 from dataset_tools.images import ImageError
-from tests.pictures import draw_project
+from tests.pictures import draw_picture, draw_project
 from trainer.cache import LatentCache, TextCache, pixels_of
 from trainer.contract.config import DatasetSettings
-from trainer.data import BatchPlan, TrainImage, freeze_dataset, load_frozen, save_frozen
+from trainer.data import BatchPlan, Progress, TrainImage, freeze_dataset, load_frozen, save_frozen
 from trainer.families.sdxl import Family
 from trainer.source import resolve
 from trainer.train import explain
@@ -179,6 +180,51 @@ def test_the_training_crop_is_the_previewed_one(images: tuple[TrainImage, ...], 
     as_bytes = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
     assert np.array_equal(as_bytes, np.asarray(preview))
     assert torch.equal(pixels_of(photos, image, flip=True), pixels.flip(-1))
+
+
+def test_a_picture_that_was_changed_leaves_the_cache_clean(
+    images: tuple[TrainImage, ...], photos: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    changed = images[0].model_copy(update={"sha256": "0" * 64})
+    warnings: list[str] = []
+    for _ in range(2):
+        family = CountingFamily(tiny_base)
+        cache = LatentCache(tmp_path, family, warnings.append)  # type: ignore[arg-type]
+        cache.fill(photos, [changed, images[1]], (False,), quiet)
+        cache.get(changed.id)
+    assert family.images == 1  # the other one was cached
+    assert len(warnings) == 2 and "photo 0.png was changed" in warnings[0]
+
+
+def test_cropping_is_watched_and_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import trainer.data
+
+    class Enough(Exception):
+        pass
+
+    seen: list[tuple[str, int, int]] = []
+
+    def stages(stage: str, text: str) -> Progress:
+        def progress(done: int, total: int) -> None:
+            seen.append((stage, done, total))
+            if (stage, done) == ("crop", 2):
+                raise Enough
+
+        return progress
+
+    def no_detector(models: Path, **options: Any) -> None:
+        options["progress"](3_000_000, 36_000_000, "fetching")
+        options["notify"]("no detector")
+
+    told: list[str] = []
+    monkeypatch.setattr(trainer.data, "ensure_face_model", no_detector)
+    monkeypatch.setattr("dataset_tools.crop.ensure_face_model", lambda *args, **options: None)
+    for number in range(3):
+        draw_picture(tmp_path / f"{number}.png", number)
+    with pytest.raises(Enough):
+        freeze_dataset(tmp_path, DatasetSettings(), 64, 8, tmp_path / "models", stages, told.append)
+    assert seen == [("detector", 3, 36), ("crop", 0, 3), ("crop", 1, 3), ("crop", 2, 3)]
+    assert told == ["no detector"]
 
 
 def test_a_missing_picture_is_named(images: tuple[TrainImage, ...], tmp_path: Path) -> None:

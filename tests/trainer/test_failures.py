@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import errno
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import trainer.train
+from trainer.__main__ import main
 from trainer.checkpoints import is_whole, list_checkpoints
 from trainer.contract.errors import RunError
 from trainer.contract.events import read_events
 from trainer.contract.runs import RunFolder
+from trainer.families.sdxl import Family
+from trainer.requests import Requests
 from trainer.sampling import draw
 
 from .helpers import recipe, train_here
@@ -49,6 +54,22 @@ def test_an_infinite_loss_stops_the_run_and_names_the_pictures(
     assert started == [0, 3]
 
 
+def test_an_infinite_gradient_stops_the_run_too(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def mse(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        losses = (prediction - target).square().mean(dim=(1, 2, 3))
+        return losses + (losses - losses).sqrt() if calls == 5 else losses  # the root's slope at 0
+
+    monkeypatch.setattr(trainer.train, "mse", mse)
+    with pytest.raises(RunError, match=r"the gradient became infinite at step 5 on photo \d\.png"):
+        train_here(run)
+    assert run.read_status().cause == "nan"
+    assert is_whole(run.checkpoint(3)) and not run.checkpoint(5).exists()
+
+
 def test_a_full_disk_fails_with_its_cause_and_keeps_the_checkpoint_before(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,8 +101,16 @@ def test_a_failed_drawing_costs_neither_checkpoint_nor_run(
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
+    freed = 0
+
+    def free(family: Family) -> None:
+        nonlocal freed
+        freed += 1
+
     monkeypatch.setattr(trainer.train, "draw", fails)
+    monkeypatch.setattr(Family, "free_encoders", free)
     assert train_here(run)
+    assert freed == 3  # after caching, and after each drawing that failed
     warnings = [e["text"] for e in read_events(run.events)[0] if e["kind"] == "warning"]
     assert len(warnings) == 2 and "drawing samples at step 0 failed" in warnings[0]
     assert run.result(run.config()).exists()
@@ -106,3 +135,44 @@ def test_a_second_trainer_is_refused(run: RunFolder) -> None:
         with pytest.raises(RunError, match="already being trained"):
             run.hold()
     assert not run.alive()
+
+
+def test_a_refused_trainer_leaves_what_was_asked_of_the_running_one(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    (run.control / "00000000000000000001-early.json").write_text('{"verb": "stop"}')
+    with run.hold():
+        assert main(["resume", str(run.path)]) == 2
+    assert run.take_controls() == ["stop"]
+
+
+def test_a_finished_run_whose_file_is_gone_writes_it_again(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    assert train_here(run)
+    result = run.result(run.config())
+    before = load_file(result)
+    result.unlink()
+    assert main(["resume", str(run.path)]) == 0
+    after = load_file(result)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_second_interrupt_ends_at_once_and_is_no_success(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    requests = Requests()
+    requests.on_signal(signal.SIGINT, None)
+    assert requests.stop()
+    with pytest.raises(KeyboardInterrupt):
+        requests.on_signal(signal.SIGINT, None)
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.train, "sample_losses", interrupted)
+    assert main(["resume", str(run.path)]) == 1
+    assert run.read_status().cause == "killed"

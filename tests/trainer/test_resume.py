@@ -9,8 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from dataset_tools.dataset import load_dataset, save_dataset
 from tests.conftest import ROOT
+from tests.pictures import draw_project
+from trainer.checkpoints import is_whole, list_checkpoints
 from trainer.contract.config import TrainConfig
 from trainer.contract.events import current_events, read_events
 from trainer.contract.runs import RunFolder
@@ -80,6 +84,56 @@ def test_a_damaged_checkpoint_is_passed_over(run: RunFolder, straight: RunFolder
     assert any(e["kind"] == "warning" and "step-000004 is damaged" in e["text"] for e in events)
     assert [e["step"] for e in events if e["kind"] == "started"] == [0, 3]
     assert_same(run, straight)
+
+
+def test_a_damaged_checkpoint_does_not_push_out_whole_ones(
+    tiny_base: Path, photos: Path, tmp_path: Path
+) -> None:
+    one = {"every": 1, "keep": 1}
+    run = make(tmp_path / "runs" / "keep-one", recipe(tiny_base, photos, checkpoints=one))
+    assert not train_here(run, Script(run, "stop", 2))
+    damaged = run.checkpoint(6)
+    damaged.mkdir()
+    (damaged / "MANIFEST.json").write_text("{")
+    assert not train_here(run, Script(run, "stop", 3))
+    assert list_checkpoints(run.checkpoints) == [run.checkpoint(3)]
+    assert is_whole(run.checkpoint(3))
+
+
+def test_checkpoints_are_ordered_by_step(tmp_path: Path) -> None:
+    for name in ("step-1000000", "step-999750", "step-000003", "step-by-step"):
+        (tmp_path / name).mkdir()
+    names = [path.name for path in list_checkpoints(tmp_path)]
+    assert names == ["step-000003", "step-999750", "step-1000000"]
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor"])
+def test_other_optimizers_resume_bit_exactly(
+    optimizer: str, tiny_base: Path, photos: Path, tmp_path: Path
+) -> None:
+    runs = [
+        make(tmp_path / "runs" / name, recipe(tiny_base, photos, train={"optimizer": optimizer, "steps": 4}))
+        for name in ("straight", "stopped")
+    ]
+    assert train_here(runs[0])
+    assert not train_here(runs[1], Script(runs[1], "stop", 2))
+    assert train_here(runs[1])
+    assert weights_hash(runs[0], 4) == weights_hash(runs[1], 4)
+
+
+def test_accumulation_equals_the_large_batch(tiny_base: Path, tmp_path: Path) -> None:
+    """Four pictures of one bucket at once, or two and two: the same step but for rounding."""
+    root = draw_project(tmp_path / "photos", 8)
+    dataset = load_dataset(root)
+    save_dataset(root, dataset.without(f"picture{number}" for number in (1, 3, 5, 7)))
+    losses = []
+    for batch, parts in ((4, 1), (2, 2)):
+        train = {"batch_size": batch, "gradient_accumulation": parts, "steps": 3}
+        run = make(tmp_path / "runs" / f"{batch}", recipe(tiny_base, root, train=train))
+        assert train_here(run)
+        events = read_events(run.events)[0]
+        losses.append([(e["loss"], e["grad_norm"]) for e in events if e["kind"] == "step"])
+    assert torch.allclose(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4)
 
 
 def test_save_on_request(run: RunFolder) -> None:

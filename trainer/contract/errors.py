@@ -2,7 +2,7 @@
 
 UserError                 one sentence for the person at the page: the thing, its value, the remedy
 ├── ConfigError           a recipe is wrong (exit code 2)
-├── ImageError            one picture cannot be used                (dataset_tools)
+├── ImageError            a picture, or several, cannot be used     (dataset_tools)
 ├── DatasetError          a project or folder of pictures is wrong  (dataset_tools)
 └── RunError              a run cannot start, go on or be read; carries the classified cause
 

@@ -6,7 +6,7 @@ and ``kind``:
 ============  ==========================================================================
 started       step (0, or the step resumed from: earlier lines beyond it are void), total
 stage         stage, done, total, text    a long stage's progress, at most 2 a second
-step          step, loss, lr, grad_norm, seconds
+step          step, loss, lr, grad_norm (null where fp16 overflowed), seconds
 sample        step, prompt (index), text, file
 checkpoint    step, folder
 saved         step, file                  the LoRA itself

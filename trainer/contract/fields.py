@@ -228,6 +228,8 @@ def read_tables(path: Path) -> dict[str, Any]:
         raise ConfigError({"recipe": f"the recipe {path} does not exist"}) from None
     except IsADirectoryError:
         raise ConfigError({"recipe": f"{path} is a folder; name the .toml file in it"}) from None
+    except OSError as error:
+        raise ConfigError({"recipe": f"the recipe {path} cannot be read: {error.strerror}"}) from None
     except UnicodeDecodeError:
         raise ConfigError({"recipe": f"{path} is not a text file in UTF-8; save it as UTF-8"}) from None
     except tomllib.TOMLDecodeError as error:

@@ -6,8 +6,8 @@ sample, from full-size graphs); nothing here is fitted to a card. Gradient accum
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from .config import TrainConfig
@@ -116,7 +116,7 @@ def estimate(config: TrainConfig, machine: Machine, *, seconds_per_step: float |
     checkpoints = (config.checkpoints.keep + 1) * (lora + optimizer) + lora / 2
     pictures = len(config.samples.prompts) * (config.train.steps // max(config.samples.every, 1) + 2)
     disk = checkpoints + pictures * 1.5 * area * (native / 1024) ** 2 / 1024
-    local = Path(config.model.base).exists()
+    local = os.path.exists(config.model.base)
     return Plan(
         vram_gib={phase: round(gib, 2) if on_gpu else 0.0 for phase, gib in phases.items()},
         ram_gib=round(peak + 1.0 if not on_gpu else weights(denoiser_m + encoder_m) + 2.0, 2),

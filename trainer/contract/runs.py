@@ -7,6 +7,7 @@ trainer is alive is told by the OS lock it holds, never by a pid.
 
 from __future__ import annotations
 
+import errno
 import re
 import secrets
 import time
@@ -151,9 +152,20 @@ class RunFolder:
             raise RunError(
                 f"{self.path} already holds a run; resume it, or choose another folder", cause="config"
             )
-        for folder in (self.control, self.samples, self.checkpoints):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.recipe, dump_recipe(config))
+        try:
+            for folder in (self.control, self.samples, self.checkpoints):
+                folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.recipe, dump_recipe(config))
+        except OSError as error:
+            raise self._not_writable(error) from None
+
+    def _not_writable(self, error: OSError) -> RunError:
+        if error.errno == errno.ENOSPC:
+            return RunError(f"the disk of {self.path} is full; free some space", cause="disk_full")
+        return RunError(
+            f"{self.path} cannot hold a run ({error.strerror}); choose a folder that can be written",
+            cause="config",
+        )
 
     def config(self) -> TrainConfig:
         """The frozen recipe."""
@@ -165,13 +177,15 @@ class RunFolder:
 
     def hold(self) -> FileLock:
         """Take the run's lock for this process. Raises RunError when a trainer already has it."""
-        self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.lock)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             # A reader's probe holds the lock for microseconds; a trainer holds it for good.
             lock.acquire(timeout=2, poll_interval=0.05)
         except Timeout:
             raise RunError(f"the run {self.id} is already being trained; stop it first", "config") from None
+        except OSError as error:
+            raise self._not_writable(error) from None
         return lock
 
     def alive(self) -> bool:

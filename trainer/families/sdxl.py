@@ -115,8 +115,8 @@ class Family:
         """The VAE on the device. Loaded anew in another number format, so that no precision is lost."""
         if self._vae is None or self._vae.dtype != dtype:
             self._vae = self._load_part(AutoencoderKL, "vae", dtype).eval().requires_grad_(False)
-            # In fp16 the pipeline decodes with a copy in fp32 where the configuration asks for it
-            # (SDXL's own VAE overflows); a surrounding autocast would undo that.
+            # In fp16 the pipeline decodes in fp32 where the configuration asks for it (SDXL's own VAE
+            # overflows); a surrounding autocast would undo that.
             undisturbed = torch.autocast(self._device.type, enabled=False)
             self._vae.decode = undisturbed(self._vae.decode)
         return self._vae.to(self._device)
@@ -188,7 +188,8 @@ class Family:
             torch.stack([e["prompt"] for e in embeds]).to(device, dtype),
             added_cond_kwargs={
                 "text_embeds": torch.stack([e["pooled"] for e in embeds]).to(device, dtype),
-                "time_ids": sizes_B6.to(device, dtype),
+                # Not in ``dtype``: bf16 rounds a width of 1365 px to 1368.
+                "time_ids": sizes_B6.to(device, torch.float32),
             },
         ).sample
         return prediction
