@@ -30,6 +30,9 @@ STEPS = {
     "results": ("Results", results),
 }
 
+# Not through Gradio's queue: a plain request waits behind nothing and needs no stream that a restart cuts.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+
 
 def build_app(studio: Studio) -> gr.Blocks:
     """The whole page. ``root`` carries news from Python to the scripts, its ``select`` event the way back."""
@@ -61,8 +64,7 @@ def build_app(studio: Studio) -> gr.Blocks:
                         _open(pages[step]),
                         project_id,
                         pages[step].outputs,
-                        show_progress="hidden",
-                        api_visibility="private",
+                        **QUIET,
                     ).then(None, js=f"() => studio.filled('{step}')")
 
         slots = [component for page in pages.values() for component in page.outputs]
@@ -71,15 +73,13 @@ def build_app(studio: Studio) -> gr.Blocks:
             project_id,
             [project_id, root, *slots],
             js="() => location.search",
-            show_progress="hidden",
-            api_visibility="private",
+            **QUIET,
         )
         root.select(
             _choose(studio, pages),
             None,
             [project_id, root, *slots],
-            show_progress="hidden",
-            api_visibility="private",
+            **QUIET,
         )
     return app
 

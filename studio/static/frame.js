@@ -125,7 +125,7 @@
     }
 
     function show(live) {
-      const { active } = live;
+      const active = working(live);
       title(live);
       if (!active) {
         element.replaceChildren();
@@ -161,9 +161,13 @@
   };
   const followedName = () => studio.live.projectName(studio.live.data.project);
 
+  /** What is being trained; not a trainer that has said its last word and is just leaving. */
+  const working = ({ active, TERMINAL }) => (active && !TERMINAL.includes(active.state) ? active : null);
+
   /** The tab's title tells the progress of what is being trained, else how this project's run ended. */
   function title(live) {
-    const { active, data } = live;
+    const { data } = live;
+    const active = working(live);
     const sign = { finished: "✓ ", failed: "! ", lost: "! " }[data.status?.state] ?? "";
     if (active) {
       const share = active.total ? `${Math.floor(100 * active.step / active.total)} %` : STATE_WORDS[active.state];

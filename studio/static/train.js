@@ -38,7 +38,8 @@
       const state = live.state();
       const alive = live.alive();
       const elsewhere = live.active && live.active.run !== live.data.run
-        ? `${live.projectName(live.active.project)} is being trained now. One training runs at a time; stop that one first.` : "";
+        ? `${live.projectName(live.active.project)} is being trained now. One training runs at a time; stop that one first.`
+        : live.active && !alive ? "The trainer is just ending; this takes a moment." : "";
       const working = ["training", "sampling", "saving"].includes(state);
       const resumable = ["stopped", "failed", "lost"].includes(state);
       const soon = "This works as soon as the first step is done.";
@@ -120,8 +121,7 @@
   function rungOf(data) {
     const { state, stage, step, total } = data.status;
     if (state === "finished") return RUNGS.length;
-    if (state === "starting" || state === "queued") return -1;
-    if (state === "downloading") return 0;
+    if (["queued", "starting", "downloading"].includes(state)) return 0;
     if (state === "preparing") return { captions: 2, load: 3 }[stage] ?? 1;
     if (state === "saving" && total && step >= total) return 5;
     if (step > 0 || ["training", "sampling", "saving"].includes(state)) return 4;
@@ -139,7 +139,7 @@
       return [`${format.count(status.step)} / ${format.count(status.total)}${extra}`, status.step / status.total];
     }
     if (key === "result") return [data.result ?? "", null];
-    if (key === "base" && at === 0) return [status.message, null];
+    if (key === "base" && at === 0) return [status.message || "starting the trainer", null];
     if (stage?.total) return [`${stage.done} / ${stage.total}`, stage.done / stage.total];
     return ["", null];
   }

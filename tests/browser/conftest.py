@@ -23,6 +23,7 @@ from ..conftest import ROOT
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 expect.set_options(timeout=20_000)
+UPDATE_SCREENSHOTS = os.environ.get("UPDATE_SCREENSHOTS") == "1"
 FAILED = pytest.StashKey[bool]()
 SCREENSHOTS = ROOT / "docs" / "screenshots"
 
@@ -186,7 +187,7 @@ def picture() -> Callable[..., None]:
     """``picture(page, name)`` keeps a screenshot for the docs, only when UPDATE_SCREENSHOTS=1."""
 
     def take(page: Page, name: str, full_page: bool = False) -> None:
-        if os.environ.get("UPDATE_SCREENSHOTS") != "1":
+        if not UPDATE_SCREENSHOTS:
             return
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=full_page)

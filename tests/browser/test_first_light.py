@@ -1,4 +1,8 @@
-"""The whole path as a new user goes it: photos, captions, recipe, training, refresh, restart, LoRA."""
+"""The whole path as a new user goes it: photos, captions, recipe, training, refresh, restart, LoRA.
+
+With UPDATE_SCREENSHOTS=1 the last training is the demo's own, to its end, and every page's picture goes to
+docs/screenshots/.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 from safetensors import safe_open
 
-from ..pictures import draw_picture
-from .conftest import Console, StudioProcess
+from ..conftest import ROOT
+from .conftest import UPDATE_SCREENSHOTS, Console, StudioProcess
 
 
 def go(page: Page, step: str) -> None:
@@ -40,54 +45,56 @@ def wait_for_step(page: Page, least: int) -> None:
     )
 
 
+@pytest.mark.timeout(1800 if UPDATE_SCREENSHOTS else 600)
 def test_from_photos_to_a_lora(
     studio: Callable[..., StudioProcess],
     context: BrowserContext,
     console: Console,
     picture: Callable[..., None],
-    tiny_base: Path,
     tmp_path: Path,
 ) -> None:
     server = studio()
     page = console.watch(context.new_page())
     page.goto(server.url)
 
-    # Photos: a project, twelve pictures, each with its crop and bucket.
-    page.get_by_placeholder(re.compile("Name it")).fill("Luna the cat")
+    # Photos: a project, twelve pictures with their captions, each with its crop and bucket.
+    page.get_by_placeholder(re.compile("Name it")).fill("Luna the creature")
     page.get_by_role("button", name="Create project").click()
-    expect(page).to_have_url(re.compile("project=luna-the-cat"))
-    sizes = [(240, 200), (200, 240), (220, 220)]
-    photos = [draw_picture(tmp_path / f"photo {n}.png", n, sizes[n % 3]) for n in range(12)]
-    page.set_input_files("#photos-drop input[type=file]", photos)
-    expect(page.locator("#photos-grid .tile")).to_have_count(12)
+    expect(page).to_have_url(re.compile("project=luna-the-creature"))
+    photos = sorted((ROOT / "demo" / "photos").glob("*.jpg"))[:12]
+    page.set_input_files("#photos-drop input[type=file]", [*photos, *(p.with_suffix(".txt") for p in photos)])
+    expect(page.locator("#photos-grid .tile")).to_have_count(12, timeout=60_000)
     expect(page.locator("#photos-grid .tile svg .frame:not(.under)")).to_have_count(12)
     expect(page.locator("#photos-grid .tile .badge").first).to_have_text(re.compile(r"\d+ × \d+"))
     picture(page, "photos", full_page=True)
 
     # Captions: the trigger, one by hand, all of them by a bulk change.
     go(page, "Captions")
-    page.locator("#captions-trigger").fill("zwx cat")
+    page.locator("#captions-trigger").fill("zwx creature")
     page.locator("#captions-trigger").blur()
     first = page.locator("#captions-panel textarea").first
-    first.fill("on a sofa")
+    expect(first).to_have_value(re.compile("zwx creature"))
+    written = first.input_value()
+    first.fill(f"{written}, looking up")
     first.blur()
     page.get_by_text("Change many captions at once").click()
     page.get_by_role("button", name="Put before").click()
-    page.get_by_label("Text to put before").fill("a photo of zwx cat ")
-    page.get_by_role("button", name=re.compile(r"^Change 12 captions")).click()
-    expect(first).to_have_value(re.compile(r"^a photo of zwx cat.*on a sofa$"))
-    picture(page, "captions", full_page=True)
+    page.get_by_label("Text to put before").fill("drawing: ")
+    change = page.get_by_role("button", name=re.compile(r"^Change 12 captions"))
+    expect(change).to_be_visible()
+    picture(page, "captions")
+    change.click()
+    expect(first).to_have_value(re.compile(f"^drawing: ?{re.escape(written)}, looking up$"))
 
     # Recipe: a preset, then a run that is long enough to be looked at.
     go(page, "Recipe")
-    page.locator('[data-preset="demo"]').first.click()
-    expect(page.locator('[data-preset="demo"]').first).to_have_attribute("aria-pressed", "true")
+    preset = page.locator('[data-preset="demo"]').first
+    preset.click()
+    expect(preset).to_have_attribute("aria-pressed", "true")
     prompts = page.locator("#recipe-samples-prompts textarea")
-    expect(prompts).to_have_value(re.compile("zwx cat"))
-    base = page.locator("#recipe-model-base input")
-    base.fill(str(tiny_base))
-    base.press("Enter")
-    prompts.fill("a photo of zwx cat\na blue star")
+    expect(prompts).to_have_value(re.compile("zwx creature"))
+    picture(page, "recipe")
+    prompts.fill("a photo of zwx creature\na blue star")
     prompts.blur()
     fill_number(page, "train-steps", "100000")
     fill_number(page, "train-batch-size", "1")
@@ -95,7 +102,6 @@ def test_from_photos_to_a_lora(
     page.locator("#recipe-advanced > button").click()
     fill_number(page, "samples-steps", "2")
     expect(page.locator("#recipe-summary")).to_contain_text("100000 steps")
-    picture(page, "recipe")
     page.locator("#recipe-start").click()
 
     # Train: live numbers, chart, and pictures with the baseline first.
@@ -106,19 +112,18 @@ def test_from_photos_to_a_lora(
     expect(page.locator(".matrix tbody td img").nth(1)).to_be_visible()
     wait_for_step(page, 12)
     expect(page.locator(".chart-canvas canvas").first).to_be_visible()
-    expect(page.locator(".runbar")).to_contain_text("Luna the cat")
-    assert re.match(r"\d+ % · Luna the cat", page.title())
+    expect(page.locator(".runbar")).to_contain_text("Luna the creature")
+    assert re.match(r"\d+ % · Luna the creature", page.title())
 
     # A refresh, a second tab, and a telephone come back to the same place and the same run.
     page.reload()
     wait_for_step(page, 12)
-    expect(page).to_have_url(re.compile("project=luna-the-cat.*step=train"))
+    expect(page).to_have_url(re.compile("project=luna-the-creature.*step=train"))
     phone = console.watch(context.new_page())
     phone.set_viewport_size({"width": 380, "height": 800})
     phone.goto(page.url)
     wait_for_step(phone, 12)
     assert phone.evaluate("document.documentElement.scrollWidth") <= 380
-    picture(phone, "train-phone")
 
     # The studio dies and comes back; the run goes on and the open page finds it again by itself.
     phone.close()
@@ -129,10 +134,9 @@ def test_from_photos_to_a_lora(
     server.start()
     wait_for_step(page, before + 1)
     assert page.evaluate("window.untouched")
-    picture(page, "train", full_page=True)
 
     # A second Start is refused in a sentence; Stop saves; Resume goes on from there.
-    refused = page.evaluate("studio.post('/studio/caption/luna-the-cat/none', {text: ''}).catch(String)")
+    refused = page.evaluate("studio.post('/studio/caption/luna-the-creature/none', {text: ''}).catch(String)")
     assert "no picture" in refused
     console.problems = [problem for problem in console.problems if "/studio/caption/" not in problem]
     page.locator("#train-stop").click()
@@ -146,23 +150,38 @@ def test_from_photos_to_a_lora(
     page.locator(".runbar").get_by_role("button", name="Stop").click()
     expect(page.locator("#train-resume")).to_be_visible(timeout=120_000)
 
-    # A short training to its end: the newest run takes over the page.
+    # A training to its end: the newest run takes over the page.
     go(page, "Recipe")
-    fill_number(page, "train-steps", "5")
-    expect(page.locator("#recipe-summary")).to_contain_text("5 steps show")
+    if UPDATE_SCREENSHOTS:
+        page.get_by_role("button", name="Back to the preset").click()
+        expect(page.locator("#recipe-summary")).to_contain_text("300 steps")
+    else:
+        fill_number(page, "train-steps", "5")
+        expect(page.locator("#recipe-summary")).to_contain_text("5 steps show")
     page.locator("#recipe-start").click()
-    expect(page.locator("#train-results")).to_be_visible(timeout=120_000)
-    assert step_shown(page) == 5
+    if UPDATE_SCREENSHOTS:
+        page.wait_for_function(
+            "() => studio.live.data.status?.total === 300 && studio.live.data.status.step >= 220",
+            timeout=1_200_000,
+        )
+        picture(page, "train", full_page=True)
+        page.get_by_role("button", name="Switch between light and dark").click()
+        page.set_viewport_size({"width": 380, "height": 800})
+        picture(page, "train-phone")
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.get_by_role("button", name="Switch between light and dark").click()
+    expect(page.locator("#train-results")).to_be_visible(timeout=1_500_000 if UPDATE_SCREENSHOTS else 120_000)
+    assert step_shown(page) == (300 if UPDATE_SCREENSHOTS else 5)
 
     # Results: the file is downloaded and is a LoRA.
     page.locator("#train-results").click()
     expect(page.locator("#download")).to_be_visible()
-    expect(page.locator(".results .matrix tbody tr")).to_have_count(2)
+    expect(page.locator(".results .matrix tbody td img").first).to_be_visible()
     picture(page, "results", full_page=True)
     with page.expect_download() as waiting:
         page.locator("#download").click()
     lora = waiting.value
-    assert lora.suggested_filename == "luna-the-cat.safetensors"
+    assert lora.suggested_filename == "luna-the-creature.safetensors"
     lora.save_as(tmp_path / lora.suggested_filename)
     with safe_open(tmp_path / lora.suggested_filename, framework="numpy") as file:
         names: list[Any] = list(file.keys())
