@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections import deque
@@ -74,7 +75,17 @@ class Reporter:
         self._update(state="training", stage="", step=step, total=total, loss=loss, message="")
         self._write(force=True)
         if self._interactive:
-            self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, file=sys.stderr)
+            # Some pseudo-terminals (docker, CI) say that they are 0 columns wide; tqdm would draw nothing.
+            known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+            self._bar = tqdm(
+                total=total,
+                initial=step,
+                unit="step",
+                dynamic_ncols=known,
+                ncols=None if known else 80,
+                nrows=None if known else 24,
+                file=sys.stderr,
+            )
 
     def step(
         self, step: int, loss: float, mean_loss: float, lr: float, grad_norm: float, seconds: float
