@@ -95,10 +95,10 @@ def preview(project: Project, message: Mapping[str, Any]) -> dict[str, Any]:
 
 def apply_change(project: Project, message: Mapping[str, Any]) -> dict[str, Any]:
     """Make the change and remember what it replaced: ``{"label", "count"}``."""
-    change = plan_change(project, message)
-    if not change.captions:
-        raise UserError("No caption would change; the texts already are as asked.")
     with project_lock(project.root):
+        change = plan_change(project, message)
+        if not change.captions:
+            raise UserError("No caption would change; the texts already are as asked.")
         before = apply_captions(project.root, project.dataset(), change.captions)
         changed = {key: [before[key], text] for key, text in change.captions.items()}
         write_json(

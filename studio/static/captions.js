@@ -62,6 +62,7 @@
     async function load() {
       const project = studio.project();
       if (!project) return;
+      const asked = performance.now();
       let answer;
       try {
         answer = await studio.fetchJSON(`/studio/dataset/${project}`);
@@ -73,10 +74,10 @@
       data = answer;
       loadedFor = project;
       if (document.activeElement !== trigger) trigger.value = data.trigger;
-      draw();
+      draw(asked);
       count(data.images.map(({ id }) => id));
       const about = await ask("about");
-      if (about) showAbout(about);
+      if (about && project === studio.project()) showAbout(about);
     }
 
     function showAbout({ hint, undo }) {
@@ -85,7 +86,8 @@
       bulk.undoable(undo);
     }
 
-    function draw() {
+    /** `asked`: when the server was asked for the data that is drawn. */
+    function draw(asked) {
       const { images } = data;
       page.classList.toggle("none", !images.length);
       for (const part of [bulk.element, list, filters.parentElement]) part.hidden = !images.length;
@@ -98,7 +100,7 @@
           cards.set(image.id, card = makeCard(image));
           list.append(card.element);
         }
-        card.update(image);
+        card.update(image, asked);
       }
       const known = new Set(images.map(({ id }) => id));
       for (const [id, card] of cards) {
@@ -158,7 +160,9 @@
       const picture = h("img", { alt: "", loading: "lazy", decoding: "async", width: 132, height: 132 });
       const name = h("div.name");
       const article = h("article.caption-card", { role: "listitem" }, picture, h("div.edit", null, name, box, h("div.foot", null, flags, state)));
+      const project = loadedFor; // a picture has the same id in every project that holds it
       let saved = image.caption;
+      let savedAt = 0;
       let timer = 0;
       let sending = false;
       const card = { element: article, tokens: 0, text: () => box.value, update, flush, show };
@@ -185,8 +189,8 @@
         sending = true;
         say("Saving…");
         try {
-          await studio.post(`/studio/caption/${loadedFor}/${image.id}`, { text });
-          saved = text;
+          await studio.post(`/studio/caption/${project}/${image.id}`, { text });
+          [saved, savedAt] = [text, performance.now()];
           say(box.value === text ? "Saved" : "Saving…", "good");
           count([image.id]);
           studio.refreshBadges?.();
@@ -201,19 +205,20 @@
       /** The page goes away: send what is not saved yet, without waiting. */
       function flush() {
         if (box.value.trim() === saved.trim()) return;
-        fetch(`/studio/caption/${loadedFor}/${image.id}`, {
+        fetch(`/studio/caption/${project}/${image.id}`, {
           method: "POST", keepalive: true, headers: { "Content-Type": "application/json" }, body: JSON.stringify({ text: box.value }),
         }).catch(() => {});
       }
-      /** News from the server. What is being typed, or not saved yet, stays. */
-      function update(fresh) {
+      /** News from the server. What is being typed, or was saved after the server was asked, stays. */
+      function update(fresh, asked) {
         image = fresh;
         name.textContent = name.title = fresh.name;
-        const url = `/studio/thumb/${studio.project()}/${fresh.id}.webp?v=${fresh.v}`;
+        const url = `/studio/thumb/${project}/${fresh.id}.webp?v=${fresh.v}`;
         if (picture.getAttribute("src") !== url) picture.src = url;
         article.classList.toggle("out", !fresh.enabled);
-        if (box.value.trim() === saved.trim() && fresh.caption !== saved.trim()) box.value = fresh.caption;
-        if (box.value.trim() === fresh.caption.trim()) saved = fresh.caption;
+        const current = !sending && savedAt < asked;
+        if (current && box.value.trim() === saved.trim() && fresh.caption !== saved.trim()) box.value = fresh.caption;
+        if (current && box.value.trim() === fresh.caption.trim()) saved = fresh.caption;
         show();
       }
       box.oninput = () => {
@@ -245,7 +250,9 @@
       clearTimeout(triggerTimer);
       if (!data || words(trigger.value) === words(data.trigger) && trigger.value.trim() === data.trigger) return void (triggerState.textContent = "");
       triggerState.textContent = "Saving…";
+      const project = loadedFor;
       const answer = await ask("set_trigger", { trigger: trigger.value });
+      if (project !== loadedFor || !data) return;
       triggerState.textContent = answer ? "Saved" : "Not saved";
       triggerState.className = `saved ${answer ? "good" : "bad"}`;
       if (!answer) return;
@@ -339,6 +346,7 @@
         if (!proposed) return;
         const wanted = proposed;
         proposed = null;
+        await flushAll();
         const answer = await ask("apply_change", wanted);
         if (!answer) return;
         result.replaceChildren(h("p.say", null, `Done: ${answer.label} in ${answer.count} caption${answer.count === 1 ? "" : "s"}.`));

@@ -106,7 +106,7 @@
       try {
         await loadBokeh();
       } catch (error) {
-        this.empty.textContent = `The chart cannot be shown: ${error.message}.`;
+        this.empty.textContent = `The chart cannot be shown: ${error.message}; reload the page.`;
         return;
       }
       if (ticket !== this.ticket) return;
@@ -151,6 +151,8 @@
       figure.on_event?.("doubletap", () => this.unzoom());
       figure.on_event?.("mousemove", (_, event) => this.hover((event ?? _).x));
       figure.on_event?.("mouseleave", () => this.hover(null));
+      this.view?.remove?.(); // of the figure before, in other colours or another scale
+      this.view = null;
       const holder = studio.h("div");
       this.canvas.replaceChildren(holder);
       this.draw();

@@ -29,7 +29,7 @@
     return new Promise((resolve) => {
       const form = h("form", { method: "dialog" }, h("h3", null, question), h("p.muted", null, detail),
         h("div.buttons", null, h("button.btn.danger", { value: "yes" }, yes), h("button.btn", { value: "", autofocus: true }, "Cancel")));
-      const dialog = h("dialog.sheet", { onclose: () => { resolve(dialog.returnValue === "yes"); dialog.remove(); } }, form);
+      const dialog = h("dialog.sheet", { "aria-label": question, onclose: () => { resolve(dialog.returnValue === "yes"); dialog.remove(); } }, form);
       document.body.append(dialog);
       dialog.showModal();
     });
@@ -181,7 +181,7 @@
     /** The big view: the photo with its frame beside what the trainer will see. Arrows move, space includes. */
     function view(id) {
       const body = h("div.viewer-body");
-      const dialog = h("dialog.photo-viewer", { tabIndex: -1, onclose: () => { dialog.remove(); tiles.get(id)?.element.querySelector(".open")?.focus(); }, onclick: (event) => { if (event.target === dialog) dialog.close(); } }, body);
+      const dialog = h("dialog.photo-viewer", { tabIndex: -1, "aria-label": "Photo", onclose: () => { dialog.remove(); tiles.get(id)?.element.querySelector(".open")?.focus(); }, onclick: (event) => { if (event.target === dialog) dialog.close(); } }, body);
       const at = () => data.images.findIndex((image) => image.id === id);
       const move = (by) => {
         const next = data.images[at() + by];

@@ -109,7 +109,7 @@
   /** The samples of a run that the tab does not follow, fetched once. */
   async function pastRun(run) {
     const query = new URLSearchParams({ project: studio.project(), run, offset: 0, log: 0 });
-    const answer = await studio.fetchJSON(`/studio/live?${query}`);
+    const answer = await studio.fetchJSON(`/studio/live?${query}`).catch(() => ({ events: [] }));
     const data = studio.live.fresh(run);
     for (const event of answer.events) studio.live.fold(data, event);
     return data;
@@ -152,7 +152,8 @@
       body.replaceChildren(...[fileCard(detail), matrix.element, done ? useCard(detail) : null,
         h("div.results-columns", null, done ? publish.element : null, checkpointCard(detail))].filter(Boolean));
       const { data } = studio.live;
-      matrix.update(chosen === data.run ? data : await pastRun(chosen));
+      const shown = chosen === data.run ? data : await pastRun(chosen);
+      if (mine === ticket) matrix.update(shown);
     }
     picker.onchange = () => { chosen = picker.value; load(); };
     const reload = () => { if (studio.step() === "results") load(); };

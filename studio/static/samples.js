@@ -74,7 +74,7 @@
       this.caption = h("figcaption");
       const compare = h("input", { type: "checkbox", checked: Viewer.compare, onchange: () => { Viewer.compare = compare.checked; this.show(); } });
       const move = (columns, rows) => () => this.move(columns, rows);
-      this.dialog = h("dialog.viewer", { onclose: () => this.dialog.remove(), onkeydown: (event) => this.key(event) },
+      this.dialog = h("dialog.viewer", { "aria-label": "Sample", onclose: () => this.dialog.remove(), onkeydown: (event) => this.key(event) },
         h("div.viewer-head", null, this.words, h("label.chart-check", null, compare, "beside step 0"),
           h("button.icon-button", { type: "button", "aria-label": "Close", onclick: () => this.dialog.close() }, icon("close"))),
         h("div.viewer-stage", null,
