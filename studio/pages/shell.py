@@ -79,6 +79,7 @@ def build_app(studio: Studio) -> gr.Blocks:
             _choose(studio, pages),
             None,
             [project_id, root, *slots],
+            trigger_mode="multiple",  # a pick counts also while the one before is on its way
             **QUIET,
         )
     return app

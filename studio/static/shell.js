@@ -31,9 +31,9 @@
     const element = document.createElement(name || "div");
     if (classes.length) element.className = classes.join(" ");
     for (const [key, value] of Object.entries(properties || {})) {
-      if (value === undefined || value === null || value === false) continue;
+      if (value === undefined || value === null) continue;
       if (key.startsWith("on") || key in element && !["list", "form"].includes(key)) element[key] = value;
-      else element.setAttribute(key, value === true ? "" : value);
+      else if (value !== false) element.setAttribute(key, value === true ? "" : value);
     }
     element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
     return element;
@@ -174,15 +174,25 @@
 
   /** Keep the page that opens untouched until it is filled: the answer would overwrite what is typed. */
   let awaited = "";
+  let askedFor = "";
   let patience = 0;
   function hold(step) {
-    awaited = step;
+    [awaited, askedFor] = [step, place.project];
     clearTimeout(patience);
     document.querySelector("#steps").inert = true;
     patience = setTimeout(() => filled(step), 20000); // no answer: better to type than to wait for ever
   }
   function filled(step) {
-    if (step === awaited) document.querySelector("#steps").inert = false;
+    if (step !== awaited) return;
+    awaited = "";
+    clearTimeout(patience);
+    document.querySelector("#steps").inert = false;
+    if (askedFor !== place.project) fillAgain(); // another project came before the answer for the first
+  }
+  /** Pages must show the project that the header names, whichever of two answers came first. */
+  function fillAgain() {
+    askedFor = place.project;
+    if (place.refreshed.includes(place.step)) choose(place.project, place.step);
   }
 
   function go(step) {
@@ -233,6 +243,7 @@
       keepAddress();
       emit("projects", place.projects);
       if (moved) emit("project", place.project);
+      if (moved && news.step !== place.step) fillAgain(); // one went to another step meanwhile
     };
     watch("value", arrive);
     arrive();
