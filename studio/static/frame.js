@@ -5,7 +5,7 @@
   const { h, icon, format, panels } = studio;
 
   const STATE_WORDS = {
-    queued: "Queued", starting: "Starting", downloading: "Downloading", preparing: "Preparing", training: "Training",
+    queued: "Queued", starting: "Starting", downloading: "Loading model", preparing: "Preparing", training: "Training",
     sampling: "Drawing samples", saving: "Saving", stopping: "Stopping", finished: "Finished", stopped: "Stopped",
     failed: "Failed", lost: "Died",
   };

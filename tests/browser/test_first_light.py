@@ -41,11 +41,11 @@ def wait_for_step(page: Page, least: int) -> None:
     page.wait_for_function(
         "least => Number(document.querySelector('.figure dd b')?.textContent.replace(/\\D/g, '')) >= least",
         arg=least,
-        timeout=120_000,
+        timeout=240_000,
     )
 
 
-@pytest.mark.timeout(1800 if UPDATE_SCREENSHOTS else 600)
+@pytest.mark.timeout(1800 if UPDATE_SCREENSHOTS else 900)
 def test_from_photos_to_a_lora(
     studio: Callable[..., StudioProcess],
     context: BrowserContext,
@@ -105,7 +105,7 @@ def test_from_photos_to_a_lora(
     page.locator("#recipe-start").click()
 
     # Train: live numbers, chart, and pictures with the baseline first.
-    expect(page).to_have_url(re.compile("step=train"), timeout=120_000)
+    expect(page).to_have_url(re.compile("step=train"), timeout=240_000)
     wait_for_step(page, 1)
     expect(page.locator(".matrix thead th").nth(1)).to_have_text("before")
     expect(page.locator(".matrix tbody tr")).to_have_count(2)
@@ -140,7 +140,7 @@ def test_from_photos_to_a_lora(
     assert "no picture" in refused
     console.problems = [problem for problem in console.problems if "/studio/caption/" not in problem]
     page.locator("#train-stop").click()
-    expect(page.locator("#train-resume")).to_be_visible(timeout=120_000)
+    expect(page.locator("#train-resume")).to_be_visible(timeout=240_000)
     expect(page.locator(".runbar")).to_have_count(0)
     stopped_at = step_shown(page)
     assert stopped_at > before
@@ -148,7 +148,7 @@ def test_from_photos_to_a_lora(
     wait_for_step(page, stopped_at + 1)
     expect(page.locator("dl.figures")).to_contain_text(f"resumed at step {stopped_at:,}")
     page.locator(".runbar").get_by_role("button", name="Stop").click()
-    expect(page.locator("#train-resume")).to_be_visible(timeout=120_000)
+    expect(page.locator("#train-resume")).to_be_visible(timeout=240_000)
 
     # A training to its end: the newest run takes over the page.
     go(page, "Recipe")
@@ -170,7 +170,7 @@ def test_from_photos_to_a_lora(
         picture(page, "train-phone")
         page.set_viewport_size({"width": 1280, "height": 900})
         page.get_by_role("button", name="Switch between light and dark").click()
-    expect(page.locator("#train-results")).to_be_visible(timeout=1_500_000 if UPDATE_SCREENSHOTS else 120_000)
+    expect(page.locator("#train-results")).to_be_visible(timeout=1_500_000 if UPDATE_SCREENSHOTS else 240_000)
     assert step_shown(page) == (300 if UPDATE_SCREENSHOTS else 5)
 
     # Results: the file is downloaded and is a LoRA.
