@@ -45,9 +45,7 @@ STAR = describe(Shape("blue", "star"), Backdrop("sand"))
 def load_pipeline(folder: Path = MODEL) -> StableDiffusionXLPipeline:
     """The model in float32 without progress bars."""
     logging.set_verbosity_error()
-    pipeline = StableDiffusionXLPipeline.from_pretrained(
-        folder, torch_dtype=torch.float32, local_files_only=True
-    )
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -201,7 +199,7 @@ def main() -> None:
         for name, value in figures.items():
             print(f"{name:28} {value:.4f}")
         if args.picture:
-            picture(images).save(args.picture, optimize=True)
+            picture(images).quantize(256).save(args.picture, optimize=True)
     else:
         evaluate_base(pipeline, args.creatures, args.shapes, args.guidance, args.sheet)
 
