@@ -23,7 +23,7 @@ from dataset_tools.dataset import project_lock
 from trainer.contract.errors import UserError
 from trainer.contract.files import read_json, write_json
 
-from .projects import Project
+from .projects import Project, writing
 
 UNDO_DEPTH = 20
 PREVIEWS = 6
@@ -95,22 +95,24 @@ def preview(project: Project, message: Mapping[str, Any]) -> dict[str, Any]:
 
 def apply_change(project: Project, message: Mapping[str, Any]) -> dict[str, Any]:
     """Make the change and remember what it replaced: ``{"label", "count"}``."""
-    with project_lock(project.root):
+    with writing(project.root), project_lock(project.root):
         change = plan_change(project, message)
         if not change.captions:
             raise UserError("No caption would change; the texts already are as asked.")
-        before = apply_captions(project.root, project.dataset(), change.captions)
+        before = project.captions()
         changed = {key: [before[key], text] for key, text in change.captions.items()}
         write_json(
             _undo_file(project),
             [*_stack(project), {"label": change.label, "captions": changed}][-UNDO_DEPTH:],
         )
+        # After that: on a full disk nothing changes that could not be taken back.
+        apply_captions(project.root, project.dataset(), change.captions)
     return {"label": change.label, "count": len(change.captions)}
 
 
 def undo(project: Project) -> dict[str, Any]:
     """Take the last change back: ``{"label", "count", "kept": captions edited since, which stay}``."""
-    with project_lock(project.root):
+    with writing(project.root), project_lock(project.root):
         stack = _stack(project)
         if not stack:
             raise UserError("There is nothing to undo.")
