@@ -88,9 +88,10 @@ def test_from_photos_to_a_lora(
 
     # Recipe: a preset, then a run that is long enough to be looked at.
     go(page, "Recipe")
-    preset = page.locator('[data-preset="demo"]').first
-    preset.click()
-    expect(preset).to_have_attribute("aria-pressed", "true")
+    for name in ("sdxl-style", "demo"):
+        preset = page.locator(f'[data-preset="{name}"]').first
+        preset.click()
+        expect(preset).to_have_attribute("aria-pressed", "true")
     prompts = page.locator("#recipe-samples-prompts textarea")
     expect(prompts).to_have_value(re.compile("zwx creature"))
     picture(page, "recipe")
@@ -154,7 +155,7 @@ def test_from_photos_to_a_lora(
     go(page, "Recipe")
     if UPDATE_SCREENSHOTS:
         page.get_by_role("button", name="Back to the preset").click()
-        expect(page.locator("#recipe-summary")).to_contain_text("300 steps")
+        expect(page.locator("#recipe-summary")).to_contain_text("400 steps")
     else:
         fill_number(page, "train-steps", "5")
         expect(page.locator("#recipe-summary")).to_contain_text("5 steps show")
