@@ -211,9 +211,13 @@ def test_nothing_scrolls_sideways_on_a_telephone(page: Page, server: StudioProce
     expect(page.locator(f"#tab-{step}")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 380
     wide = page.evaluate(
-        """() => [...document.querySelectorAll("main *")].filter((element) =>
-            element.getBoundingClientRect().right > 381 && !element.closest(".matrix-scroll"))
-            .map((element) => `${element.tagName}.${element.className}`).slice(0, 5)"""
+        """() => {
+            const scrolls = (element) => element && (getComputedStyle(element).overflowX === "auto"
+                || getComputedStyle(element).overflowX === "scroll" || scrolls(element.parentElement));
+            return [...document.querySelectorAll("main *")]
+                .filter((element) => element.getBoundingClientRect().right > 381 && !scrolls(element.parentElement))
+                .map((element) => `${element.tagName}.${element.className}`).slice(0, 5);
+        }"""
     )
     assert wide == []
 
