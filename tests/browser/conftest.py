@@ -190,6 +190,10 @@ def picture() -> Callable[..., None]:
         if not UPDATE_SCREENSHOTS:
             return
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        page.evaluate("document.querySelector('.toasts')?.replaceChildren()")
+        page.wait_for_function(
+            "() => [...document.images].every((image) => image.complete || !image.checkVisibility())"
+        )
         page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=full_page)
 
     return take

@@ -70,6 +70,9 @@ def test_from_photos_to_a_lora(
     expect(page.locator("#photos-grid .tile")).to_have_count(12, timeout=60_000)
     expect(page.locator("#photos-grid .tile svg .frame:not(.under)")).to_have_count(12)
     expect(page.locator("#photos-grid .tile .badge").first).to_have_text(re.compile(r"\d+ × \d+"))
+    if UPDATE_SCREENSHOTS:
+        page.reload()  # what became of the upload is said once
+        expect(page.locator("#photos-grid .tile")).to_have_count(12)
     picture(page, "photos", full_page=True)
 
     # Captions: the trigger, one by hand, all of them by a bulk change.

@@ -212,8 +212,8 @@ def test_nothing_scrolls_sideways_on_a_telephone(page: Page, server: StudioProce
     assert page.evaluate("document.documentElement.scrollWidth") <= 380
     wide = page.evaluate(
         """() => {
-            const scrolls = (element) => element
-                && (/auto|scroll/.test(getComputedStyle(element).overflowX) || scrolls(element.parentElement));
+            const scrolls = (element) => element && (
+                /auto|scroll/.test(getComputedStyle(element).overflowX) || scrolls(element.parentElement));
             return [...document.querySelectorAll("main *")]
                 .filter((element) => element.getBoundingClientRect().right > 381)
                 .filter((element) => !scrolls(element.parentElement))
