@@ -95,7 +95,10 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nThe studio has ended.", flush=True)
+        print()  # after the terminal's ^C
+    # Also without the exception: a studio started in the background of a script ignores SIGINT itself,
+    # and the server still hears it.
+    print("The studio has ended.", flush=True)
     return 0
 
 

@@ -26,7 +26,7 @@ from studio.tokens import Counter, counter_for
 from studio.trigger import trigger_hint
 from trainer.contract.errors import ConfigError, RunError, UserError
 from trainer.contract.fields import dump_recipe, load_recipe, parse
-from trainer.contract.presets import load_presets
+from trainer.contract.presets import PRESETS_DIR, load_preset, load_presets
 
 PRESETS = load_presets()
 GPU = {"name": "RTX 4090", "total_gib": 24.0}
@@ -404,7 +404,8 @@ def page(studio: Studio, project: Project) -> RecipePage:
 def test_typing_is_checked_and_kept(page: RecipePage, project: Project) -> None:
     page.call("check", train_steps="900", train_warmup="0.05")
     assert project.config().train.steps == 900
-    assert "↺ 300" in page.note("train-steps")
+    steps = load_preset(PRESETS_DIR / "demo.toml").values["train"]["steps"]
+    assert f"↺ {steps}" in page.note("train-steps")
     page.call("check", train_steps="abc", train_batch_size="4")
     assert "Steps = 'abc' is not allowed; give a whole number from 1 to 1000000" in page.note("train-steps")
     assert (project.config().train.steps, project.config().train.batch_size) == (900, 4), "the rest is kept"
@@ -414,11 +415,12 @@ def test_typing_is_checked_and_kept(page: RecipePage, project: Project) -> None:
 
 
 def test_a_fix_and_the_way_back(page: RecipePage, project: Project) -> None:
+    rank = project.config().adapter.rank
     page.call("check", adapter_alpha="64")
-    assert "Alpha 64 at rank 8" in page.note("adapter-alpha")
-    page.call("press", event={"set": {"adapter.alpha": 8.0, "output.evil": 1}})
-    assert page.values[page.by_id["recipe-adapter-alpha"]] == "8"
-    assert project.config().adapter.alpha == 8 and page.note("adapter-alpha") == ""
+    assert f"Alpha 64 at rank {rank}" in page.note("adapter-alpha")
+    page.call("press", event={"set": {"adapter.alpha": float(rank), "output.evil": 1}})
+    assert page.values[page.by_id["recipe-adapter-alpha"]] == str(rank)
+    assert project.config().adapter.alpha == rank and page.note("adapter-alpha") == ""
 
 
 def test_a_preset_fills_the_form(page: RecipePage, project: Project) -> None:
