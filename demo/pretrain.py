@@ -48,6 +48,9 @@ def export(work: Path, out: Path) -> None:
     ):  # else transformers loads them in float16, unlike the rest
         config = json.loads((out / name / "config.json").read_text())
         (out / name / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
+    vae_config = json.loads((out / "vae" / "config.json").read_text())
+    vae_config.pop("_name_or_path", None)  # the working folder is nobody's business
+    (out / "vae" / "config.json").write_text(json.dumps(vae_config, indent=2) + "\n")
     for name in ("tokenizer", "tokenizer_2"):  # the two classic files, smaller than the library's one
         shutil.rmtree(out / name)
         shutil.copytree(work / "tokenizer", out / name)
