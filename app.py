@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
     from studio.server import create_app, serve
     from studio.theme import HEAD, THEME
 
-    studio = Studio(workspace, Supervisor(workspace), public, options.demo, password is not None)
+    studio = Studio(workspace, Supervisor(workspace), public, has_password=password is not None)
     if options.demo:
         studio.start_project = prepare_demo(workspace).id
     sessions = Sessions(workspace.root / "sessions.json", password) if password is not None else None

@@ -19,6 +19,5 @@ class Studio:
     workspace: Workspace
     jobs: Supervisor
     host_is_public: bool = False
-    demo: bool = False
     has_password: bool = False
     start_project: str = ""
