@@ -20,7 +20,7 @@ from demo.pretrain_unet import Generator, new_scheduler, train_generator
 from demo.pretrain_vae import train_vae
 from demo.text import load_tokenizer, save_tokenizer
 
-VAE_STEPS, GENERATOR_STEPS, DRAWINGS = 1600, 12_000, 10_000
+VAE_STEPS, GENERATOR_STEPS, DRAWINGS = 1600, 24_000, 16_000
 
 
 def export(work: Path, out: Path) -> None:
@@ -66,14 +66,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="go on from this model folder, its autoencoder kept")
     parser.add_argument("--export-only", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if not args.export_only:
         save_tokenizer(args.work / "tokenizer")
-        vae = train_vae(args.work, VAE_STEPS, args.seed)
+        if args.start:
+            vae = AutoencoderKL.from_pretrained(args.start / "vae", torch_dtype=torch.float32)
+            vae.save_pretrained(args.work / "vae")
+        else:
+            vae = train_vae(args.work, VAE_STEPS, args.seed)
         tokenizer = load_tokenizer(args.work / "tokenizer")
-        train_generator(args.work, vae, tokenizer, GENERATOR_STEPS, DRAWINGS, args.seed)
+        train_generator(args.work, vae, tokenizer, GENERATOR_STEPS, DRAWINGS, args.seed, args.start)
     export(args.work, args.out)
 
 

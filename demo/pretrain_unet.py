@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTokenizer
@@ -71,6 +72,12 @@ class Generator(nn.Module):
         self.unet = new_unet()
         self.text_encoder = new_encoder(tokenizer, projected=False)
         self.text_encoder_2 = new_encoder(tokenizer, projected=True)
+
+    def load_weights(self, model: Path) -> None:
+        """Takes the weights of a pipeline folder that was made by `demo.pretrain.export`."""
+        for name, module in self.named_children():
+            (file,) = (model / name).glob("*.safetensors")
+            module.load_state_dict({key: value.float() for key, value in load_file(file).items()})
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [B, LENGTH] to SDXL's conditioning: states [B, LENGTH, 2 WIDTH] and pooled [B, WIDTH]."""
@@ -138,10 +145,15 @@ def cache_latents(vae: AutoencoderKL, count: int, seed: int) -> list[Bucket]:
 
 
 def train_generator(folder: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, steps: int, count: int,
-                    seed: int = 0) -> Generator:  # fmt: skip
-    """Trains (or goes on training) the denoiser and text encoders; returns their average."""
+                    seed: int = 0, start: Path | None = None) -> Generator:  # fmt: skip
+    """Trains (or goes on training) the denoiser and text encoders; returns their average.
+
+    `start` is a model folder whose weights it begins with, instead of random ones.
+    """
     torch.manual_seed(seed)
     generator = Generator(tokenizer)
+    if start:
+        generator.load_weights(start)
     optimizer = torch.optim.AdamW(
         generator.parameters(), lr=1.2e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
