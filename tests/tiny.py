@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -22,7 +23,7 @@ def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
     )
 
 
-def _text_config(width: int, tokens: int, projection: int) -> CLIPTextConfig:
+def clip_config(width: int, tokens: int, projection: int) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=tokens,
         hidden_size=width,
@@ -38,13 +39,28 @@ def _text_config(width: int, tokens: int, projection: int) -> CLIPTextConfig:
     )
 
 
+def tiny_vae(channels: int = 4, **more: Any) -> AutoencoderKL:
+    """An 8x autoencoder with latents of ``channels``."""
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=channels,
+        norm_num_groups=4,
+        sample_size=64,
+        force_upcast=False,
+        **more,
+    )
+
+
 def tiny_sdxl(folder: Path, *, prediction: str = "epsilon", seed: int = 0, layers: int = 2) -> Path:
     """An SDXL pipeline folder with SDXL's block structure: 64 px native, latents of 8x8."""
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer(folder / "tokenizer")
     tokens = len(tokenizer)
-    one = CLIPTextModel(_text_config(16, tokens, 16))
-    two = CLIPTextModelWithProjection(_text_config(16, tokens, 16))
+    one = CLIPTextModel(clip_config(16, tokens, 16))
+    two = CLIPTextModelWithProjection(clip_config(16, tokens, 16))
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 32, 32),
@@ -60,18 +76,10 @@ def tiny_sdxl(folder: Path, *, prediction: str = "epsilon", seed: int = 0, layer
         projection_class_embeddings_input_dim=16 + 6 * 8,
         norm_num_groups=8,
     )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=64,
-        force_upcast=False,
-    )
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction
     )
-    StableDiffusionXLPipeline(vae, one, two, tokenizer, tokenizer, unet, scheduler).save_pretrained(folder)
+    StableDiffusionXLPipeline(tiny_vae(), one, two, tokenizer, tokenizer, unet, scheduler).save_pretrained(
+        folder
+    )
     return folder

@@ -9,19 +9,20 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from .adapters import LoraWeights, add_lora, lora_parameters
-from .cache import TextCache
-from .checkpoints import newest_whole
+from .adapters import LoraWeights
+from .assemble import assemble, find_base, open_family
+from .cache import LiveTexts, TextCache, Texts
+from .checkpoints import load_adapter, newest_whole
 from .contract.config import TrainConfig
 from .contract.errors import RunError
 from .contract.plan import Machine, estimate
 from .contract.runs import RunFolder, slug
 from .data import frozen_trigger
 from .export import Format, save_lora
-from .families.base import ModelFamily, load_family
+from .families.base import ModelFamily
 from .memory import GIB, pick_device, pick_dtype
 from .sampling import draw, save_sample
-from .train import Folders, find_base, sample_size
+from .train import Folders, sample_size
 
 
 def this_machine() -> Machine:
@@ -43,7 +44,7 @@ def _load(run: RunFolder, config: TrainConfig) -> tuple[ModelFamily, str]:
     device = pick_device()
     dtype = pick_dtype(config.model.precision, device)
     base = find_base(run, config)
-    return load_family(config.model.family, base, device, dtype), base.name
+    return open_family(config, base, device, dtype), base.name
 
 
 def _checkpoint(run: RunFolder) -> Path:
@@ -58,20 +59,19 @@ def sample_run(run: RunFolder, prompts: list[str], out: Path | None, seed: int |
     config = run.config()
     checkpoint = _checkpoint(run)
     family, _ = _load(run, config)
-    texts = TextCache(Folders.of(run).cache, family, lambda text: None)
-    texts.fill([*prompts, config.samples.negative], lambda done, total: None)
-    family.free_encoders()
-    denoiser = family.load_denoiser()
-    add_lora(denoiser, config.adapter, family.targets[config.adapter.targets], config.train.seed)
-    parameters = lora_parameters(denoiser)
-    with torch.no_grad():
-        for name, tensor in load_file(checkpoint / "adapter.safetensors").items():
-            parameters[name].copy_(tensor)
+    model = assemble(family, config, run.path)
+    load_adapter(checkpoint, model.parameters())
+    texts: Texts = LiveTexts(family)
+    if not config.text_encoder_rates():
+        cache = TextCache(Folders.of(run).cache, family, lambda text: None)
+        cache.fill([*prompts, config.samples.negative], lambda done, total: None)
+        family.free_encoders()
+        texts = cache
     settings = config.samples.model_copy(update={} if seed is None else {"seed": seed})
     folder = out or run.path / "drawings"
     for number, prompt in enumerate(prompts):
         size = sample_size(config, family)
-        image = draw(family, denoiser, texts, settings, prompt, number=number, size=size)
+        image = draw(family, model, texts, settings, prompt, number=number, size=size)
         file = folder / f"{slug(prompt)}-{settings.seed}-{number:02d}.webp"
         save_sample(image, file)
         print(file)

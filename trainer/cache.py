@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -95,8 +96,27 @@ class LatentCache:
         return self._latents[image_id, flip]
 
 
+class Texts(Protocol):
+    """Captions -> what the denoiser sees of them."""
+
+    def embeds(self, captions: Sequence[str]) -> list[TextEmbeds]: ...
+
+
+class LiveTexts:
+    """Captions encoded anew each time, with gradients: what text encoders that are trained need."""
+
+    def __init__(self, family: ModelFamily) -> None:
+        self._family = family
+
+    def embeds(self, captions: Sequence[str]) -> list[TextEmbeds]:
+        return self._family.embed_captions(captions)
+
+
 class TextCache:
-    """caption -> TextEmbeds. The empty caption is always there: caption dropout and guidance need it."""
+    """Captions encoded once. The empty one is always there: caption dropout and guidance need it.
+
+    Not for text encoders that are trained: what they say changes at every step (:class:`LiveTexts`).
+    """
 
     def __init__(self, folder: Path, family: ModelFamily, warn: Callable[[str], None]) -> None:
         self._folder, self._family, self._warn = folder / "text", family, warn
@@ -116,5 +136,5 @@ class TextCache:
                 self._embeds[caption] = cached
             progress(number + 1, len(wanted))
 
-    def get(self, caption: str) -> TextEmbeds:
-        return self._embeds[caption]
+    def embeds(self, captions: Sequence[str]) -> list[TextEmbeds]:
+        return [self._embeds[caption] for caption in captions]

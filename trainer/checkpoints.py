@@ -132,14 +132,19 @@ def load_checkpoint(
     folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> TrainState:
     """Put a checkpoint's weights and optimizer state back, bit for bit."""
+    load_adapter(folder, parameters)
+    _load_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
+    return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+
+
+def load_adapter(folder: Path, parameters: dict[str, nn.Parameter]) -> None:
+    """Put a checkpoint's weights back."""
     tensors = load_file(folder / "adapter.safetensors")
     if set(tensors) != set(parameters):
         raise ValueError(f"{folder} belongs to another adapter")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
-    _load_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
-    return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
 
 
 def rotate(newest: Path, keep: int) -> list[Path]:

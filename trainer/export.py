@@ -2,8 +2,8 @@
 
 - ``kohya``: ``lora_unet_input_blocks_4_1_….lora_down.weight`` / ``.lora_up.weight`` / ``.alpha``; read by
   A1111, Forge, ComfyUI, kohya's scripts and diffusers. The default.
-- ``diffusers``: ``unet.….lora_A.weight`` / ``.lora_B.weight``; alpha is folded into B, so that no reader
-  can get the strength wrong.
+- ``diffusers``: ``unet.….lora_A.weight`` / ``.lora_B.weight``; alpha is folded into B and the adapter
+  metadata says so, so that no reader can get the strength wrong.
 - ``comfyui``: ``diffusion_model.….lora_A.weight`` / ``.lora_B.weight`` / ``.alpha`` by the names of the
   architecture's original code.
 
@@ -17,40 +17,82 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from .adapters import LoraWeights
 from .contract.config import TrainConfig
 from .contract.files import write_bytes
-from .families.base import ModelFamily
+from .families.base import ModelFamily, Native
 
 Format = Literal["kohya", "diffusers", "comfyui"]
 FORMATS: tuple[Format, ...] = ("kohya", "diffusers", "comfyui")
 
 
 def tensors_in(format: Format, weights: Mapping[str, LoraWeights], family: ModelFamily) -> dict[str, Tensor]:
-    """The file's tensors, float32."""
+    """The file's tensors, float32. ``weights`` is {part.module: weights}."""
     tensors: dict[str, Tensor] = {}
-    for module, lora in weights.items():
-        if format == "kohya":
-            stem = family.kohya_name(module)
-            tensors[f"{stem}.lora_down.weight"] = lora.down
-            tensors[f"{stem}.lora_up.weight"] = lora.up
-            tensors[f"{stem}.alpha"] = torch.tensor(lora.alpha)
-        elif format == "diffusers":
-            tensors[f"unet.{module}.lora_A.weight"] = lora.down
-            tensors[f"unet.{module}.lora_B.weight"] = lora.up * (lora.alpha / lora.rank)
-        else:
-            stem = f"diffusion_model.{family.native_name(module)}"
+    if format == "diffusers":
+        for name, lora in weights.items():
+            stem = diffusers_name(name, family)
             tensors[f"{stem}.lora_A.weight"] = lora.down
-            tensors[f"{stem}.lora_B.weight"] = lora.up
-            tensors[f"{stem}.alpha"] = torch.tensor(lora.alpha)
+            tensors[f"{stem}.lora_B.weight"] = lora.up * lora.scale
+        return tensors
+    down, up = ("lora_down", "lora_up") if format == "kohya" else ("lora_A", "lora_B")
+    for stem, lora in _original(format, weights, family).items():
+        tensors[f"{stem}.{down}.weight"] = lora.down
+        tensors[f"{stem}.{up}.weight"] = lora.up
+        tensors[f"{stem}.alpha"] = torch.tensor(lora.alpha)
     return tensors
+
+
+def diffusers_name(name: str, family: ModelFamily) -> str:
+    """Text encoders get "text_model.", which transformers 5 dropped and every reader expects."""
+    part, _, module = name.partition(".")
+    if part == family.denoiser_part:
+        return name
+    return f"{part}.text_model.{module.removeprefix('text_model.')}"
+
+
+def original_name(format: Format, name: str, family: ModelFamily) -> tuple[str, Native]:
+    """The key stem of a module in "kohya" or "comfyui", and the layer of the original code that it is in."""
+    part, _, module = name.partition(".")
+    if part != family.denoiser_part:
+        kohya = family.kohya_name(part, module)
+        comfyui = f"text_encoders.{family.clip_names[part]}.transformer.text_model."
+        comfyui += module.removeprefix("text_model.")
+        return kohya if format == "kohya" else comfyui, Native(name)
+    native = family.native(module)
+    kohya = family.kohya_name(part, module)
+    return kohya if format == "kohya" else f"diffusion_model.{native.name}", native
+
+
+def _original(
+    format: Format, weights: Mapping[str, LoraWeights], family: ModelFamily
+) -> dict[str, LoraWeights]:
+    """{key stem: weights}; modules that are one layer in the original code are fused."""
+    groups: dict[str, list[tuple[Native, LoraWeights]]] = {}
+    for name, lora in weights.items():
+        stem, native = original_name(format, name, family)
+        groups.setdefault(stem, []).append((native, lora))
+    return {stem: fused(group) for stem, group in groups.items()}
+
+
+def fused(group: list[tuple[Native, LoraWeights]]) -> LoraWeights:
+    """Modules that share an input, as one layer whose output rows are theirs: exact, of the summed rank."""
+    if len(group) == 1 and group[0][0].rows is None:
+        return group[0][1]
+    rank = sum(lora.rank for _, lora in group)
+    up = torch.zeros(group[0][0].total, rank)
+    column = 0
+    for native, lora in group:
+        assert native.rows
+        up[slice(*native.rows), column : column + lora.rank] = lora.up * lora.scale
+        column += lora.rank
+    return LoraWeights(torch.cat([lora.down for _, lora in group]), up, float(rank))
 
 
 def save_lora(
@@ -70,7 +112,21 @@ def save_lora(
         name: (tensor if name.endswith(".alpha") else tensor.to(dtype)).contiguous()
         for name, tensor in tensors_in(format, weights, family).items()
     }
-    write_bytes(path, save(tensors, metadata=_metadata(tensors, family, config, trigger, step, base_name)))
+    metadata = _metadata(tensors, family, config, trigger, step, base_name)
+    if format == "diffusers":
+        metadata["lora_adapter_metadata"] = json.dumps(_peft_metadata(weights, family), sort_keys=True)
+    write_bytes(path, save(tensors, metadata=metadata))
+
+
+def _peft_metadata(weights: Mapping[str, LoraWeights], family: ModelFamily) -> dict[str, Any]:
+    """What diffusers builds its adapters from: alpha = rank, since alpha is folded into the weights."""
+    metadata: dict[str, Any] = {}
+    for part in sorted({name.partition(".")[0] for name in weights}):
+        names = [diffusers_name(name, family) for name in weights if name.startswith(f"{part}.")]
+        rank = max(lora.rank for name, lora in weights.items() if name.startswith(f"{part}."))
+        modules = sorted(name.partition(".")[2] for name in names)
+        metadata |= {f"{part}.r": rank, f"{part}.lora_alpha": rank, f"{part}.target_modules": modules}
+    return metadata
 
 
 def _metadata(
@@ -105,7 +161,6 @@ def _metadata(
         **ss,
         **{key: value for key, value in family.metadata().items() if key.startswith("modelspec.")},
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": config.output.name,
         "modelspec.resolution": f"{width}x{height}",
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -120,24 +175,3 @@ def _hash_of_tensors(tensors: dict[str, Tensor], ss: dict[str, str]) -> str:
     data = save(tensors, metadata=ss)
     header = int.from_bytes(data[:8], "little")
     return hashlib.sha256(data[8 + header :]).hexdigest()
-
-
-def read_kohya(path: Path, family: ModelFamily, modules: list[str]) -> dict[str, LoraWeights]:
-    """The LoRA back from a file in kohya's names. ``modules`` are the denoiser's adapted modules.
-
-    Raises ValueError when a key of the file is not used.
-    """
-    stems = {family.kohya_name(module): module for module in modules}
-    weights: dict[str, LoraWeights] = {}
-    with safe_open(path, framework="pt") as file:
-        keys = set(file.keys())
-        for stem, module in stems.items():
-            if f"{stem}.lora_down.weight" in keys:
-                down = file.get_tensor(f"{stem}.lora_down.weight").float()
-                up = file.get_tensor(f"{stem}.lora_up.weight").float()
-                alpha = float(file.get_tensor(f"{stem}.alpha"))
-                weights[module] = LoraWeights(down, up, alpha)
-        left = keys - {f"{s}.{e}" for s in stems for e in ("lora_down.weight", "lora_up.weight", "alpha")}
-    if left:
-        raise ValueError(f"{path.name} has keys that fit no module: {sorted(left)[:3]}")
-    return weights

@@ -12,7 +12,8 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,17 +33,70 @@ def fetch_pipeline(
     tell: Tell,
     check: Callable[[Path], None] = lambda folder: None,
     parts: Collection[str] | None = None,
-    weights: bool = True,
+    without_weights: Collection[str] = (),
 ) -> Path:
     """The folder of a diffusers model in the local cache, fetched if need be.
 
     ``check`` sees the folder as soon as its model_index.json is there and raises where the rest is not
-    wanted; ``parts`` are the pipeline's folders to fetch (default: all); ``weights=False`` leaves out the
-    weights. ``tell`` gets the progress at most once a second; what it raises ends the download.
+    wanted; ``parts`` are the pipeline's folders to fetch (default: all); of those in ``without_weights``
+    only the configuration comes. ``tell`` gets the progress at most once a second; what it raises ends the
+    download.
     Raises RunError(model_missing | gated_model | disk_full).
     """
+    from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download
+
+    tell(f"Looking for {repo}")
+    with _told(repo, revision):
+        offline = not _reachable(repo, revision)
+        pinned = HfApi().resolve_revision(repo, revision=revision or None, local_files_only=offline)
+        fetch = partial(snapshot_download, repo, revision=pinned, local_files_only=offline)
+        quiet = _progress_bar(lambda done: None)
+        folder = Path(fetch(allow_patterns=["model_index.json", "config.json"], tqdm_class=quiet))
+        check(folder)
+        sizes = {file.path: file.size for file in get_cached_repo_tree(repo, revision=pinned)}
+        wanted = wanted_files(sizes, _components(folder), parts, without_weights)
+        if not wanted:
+            raise RunError(
+                f"{repo} holds no diffusers model with .safetensors weights; "
+                "download a single .safetensors file by hand and name that, or choose another base model",
+                "model_missing",
+            )
+        there = sum(sizes[name] for name in wanted if (folder / name).exists())
+        total = sum(sizes[name] for name in wanted)
+        _check_space(repo, folder, total - there)
+        bar = _progress_bar(lambda done: tell(f"Downloading {repo}: {_amount(there + done, total)}"))
+        return Path(fetch(allow_patterns=[_literal(name) for name in wanted], tqdm_class=bar))
+
+
+def fetch_lora(repo: str, file: str = "", *, tell: Tell) -> Path:
+    """A .safetensors file of a Hub repository; without a name, its only one. Raises like fetch_pipeline."""
+    from huggingface_hub import HfApi, hf_hub_download, scan_cache_dir
+
+    tell(f"Looking for {repo}")
+    with _told(repo, ""):
+        offline = not _reachable(repo, "")
+        if not file:
+            if offline:
+                cached = (row for row in scan_cache_dir().repos if row.repo_id == repo)
+                names = {f.file_name for row in cached for r in row.revisions for f in r.files}
+            else:
+                names = set(HfApi().list_repo_files(repo))
+            files = sorted(name for name in names if name.endswith(".safetensors"))
+            if len(files) != 1:
+                raise RunError(
+                    f"{repo} holds {len(files)} .safetensors files; name one as {repo}:file.safetensors",
+                    "model_missing",
+                )
+            file = files[0]
+        bar = _progress_bar(lambda done: tell(f"Downloading {repo}: {done / 2**20:.0f} MiB"))
+        return Path(hf_hub_download(repo, file, local_files_only=offline, tqdm_class=bar))
+
+
+@contextmanager
+def _told(repo: str, revision: str) -> Iterator[None]:
+    """What goes wrong with the Hub, as one sentence with its cause."""
     import httpx2
-    from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_download
+    from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -55,27 +109,8 @@ def fetch_pipeline(
     )
 
     page = f"{constants.ENDPOINT}/{repo}"
-    tell(f"Looking for {repo}")
     try:
-        offline = not _reachable(repo, revision)
-        pinned = HfApi().resolve_revision(repo, revision=revision or None, local_files_only=offline)
-        fetch = partial(snapshot_download, repo, revision=pinned, local_files_only=offline)
-        quiet = _progress_bar(lambda done: None)
-        folder = Path(fetch(allow_patterns=["model_index.json", "config.json"], tqdm_class=quiet))
-        check(folder)
-        sizes = {file.path: file.size for file in get_cached_repo_tree(repo, revision=pinned)}
-        wanted = wanted_files(sizes, _components(folder), parts, weights)
-        if not wanted:
-            raise RunError(
-                f"{repo} holds no diffusers model with .safetensors weights; "
-                "download a single .safetensors file by hand and name that, or choose another base model",
-                "model_missing",
-            )
-        there = sum(sizes[name] for name in wanted if (folder / name).exists())
-        total = sum(sizes[name] for name in wanted)
-        _check_space(repo, folder, total - there)
-        bar = _progress_bar(lambda done: tell(f"Downloading {repo}: {_amount(there + done, total)}"))
-        return Path(fetch(allow_patterns=[_literal(name) for name in wanted], tqdm_class=bar))
+        yield
     except GatedRepoError:
         raise RunError(
             f"{repo} asks you to accept its licence: do so at {page}, then give an access token (HF_TOKEN)",
@@ -137,7 +172,10 @@ def _components(folder: Path) -> list[str] | None:
 
 
 def wanted_files(
-    files: Collection[str], components: list[str] | None, parts: Collection[str] | None, weights: bool
+    files: Collection[str],
+    components: list[str] | None,
+    parts: Collection[str] | None = None,
+    without_weights: Collection[str] = (),
 ) -> list[str]:
     """The files to fetch: of each component its configuration, and its half-precision weights where
     there are some, else the plain ones. No pickles, no ONNX, no whole checkpoint beside them."""
@@ -147,11 +185,11 @@ def wanted_files(
         inside = [f for f in files if f.rpartition("/")[0] == folder]
         wanted += [f for f in inside if f.endswith(_SMALL)]
         tensors = [f for f in inside if _WEIGHTS.fullmatch(f.rpartition("/")[2])]
-        if weights:
+        if folder not in without_weights:
             wanted += [f for f in tensors if ".fp16" in f] or tensors
     if wanted and components is not None:
         wanted.append("model_index.json")
-    if weights and not any(f.endswith(".safetensors") for f in wanted):
+    if not without_weights and not any(f.endswith(".safetensors") for f in wanted):
         return []
     return wanted
 

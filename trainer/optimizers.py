@@ -10,15 +10,18 @@ from torch import nn
 from .contract.config import TrainSettings
 
 
-def build_optimizer(settings: TrainSettings, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of a recipe over ``parameters``; state is created lazily by the first step."""
+def build_optimizer(
+    settings: TrainSettings, groups: Iterable[tuple[float, list[nn.Parameter]]]
+) -> torch.optim.Optimizer:
+    """The optimizer of a recipe over groups of (learning rate, parameters); state is created lazily by the
+    first step."""
+    rows = [{"params": parameters, "lr": rate, "peak": rate} for rate, parameters in groups]
     if settings.optimizer == "adafactor":
-        return torch.optim.Adafactor(
-            parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
-    return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        return torch.optim.Adafactor(rows, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(rows, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+def scale_learning_rates(optimizer: torch.optim.Optimizer, scale: float) -> None:
+    """Each group's learning rate becomes its highest one times ``scale``."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = group["peak"] * scale

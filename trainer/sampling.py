@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import nn
 
-from .cache import TextCache
+from .adapters import assistant_off
+from .assemble import Model
+from .cache import Texts
 from .contract.config import SampleSettings
 from .contract.files import staged
 from .data import derived_seed
@@ -17,38 +18,34 @@ from .families.base import ModelFamily
 
 def draw(
     family: ModelFamily,
-    denoiser: nn.Module,
-    texts: TextCache,
+    model: Model,
+    texts: Texts,
     settings: SampleSettings,
     prompt: str,
     *,
     number: int = 0,
     size: tuple[int, int] | None = None,
 ) -> Image.Image:
-    """One picture of ``prompt`` by the denoiser as it stands; ``size`` is (width, height) in pixels.
+    """One picture of ``prompt`` by the model as it stands; ``size`` is (width, height) in pixels.
 
     The starting noise depends on ``settings.seed`` and ``number`` alone, so that pictures of different
     steps can be compared. The global random state is left as it was.
     """
     multiple = family.row.size_multiple
     width, height = size or (settings.width or family.resolution, settings.height or family.resolution)
-    pipeline = family.pipeline(denoiser)
+    pipeline = family.pipeline(model.denoiser, settings.tiling)
     pipeline.set_progress_bar_config(disable=True)
     seed = derived_seed(settings.seed, number)
-    was_training = denoiser.training
-    denoiser.eval()
-    try:
-        with torch.random.fork_rng(), torch.no_grad():
-            result = pipeline(
-                **family.pipeline_inputs(texts.get(prompt), texts.get(settings.negative)),
-                width=width // multiple * multiple,
-                height=height // multiple * multiple,
-                num_inference_steps=settings.steps,
-                guidance_scale=settings.guidance,
-                generator=torch.Generator().manual_seed(seed),
-            )
-    finally:
-        denoiser.train(was_training)
+    with torch.random.fork_rng(), torch.no_grad(), model.drawing(), assistant_off(model.denoiser):
+        positive, negative = texts.embeds([prompt, settings.negative])
+        result = pipeline(
+            **family.pipeline_inputs(positive, negative),
+            width=width // multiple * multiple,
+            height=height // multiple * multiple,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            generator=torch.Generator().manual_seed(seed),
+        )
     image: Image.Image = result.images[0]
     return image
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from .contract.errors import RunError
 from .contract.families import CATALOGUE, DEMO_BASE
-from .families.identify import VAE, Header, kind_of_file, kind_of_pipeline, read_header, require
+from .families.identify import VAE, Header, Kind, kind_of_file, kind_of_pipeline, read_header, require
 from .hub import fetch_pipeline
 
 DEMO_FOLDER = Path(__file__).resolve().parents[1] / "demo" / "model"
@@ -112,18 +112,22 @@ def resolve(
         check(path, path.name)
         return BaseModel(path.name, path, path, own_vae)
     _refuse_pickle(path)
-    require(kind_of_file(read_header(path)), family, path.name)
-    return BaseModel(path.stem, path, _reference_config(family, path.name, on_download), own_vae)
+    kind = kind_of_file(read_header(path))
+    require(kind, family, path.name)
+    return BaseModel(path.stem, path, _reference(family, kind, path.name, on_download), own_vae)
 
 
-def _reference_config(family: str, name: str, on_download: Tell) -> Path:
-    """The configuration and tokenizer files of the family's first real base."""
-    reference = next(row.id for row in CATALOGUE[family].bases if row.id != DEMO_BASE)
+def _reference(family: str, kind: Kind, name: str, on_download: Tell) -> Path:
+    """What a single file lacks: configuration and tokenizers, and the weights of the parts not in it."""
+    row = CATALOGUE[family]
+    reference = kind.reference or next(base.id for base in row.bases if base.id != DEMO_BASE)
     try:
-        return fetch_pipeline(reference, tell=on_download, weights=False)
+        return fetch_pipeline(reference, tell=on_download, without_weights=row.file_parts)
     except RunError as error:
         raise RunError(
-            f"{name} needs the configuration and tokenizers of {reference} (a few MB): {error}", error.cause
+            f"{name} needs what it does not hold itself (configuration, tokenizers) from "
+            f"{reference}: {error}",
+            error.cause,
         ) from None
 
 

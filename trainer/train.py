@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,25 +12,24 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from dataset_tools.images import ImageError
-
-from .adapters import add_lora, lora_parameters, lora_weights
-from .cache import LatentCache, Progress, TextCache
+from .adapters import lora_weights
+from .assemble import assemble, find_base, open_family
+from .cache import LatentCache, LiveTexts, Progress, TextCache, Texts
 from .checkpoints import TrainState, load_checkpoint, newest_whole, rotate, save_checkpoint
-from .contract.config import TrainConfig
-from .contract.errors import RunError, UserError
+from .contract.config import TrainConfig, TrainSettings
+from .contract.errors import RunError
 from .contract.runs import RunFolder
 from .contract.schedule import lr_scale
-from .data import BatchPlan, Sample, frozen_images, frozen_trigger, photo_folder
+from .data import BatchPlan, Sample, Stages, TrainImage, frozen_images, frozen_trigger, photo_folder
 from .export import save_lora
-from .families.base import ModelFamily, load_family
+from .failures import explain
+from .families.base import ModelFamily
 from .losses import mse, require_finite
 from .memory import describe, pick_device, pick_dtype
-from .optimizers import build_optimizer, set_learning_rate
+from .optimizers import build_optimizer, scale_learning_rates
 from .report import Reporter
 from .requests import Asks
 from .sampling import draw, save_sample
-from .source import BaseModel, resolve
 
 LOSS_MEMORY = 0.98
 """Weight of the past in the running mean of the loss."""
@@ -111,7 +109,7 @@ def _train(
     # The base model, and the pictures as it wants them.
     report.state("downloading", f"Loading {config.model.base} on {describe(device)}")
     base = find_base(run, config, downloading)
-    family = load_family(config.model.family, base, device, dtype)
+    family = open_family(config, base, device, dtype)
     report.state("preparing")
     images = frozen_images(run, config, family, folders.models, preparing, report.warning)
     root = photo_folder(run, config)
@@ -120,21 +118,16 @@ def _train(
     latents = LatentCache(folders.cache, family, report.warning)
     flips = (False, True) if config.dataset.flip else (False,)
     latents.fill(root, images, flips, preparing("encode", "Encoding photos"))
-    texts = TextCache(folders.cache, family, report.warning)
-    captions = [image.caption for image in images] + [*config.samples.prompts, config.samples.negative]
-    texts.fill(captions, preparing("captions", "Encoding captions"))
-    family.free_encoders()
+    trains_text = bool(config.text_encoder_rates())
+    texts = encode_captions(config, folders, family, images, report.warning, preparing)
 
     # The denoiser, its LoRA, and the optimizer.
     report.stage("load", 0, 0, "Loading the denoiser")
-    denoiser = family.load_denoiser()
-    add_lora(denoiser, config.adapter, family.targets[config.adapter.targets], settings.seed)
-    if settings.gradient_checkpointing == "on" or (
-        settings.gradient_checkpointing == "auto" and device.type != "cpu"
-    ):
-        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-    parameters = lora_parameters(denoiser)
-    optimizer = build_optimizer(settings, parameters.values())
+    model = assemble(family, config, run.path, downloading)
+    if use_checkpointing(settings, device):
+        model.use_checkpointing()
+    parameters = model.parameters()
+    optimizer = build_optimizer(settings, model.groups(config))
     state = TrainState(step=0, loss=None)
     mixed = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
     accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
@@ -144,7 +137,8 @@ def _train(
             accelerator.scaler.load_state_dict(state.scaler)
         report.say(f"resuming from {checkpoint.name}")
     optimizer = accelerator.prepare(optimizer)
-    denoiser.train()
+    for module in model.parts.values():
+        module.train()
     plan = BatchPlan(images, settings.batch_size, settings.seed)
 
     def save(state: TrainState) -> None:
@@ -168,9 +162,7 @@ def _train(
                 file = run.sample(step, number)
                 if not file.exists():
                     with accelerator.autocast():
-                        image = draw(
-                            family, denoiser, texts, config.samples, prompt, number=number, size=size
-                        )
+                        image = draw(family, model, texts, config.samples, prompt, number=number, size=size)
                     save_sample(image, file)
                 report.sample(step, number, prompt, file.name)
                 report.stage("sample", number + 1, len(config.samples.prompts), "Drawing samples")
@@ -179,7 +171,7 @@ def _train(
         except (RuntimeError, MemoryError) as error:  # out of memory, mostly: the training is worth more
             report.warning(f"drawing samples at step {step} failed ({error}); the training goes on")
         finally:
-            family.free_encoders()
+            family.free_encoders(keep_text=trains_text)
 
     report.started(state.step, settings.steps, state.loss)
     if sample_due(state.step):
@@ -188,14 +180,14 @@ def _train(
         sample(state.step)
     while state.step < settings.steps:
         began = time.monotonic()
-        learning_rate = settings.learning_rate * lr_scale(settings, state.step)
-        set_learning_rate(optimizer, learning_rate)
+        scale = lr_scale(settings, state.step)
+        scale_learning_rates(optimizer, scale)
         torch.manual_seed(settings.seed + state.step)  # LoRA dropout; all else is drawn per sample
         loss, looks = 0.0, []
         for micro in range(settings.gradient_accumulation):
             batch = plan.batch(state.step * settings.gradient_accumulation + micro)
             with accelerator.autocast():
-                losses_B = sample_losses(family, denoiser, batch, latents, texts, config, device)
+                losses_B = sample_losses(family, model.denoiser, batch, latents, texts, config, device)
             looks += batch
             require_finite("loss", losses_B, state.step + 1, looks)
             part = losses_B.mean() / settings.gradient_accumulation
@@ -210,7 +202,14 @@ def _train(
         mean = loss if state.loss is None else LOSS_MEMORY * state.loss + (1 - LOSS_MEMORY) * loss
         scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
         state = TrainState(step=state.step + 1, loss=mean, scaler=scaler)
-        report.step(state.step, loss, mean, learning_rate, float(grad_norm), time.monotonic() - began)
+        report.step(
+            state.step,
+            loss,
+            mean,
+            settings.learning_rate * scale,
+            float(grad_norm),
+            time.monotonic() - began,
+        )
 
         last = state.step == settings.steps
         stop = requests.stop()
@@ -223,7 +222,7 @@ def _train(
 
     report.state("saving")
     path = run.result(config)
-    weights = lora_weights(denoiser)
+    weights = lora_weights(model.parts)
     trigger = frozen_trigger(run.dataset)
     save_lora(path, weights, family, config, trigger=trigger, step=state.step, base_name=base.name)
     report.saved(state.step, path.name)
@@ -234,7 +233,7 @@ def sample_losses(
     denoiser: nn.Module,
     batch: list[Sample],
     latents: LatentCache,
-    texts: TextCache,
+    texts: Texts,
     config: TrainConfig,
     device: torch.device,
 ) -> torch.Tensor:
@@ -250,43 +249,39 @@ def sample_losses(
         denoiser,
         family.noise.mix(clean_BCHW, noise_BCHW, t_B),
         t_B,
-        [texts.get("" if drop else look.image.caption) for look, drop in zip(batch, dropped, strict=True)],
+        texts.embeds(["" if drop else look.image.caption for look, drop in zip(batch, dropped, strict=True)]),
         [look.image.geometry(flip) for look, flip in zip(batch, flips, strict=True)],
     )
     target_BCHW = family.noise.target(clean_BCHW, noise_BCHW, t_B)
     return mse(prediction_BCHW, target_BCHW) * family.noise.weight(t_B, config.train.min_snr_gamma)
 
 
-def find_base(
-    run: RunFolder, config: TrainConfig, tell: Callable[[str], None] = lambda text: None
-) -> BaseModel:
-    """The recipe's base model on this machine, fetched if need be; ``tell`` gets the progress."""
-    model = config.model
-    return resolve(model.family, model.base, model.revision, model.vae, beside=run.path, on_download=tell)
+def encode_captions(
+    config: TrainConfig,
+    folders: Folders,
+    family: ModelFamily,
+    images: Sequence[TrainImage],
+    warn: Callable[[str], None],
+    preparing: Stages,
+) -> Texts:
+    """Every caption and prompt encoded, and the encoders let go; unless they are trained themselves."""
+    if config.text_encoder_rates():
+        family.free_encoders(keep_text=True)
+        return LiveTexts(family)
+    texts = TextCache(folders.cache, family, warn)
+    captions = [image.caption for image in images] + [*config.samples.prompts, config.samples.negative]
+    texts.fill(captions, preparing("captions", "Encoding captions"))
+    family.free_encoders()
+    return texts
+
+
+def use_checkpointing(settings: TrainSettings, device: torch.device) -> bool:
+    """Whether activations are recomputed: "auto" is yes on a GPU."""
+    choice = settings.gradient_checkpointing
+    return choice == "on" or (choice == "auto" and device.type != "cpu")
 
 
 def sample_size(config: TrainConfig, family: ModelFamily) -> tuple[int, int]:
     """(width, height) of the validation images: the training resolution unless the recipe says more."""
     side = config.dataset.resolution or family.resolution
     return config.samples.width or side, config.samples.height or side
-
-
-def explain(error: BaseException) -> tuple[str, str, str]:
-    """(sentence, cause, evidence) for an error that ends a run."""
-    text = str(error).strip() or type(error).__name__
-    evidence = f"{type(error).__name__}: {text.splitlines()[-1]}"[:500]
-    if isinstance(error, KeyboardInterrupt):
-        return "Interrupted; what was saved before is still there, resume to go on.", "killed", evidence
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return "The GPU ran out of memory; lower the batch size or the resolution.", "gpu_oom", evidence
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
-        return "The computer ran out of memory; lower the batch size or the resolution.", "host_oom", evidence
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "The disk is full; free some space, then resume.", "disk_full", evidence
-    if isinstance(error, RunError):
-        return text, error.cause, evidence
-    if isinstance(error, ImageError):
-        return text, "bad_image", evidence
-    if isinstance(error, UserError):
-        return text, "config", evidence
-    return f"The training failed unexpectedly ({evidence}); trainer.log has the details.", "unknown", evidence

@@ -17,9 +17,9 @@ from tests.pictures import draw_picture, draw_project
 from trainer.cache import LatentCache, TextCache, pixels_of
 from trainer.contract.config import DatasetSettings
 from trainer.data import BatchPlan, Progress, TrainImage, freeze_dataset, load_frozen, save_frozen
+from trainer.failures import explain
 from trainer.families.sdxl import Family
 from trainer.source import resolve
-from trainer.train import explain
 
 
 def freeze(root: Path, resolution: int = 64, **settings: object) -> tuple[TrainImage, ...]:
@@ -238,8 +238,8 @@ def test_captions_are_encoded_once_and_the_empty_one_always(tiny_base: Path, tmp
     cache = TextCache(tmp_path, family, lambda text: None)  # type: ignore[arg-type]
     cache.fill(["a fox", "a fox", "a cat"], quiet)
     assert family.captions == 3
-    assert not cache.get("")["prompt"].any()
+    assert not cache.embeds([""])[0]["prompt"].any()
     again = TextCache(tmp_path, family, lambda text: None)  # type: ignore[arg-type]
     again.fill(["a cat"], quiet)
     assert family.captions == 3
-    assert torch.equal(again.get("a cat")["prompt"], cache.get("a cat")["prompt"])
+    assert torch.equal(again.embeds(["a cat"])[0]["prompt"], cache.embeds(["a cat"])[0]["prompt"])

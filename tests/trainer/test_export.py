@@ -15,8 +15,8 @@ from tests.conftest import ROOT
 from trainer.__main__ import main
 from trainer.contract.runs import RunFolder
 from trainer.data import frozen_trigger
-from trainer.export import read_kohya
 from trainer.families.sdxl import Family
+from trainer.lora_file import read_lora
 from trainer.source import resolve
 
 from .helpers import recipe, train_here
@@ -68,7 +68,7 @@ def test_every_module_is_in_the_file_and_comes_back(run: RunFolder, tiny_base: P
     config = run.config()
     family = Family(resolve("sdxl", str(tiny_base)), torch.device("cpu"), torch.float32)
     trained = weights_in(run.checkpoint(8), config)
-    back = read_kohya(run.result(config), family, list(trained))
+    back = read_lora(run.result(config), family, list(trained))
     assert set(back) == set(trained)
     for name, lora in trained.items():
         assert back[name].alpha == lora.alpha == 4.0

@@ -13,7 +13,8 @@ from trainer.adapters import add_lora, lora_off, lora_parameters, lora_weights
 from trainer.contract.config import AdapterSettings
 from trainer.contract.families import SDXL
 from trainer.families.base import Geometry, load_family
-from trainer.families.sdxl import Family, sgm_name
+from trainer.families.ldm_single_file import sgm_name
+from trainer.families.sdxl import Family
 from trainer.losses import mse
 from trainer.source import resolve
 
@@ -75,14 +76,18 @@ def test_the_catalogue_counts_the_parameters(full_size: UNet2DConditionModel) ->
 
 
 def test_names_of_the_original_code(full_size: UNet2DConditionModel) -> None:
-    names = [sgm_name(name, 2) for name in matched(full_size, Family.targets["transformer+conv"])]
+    config = full_size.config
+    names = [sgm_name(name, config) for name in matched(full_size, Family.targets["transformer+conv"])]
     assert len(set(names)) == len(names)
     first = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
-    assert sgm_name(first, 2) == "input_blocks.4.1.transformer_blocks.0.attn1.to_q"
-    assert sgm_name("mid_block.resnets.1.conv2", 2) == "middle_block.2.out_layers.3"
-    assert sgm_name("up_blocks.0.upsamplers.0.conv", 2) == "output_blocks.2.2.conv"
-    assert sgm_name("up_blocks.2.resnets.2.conv_shortcut", 2) == "output_blocks.8.0.skip_connection"
-    assert sgm_name("down_blocks.0.downsamplers.0.conv", 2) == "input_blocks.3.0.op"
+    assert sgm_name(first, config) == "input_blocks.4.1.transformer_blocks.0.attn1.to_q"
+    assert sgm_name("mid_block.resnets.1.conv2", config) == "middle_block.2.out_layers.3"
+    assert sgm_name("up_blocks.0.upsamplers.0.conv", config) == "output_blocks.2.2.conv"
+    assert (
+        sgm_name("up_blocks.2.resnets.2.conv_shortcut", full_size.config)
+        == "output_blocks.8.0.skip_connection"
+    )
+    assert sgm_name("down_blocks.0.downsamplers.0.conv", config) == "input_blocks.3.0.op"
 
 
 def test_captions_are_encoded_as_the_pipeline_does(family: Family, tiny_base: Path) -> None:
@@ -106,7 +111,7 @@ def test_one_step_against_a_straight_computation(prediction: str, tmp_path: Path
     add_lora(unet, AdapterSettings(rank=2, alpha=1.0), family.targets["transformer"], seed=0)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for parameter in lora_parameters(unet).values():
+        for parameter in lora_parameters({"unet": unet}).values():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
     latents, noise = torch.randn(2, 2, 4, 8, 8, generator=generator).unbind(0)
     embeds = family.encode_captions(["one", "two, three"])
@@ -116,11 +121,12 @@ def test_one_step_against_a_straight_computation(prediction: str, tmp_path: Path
     prediction_BCHW = family.predict(unet, family.noise.mix(latents, noise, t_B), t_B, embeds, sizes)
     loss = mse(prediction_BCHW, family.noise.target(latents, noise, t_B)).mean()
     loss.backward()
-    gradients = [parameter.grad.clone() for parameter in lora_parameters(unet).values()]  # type: ignore[union-attr]
+    trained = lora_parameters({"unet": unet}).values()
+    gradients = [parameter.grad.clone() for parameter in trained if parameter.grad is not None]
 
     # Again, by hand: a merged copy of the weights, SD's schedule written out, no code of ours but names.
     plain = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
-    weights = lora_weights(unet)
+    weights = {n.removeprefix("unet."): w for n, w in lora_weights({"unet": unet}).items()}
     factors = {
         n: (w.down.requires_grad_(), w.up.requires_grad_(), w.alpha / w.rank) for n, w in weights.items()
     }
@@ -160,7 +166,7 @@ def test_a_fresh_lora_changes_nothing_and_can_be_switched_off(family: Family) ->
         before = family.predict(unet, *inputs, geometry)
         add_lora(unet, AdapterSettings(rank=2, alpha=2.0), family.targets["transformer+conv"], seed=0)
         assert torch.allclose(family.predict(unet, *inputs, geometry), before, atol=1e-6)
-        for parameter in lora_parameters(unet).values():
+        for parameter in lora_parameters({"unet": unet}).values():
             parameter.add_(0.1)
         assert not torch.allclose(family.predict(unet, *inputs, geometry), before, atol=1e-3)
         with lora_off(unet):

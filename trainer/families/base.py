@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from diffusers.utils import logging as _diffusers
@@ -24,6 +24,7 @@ from transformers.utils import logging as _transformers
 
 from ..contract import families as catalogue
 from ..noise import Noise
+from ..quantize import Quantization
 from ..source import BaseModel
 
 TextEmbeds = dict[str, Tensor]
@@ -52,6 +53,19 @@ class Geometry:
         return cls((height, width), (0, 0), (height, width))
 
 
+@dataclass(frozen=True)
+class Native:
+    """Where a diffusers module lies in an architecture's original code.
+
+    Original code often has one layer where diffusers has several: ``rows`` are the first and last + 1
+    output rows that are this module's, of ``total``; None where the layers are the same.
+    """
+
+    name: str
+    rows: tuple[int, int] | None = None
+    total: int = 0
+
+
 class ModelFamily(Protocol):
     """One architecture, bound to one base model.
 
@@ -59,19 +73,35 @@ class ModelFamily(Protocol):
         row: the family's row in the catalogue.
         noise: the process that the base was trained under, known once constructed.
         resolution: native side of this base in pixels.
+        denoiser_part: the denoiser's name in diffusers' pipelines and LoRA files, "unet" or "transformer".
         targets: ``adapter.targets`` -> regular expression that full-matches the module names of the
             denoiser that get a LoRA.
+        trainable_text: names of the text encoders that can get a LoRA of their own, in kohya's order.
+        text_targets: the regular expression for these.
+        clip_names: what ComfyUI calls each of them.
     """
 
-    row: catalogue.Family
+    row: ClassVar[catalogue.Family]
     noise: Noise
     resolution: int
-    targets: dict[str, str]
+    denoiser_part: ClassVar[str]
+    targets: ClassVar[dict[str, str]]
+    trainable_text: ClassVar[tuple[str, ...]]
+    text_targets: ClassVar[str]
+    clip_names: ClassVar[dict[str, str]]
 
-    def __init__(self, base: BaseModel, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        device: torch.device,
+        dtype: torch.dtype,
+        quantized: Quantization = "none",
+        quantized_text: Quantization = "none",
+    ) -> None:
         """WHEN: first. Reads configuration files only; nothing heavy.
 
-        IN: ``dtype`` is the number format of the frozen base.
+        IN: ``dtype`` is the number format of the frozen base; ``quantized`` and ``quantized_text`` those
+        of the linear layers in the denoiser and in the text encoders.
         Raises RunError(model_missing) when a needed part is not there.
         """
         ...
@@ -99,7 +129,16 @@ class ModelFamily(Protocol):
         """
         ...
 
-    def free_encoders(self) -> None:
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """WHEN: text encoders are trained too. OUT: those in ``trainable_text``, on the device, frozen."""
+        ...
+
+    def embed_captions(self, captions: Sequence[str]) -> list[TextEmbeds]:
+        """WHEN: every step, if text encoders are trained. OUT: as ``encode_captions``, on the device and
+        with gradients."""
+        ...
+
+    def free_encoders(self, keep_text: bool = False) -> None:
         """WHEN: after caching. Drops the text encoders, moves the VAE off the device."""
         ...
 
@@ -118,21 +157,31 @@ class ModelFamily(Protocol):
         """WHEN: every step. OUT: the prediction (B, C, h, w) that ``noise.target`` is compared with."""
         ...
 
-    def pipeline(self, denoiser: nn.Module) -> Any:
+    def decode(self, vae: Any, latents_BCHW: Tensor) -> Tensor:
+        """The way back from ``encode_images``: pixels (B, 3, H, W), in [-1, 1]."""
+        ...
+
+    def to_pipeline(self, latents_BCHW: Tensor) -> Tensor:
+        """Latents in the shape that the pipeline's ``latents`` argument has (packed, with a time axis)."""
+        ...
+
+    def pipeline(self, denoiser: nn.Module, tiled: bool = False) -> Any:
         """WHEN: drawing samples. OUT: a diffusers pipeline around the denoiser being trained, without
-        text encoders; its scheduler is the base's own."""
+        text encoders; its scheduler is the base's own. ``tiled``: the VAE decodes in tiles."""
         ...
 
     def pipeline_inputs(self, positive: TextEmbeds, negative: TextEmbeds) -> dict[str, Any]:
         """WHEN: drawing samples. OUT: the keyword arguments that give the pipeline its conditioning."""
         ...
 
-    def kohya_name(self, module: str) -> str:
-        """WHEN: export. IN: dotted module name in the denoiser. OUT: its key stem in kohya's files."""
+    def kohya_name(self, part: str, module: str) -> str:
+        """WHEN: export. IN: the denoiser's or a text encoder's part name, and a dotted module name in it.
+        OUT: its key stem in kohya's files."""
         ...
 
-    def native_name(self, module: str) -> str:
-        """WHEN: export. OUT: the dotted module name in the architecture's original code (ComfyUI)."""
+    def native(self, module: str) -> Native:
+        """WHEN: export. OUT: where the denoiser's module lies in the architecture's original code, which
+        is what ComfyUI's key names are made of."""
         ...
 
     def metadata(self) -> dict[str, str]:
@@ -140,8 +189,19 @@ class ModelFamily(Protocol):
         ...
 
 
-def load_family(key: str, base: BaseModel, device: torch.device, dtype: torch.dtype) -> ModelFamily:
+def load_family(
+    key: str,
+    base: BaseModel,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantized: Quantization = "none",
+    quantized_text: Quantization = "none",
+) -> ModelFamily:
     """The family ``key`` of the catalogue, bound to ``base``."""
-    module = importlib.import_module(f".{key}", __package__)
-    family: ModelFamily = module.Family(base, device, dtype)
+    family: ModelFamily = family_class(key)(base, device, dtype, quantized, quantized_text)
     return family
+
+
+def family_class(key: str) -> Any:
+    """The class of the family ``key``, not yet bound to a base."""
+    return importlib.import_module(f".{key}", __package__).Family

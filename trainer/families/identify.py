@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..contract.errors import RunError
-from ..contract.families import CATALOGUE
+from ..contract.families import CATALOGUE, Signature
 
 _LARGEST_HEADER = 100_000_000
 """Bytes; the limit of the safetensors format itself."""
@@ -38,6 +38,11 @@ class Header:
         """Whether a tensor's name begins with the regular expression."""
         compiled = re.compile(pattern)
         return any(compiled.match(name) for name in self.tensors)
+
+    def width(self, pattern: str) -> int:
+        """The last dimension of the first tensor whose name begins with the regular expression, or 0."""
+        compiled = re.compile(pattern)
+        return next((t.shape[-1] for name, t in self.tensors.items() if t.shape and compiled.match(name)), 0)
 
 
 def read_header(file: Path) -> Header:
@@ -69,10 +74,12 @@ def read_header(file: Path) -> Header:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a model turned out to be: a phrase with its article, and the family that trains it, if any."""
+    """What a model turned out to be: a phrase with its article, the family that trains it, if any, and the
+    Hub id whose configuration goes with it, where that is not the family's first base."""
 
     phrase: str
     family: str = ""
+    reference: str = ""
 
 
 VAE = Kind("a VAE")
@@ -80,72 +87,67 @@ UNKNOWN = Kind("no checkpoint of a known architecture")
 
 _DENOISER = r"(model\.)?(diffusion_model\.)?"
 
-# Tried from top to bottom: the kind, and what names it must have (all) and must not have (any).
-_FILES: tuple[tuple[Kind, tuple[str, ...], tuple[str, ...]], ...] = (
-    (Kind("a LoRA"), (r".*(lora_(down|up|[AB])|hada_w1|lokr_w1|oft_blocks)\b",), ()),
-    (Kind("a ControlNet"), (r"(control_model\.|controlnet_|.*input_hint_block\.)",), ()),
-    (Kind("a textual inversion"), (r"(emb_params|clip_[lg]|string_to_param)$",), ()),
-    (
-        Kind("an SDXL checkpoint", "sdxl"),
-        (_DENOISER + r"label_emb\.", _DENOISER + r"input_blocks\.4\.1\."),
-        (_DENOISER + r"input_blocks\.(1\.1|9)\.",),
+# What is no base model is told first: a LoRA or a ControlNet has some names of the model that it goes with.
+_EXTRAS = (
+    Signature("a LoRA", (r".*(lora_(down|up|[AB])|hada_w1|lokr_w1|oft_blocks)\b",)),
+    Signature("a ControlNet", (r"(control_model\.|controlnet_|.*input_hint_block\.)",)),
+    Signature("a textual inversion", (r"(emb_params|clip_[lg]|string_to_param)$",)),
+    Signature(
+        "an SDXL refiner checkpoint", (r"label_emb\.", r"input_blocks\.9\."), (r"input_blocks\.1\.1\.",)
     ),
-    (
-        Kind("an SDXL refiner checkpoint"),
-        (_DENOISER + r"label_emb\.", _DENOISER + r"input_blocks\.9\."),
-        (_DENOISER + r"input_blocks\.1\.1\.",),
-    ),
-    (
-        Kind("an SD 2.x checkpoint"),
-        (_DENOISER + r"input_blocks\.1\.1\.", r"cond_stage_model\.model\."),
-        (),
-    ),
-    (Kind("an SD 1.5 checkpoint"), (_DENOISER + r"input_blocks\.1\.1\.",), ()),
-    (Kind("an SD 3 checkpoint"), (_DENOISER + r"joint_blocks\.0\.",), ()),
-    (Kind("a Chroma checkpoint"), (_DENOISER + r"distilled_guidance_layer\.",), ()),
-    (Kind("a FLUX.2 checkpoint"), (_DENOISER + r"double_stream_modulation_img\.",), ()),
-    (Kind("a FLUX.1 checkpoint"), (_DENOISER + r"double_blocks\.0\.img_attn\.", _DENOISER + "img_in"), ()),
-    (Kind("a Qwen-Image checkpoint"), (_DENOISER + r"transformer_blocks\.0\.img_mod\.",), ()),
-    (Kind("a Z-Image or Lumina 2 checkpoint"), (_DENOISER + r"noise_refiner\.0\.",), ()),
-    (VAE, (r"(first_stage_model\.|vae\.)?(encoder\.down|encoder\.conv_in)",), ()),
-    (
-        Kind("one part of a diffusers folder (name the folder instead)"),
+)
+# What is no base model either, told last.
+_LEFT = (
+    Signature(VAE.phrase, (r"(first_stage_model\.|vae\.)?(encoder\.down|encoder\.conv_in)",)),
+    Signature(
+        "one part of a diffusers folder (name the folder instead)",
         (r"(down_blocks\.0\.|transformer_blocks\.0\.|double_blocks\.0\.)",),
-        (),
     ),
-    (Kind("a text encoder"), (r"(text_model\.|transformer\.|encoder\.block\.0\.)",), ()),
+    Signature("a text encoder", (r"(text_model\.|transformer\.|encoder\.block\.0\.)",)),
 )
 
-# The beginning of a pipeline's class name; longer ones first where one begins with another.
-_PIPELINES: tuple[tuple[str, Kind], ...] = (
-    ("StableDiffusionXL", Kind("an SDXL model", "sdxl")),
-    ("StableDiffusion3", Kind("an SD 3 model")),
-    ("StableDiffusion", Kind("an SD 1.x or 2.x model")),
-    ("Flux2", Kind("a FLUX.2 model")),
-    ("Flux", Kind("a FLUX.1 model")),
-)
+
+def _fits(header: Header, signature: Signature) -> bool:
+    if not all(header.has(_DENOISER + pattern) for pattern in signature.needed):
+        return False
+    if any(header.has(_DENOISER + pattern) for pattern in signature.excluded):
+        return False
+    return signature.width is None or header.width(_DENOISER + signature.width[0]) == signature.width[1]
 
 
 def kind_of_file(header: Header) -> Kind:
     """What a single .safetensors file holds."""
-    for kind, needed, excluded in _FILES:
-        if all(map(header.has, needed)) and not any(map(header.has, excluded)):
-            return kind
+    for signature in _EXTRAS:
+        if _fits(header, signature):
+            return Kind(signature.phrase)
+    for family in CATALOGUE.values():
+        for signature in family.signatures:
+            if _fits(header, signature):
+                return Kind(signature.phrase, family.key, signature.reference)
+    for signature in _LEFT:
+        if _fits(header, signature):
+            return Kind(signature.phrase)
     return UNKNOWN
 
 
 def kind_of_pipeline(class_name: str) -> Kind:
     """What a diffusers folder holds, by ``_class_name`` of its model_index.json."""
-    for beginning, kind in _PIPELINES:
-        if class_name.startswith(beginning):
-            return kind
+    fitting = [
+        (len(beginning), family)
+        for family in CATALOGUE.values()
+        for beginning in family.pipelines
+        if class_name.startswith(beginning)
+    ]
+    if fitting:  # the longest beginning decides: StableDiffusionXL, StableDiffusion
+        family = max(fitting, key=lambda pair: pair[0])[1]
+        return Kind(f"a {family.label} model", family.key)
     return Kind(f"a {class_name}" if class_name else "no model of a known architecture")
 
 
 def require(kind: Kind, family: str, name: str) -> None:
     """Raise RunError(model_missing) unless the model ``name`` is one of ``family``."""
     if kind.family != family:
-        remedy = "choose the family that fits it" if kind.family else "choose another base model"
+        remedy = f"set model.family to {kind.family}" if kind.family else "choose another base model"
         raise RunError(
             f"{name} is {kind.phrase}, the recipe says {CATALOGUE[family].label}; {remedy}", "model_missing"
         )

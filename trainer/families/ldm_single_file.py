@@ -1,4 +1,4 @@
-"""SDXL in one file: the layout of Stability's original code, which kohya and Civitai keep.
+"""U-Net families in one file: the layout of the original latent-diffusion code, which kohya and Civitai keep.
 
 Each parameter of the diffusers and transformers modules is looked up under its original name, so a file
 that lacks one, or has another size, is noticed by name. Checked tensor by tensor against the published
@@ -8,7 +8,7 @@ architecture in tests/trainer/test_single_file.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,30 @@ from torch import nn
 from ..contract.errors import RunError
 from .identify import Header
 
-PREFIXES = {
-    "unet": "model.diffusion_model.",
-    "vae": "first_stage_model.",
-    "text_encoder": "conditioner.embedders.0.transformer.",
-    "text_encoder_2": "conditioner.embedders.1.model.",
-}
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a checkpoint keeps its parts: the beginning of their tensors' names, and which of the text
+    encoders have open_clip's names instead of transformers'."""
+
+    label: str
+    prefixes: dict[str, str]
+    open_clip: frozenset[str] = frozenset()
+
+
+_COMMON = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
+
+SD1 = Layout("SD 1.5", {**_COMMON, "text_encoder": "cond_stage_model.transformer."})
+SD2 = Layout("SD 2.x", {**_COMMON, "text_encoder": "cond_stage_model.model."}, frozenset({"text_encoder"}))
+SDXL = Layout(
+    "SDXL",
+    {
+        **_COMMON,
+        "text_encoder": "conditioner.embedders.0.transformer.",
+        "text_encoder_2": "conditioner.embedders.1.model.",
+    },
+    frozenset({"text_encoder_2"}),
+)
 
 _LABELS = {"unet": "U-Net", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "text encoder"}
 
@@ -66,12 +84,12 @@ _UNET_RESNET = {
 }
 
 
-def sgm_name(module: str, layers_per_block: int) -> str:
-    """diffusers' U-Net module name -> the name in Stability's original code.
+def sgm_name(module: str, unet: Mapping[str, Any]) -> str:
+    """diffusers' U-Net module name -> the name in Stability's original code; ``unet`` is its configuration.
 
     ``down_blocks.1.attentions.0.proj_in`` -> ``input_blocks.4.1.proj_in`` for SDXL's two layers a block.
     """
-    n = layers_per_block
+    n = int(unet["layers_per_block"])
 
     def inner(kind: str, rest: str) -> str:
         return _UNET_RESNET[rest] if kind == "resnets" else rest
@@ -90,9 +108,11 @@ def sgm_name(module: str, layers_per_block: int) -> str:
         block, kind, layer, rest = int(match[1]), match[2], int(match[3]), match[4]
         return f"output_blocks.{(n + 1) * block + layer}.{int(kind == 'attentions')}.{inner(kind, rest)}"
     if match := re.fullmatch(r"up_blocks\.(\d+)\.upsamplers\.0\.conv", module):
-        # SDXL upsamples after blocks with attention only, where the upsampler is the third part.
-        return f"output_blocks.{(n + 1) * int(match[1]) + n}.2.conv"
-    raise ValueError(f"{module} has no name in the original SDXL code")
+        # The upsampler comes after the residual block and, where there is one, the attention.
+        block = int(match[1])
+        place = 2 if "CrossAttn" in unet["up_block_types"][block] else 1
+        return f"output_blocks.{(n + 1) * block + n}.{place}.conv"
+    raise ValueError(f"{module} has no name in the original code")
 
 
 # VAE ----------------------------------------------------------------------------------------------
@@ -144,19 +164,19 @@ def _open_clip(name: str) -> Original:
     return Original(name)
 
 
-def originals(part: str, model: nn.Module) -> dict[str, Original]:
+def originals(part: str, model: nn.Module, layout: Layout) -> dict[str, Original]:
     """Where each parameter of a model lies, without the part's prefix: {parameter name: Original}."""
     config: Any = model.config
 
     def original(name: str) -> Original:
         module, _, kind = name.rpartition(".")
         if part == "unet":
-            return Original(f"{sgm_name(module, config.layers_per_block)}.{kind}")
+            return Original(f"{sgm_name(module, config)}.{kind}")
         if part == "vae":
             return Original(f"{_vae_name(module, len(config.block_out_channels))}.{kind}")
         # transformers 5 has dropped "text_model." from one of the two classes, not from the other.
         name = name.removeprefix("text_model.")
-        return Original(f"text_model.{name}") if part == "text_encoder" else _open_clip(name)
+        return _open_clip(name) if part in layout.open_clip else Original(f"text_model.{name}")
 
     return {name: original(name) for name in model.state_dict()}
 
@@ -164,9 +184,9 @@ def originals(part: str, model: nn.Module) -> dict[str, Original]:
 # Loading ------------------------------------------------------------------------------------------
 
 
-def part_prefix(part: str, header: Header) -> str:
+def part_prefix(part: str, header: Header, layout: Layout) -> str:
     """The prefix of a part's tensors in this file; empty for a file that holds nothing but a VAE."""
-    prefix = PREFIXES[part]
+    prefix = layout.prefixes[part]
     return "" if part == "vae" and not header.has(re.escape(prefix)) else prefix
 
 
@@ -182,7 +202,12 @@ def schedule(header: Header) -> dict[str, Any]:
 
 
 def load_part(
-    part: str, file: Path, header: Header, build: Callable[[], nn.Module], dtype: torch.dtype
+    part: str,
+    file: Path,
+    header: Header,
+    build: Callable[[], nn.Module],
+    dtype: torch.dtype,
+    layout: Layout,
 ) -> nn.Module:
     """One part of the model, from ``file``, in ``dtype``.
 
@@ -191,8 +216,8 @@ def load_part(
     """
     with init_empty_weights(include_buffers=False):
         model = build()
-    prefix = part_prefix(part, header)
-    wanted = originals(part, model)
+    prefix = part_prefix(part, header, layout)
+    wanted = originals(part, model, layout)
     if part == "vae" and header.has(re.escape(prefix) + r"encoder\.down_blocks\."):
         wanted = {name: Original(name) for name in wanted}  # a VAE file in diffusers' own layout
     missing = [o.name for o in wanted.values() if prefix + o.name not in header.tensors]
@@ -209,7 +234,8 @@ def load_part(
     extra = [name for name in header.tensors if name.startswith(prefix) and name not in known]
     if part == "unet" and extra:  # scales of a quantised file, or layers that would silently be left out
         raise RunError(
-            f"{file.name} holds {len(extra)} tensors that SDXL's U-Net does not have (such as {extra[0]}); "
+            f"{file.name} holds {len(extra)} tensors that {layout.label}'s U-Net does not have "
+            f"(such as {extra[0]}); "
             "it is quantised or a variant that cannot be trained here",
             "model_missing",
         )

@@ -1,0 +1,29 @@
+"""One file per family, as in ``trainer/families``: the family small, with random weights, and at full size.
+
+Each module has
+
+- ``build(folder, seed=0)``: writes a diffusers folder with random weights, 64 px native, a few MB at most;
+  embeddings and modulations must not be zero, or pictures could not tell models apart;
+- ``full_size()``: {catalogue base id: its denoiser as published, on the meta device};
+- ``TARGETS``: {base id: {``adapter.targets``: number of modules}} that a LoRA gets at full size;
+- ``READ_BY_DIFFUSERS``: the export formats that diffusers' ``load_lora_weights`` reads for this family;
+- ``PROMPT_INPUTS`` (optional): more arguments of the pipeline's call with a prompt;
+- ``encode(vae, pixels)`` (optional): what the VAE itself gives, where that is not a plain posterior's mode;
+- ``NO_GUIDANCE`` (optional): the guidance scale that switches guidance off, 1 where it is not said;
+- ``original(folder)``: the tensors of ``build``'s model as one checkpoint in the original code's layout, or
+  None where there is no such file.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from trainer.contract.families import CATALOGUE
+
+KEYS = tuple(CATALOGUE)
+
+
+def tiny(family: str) -> Any:
+    """The module of a family."""
+    return importlib.import_module(f".{family}", __package__)

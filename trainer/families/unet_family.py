@@ -1,0 +1,78 @@
+"""What the Stable Diffusion families with a U-Net share: schedule, checkpoints in one file, key names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DDPMScheduler, EulerDiscreteScheduler, ModelMixin, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig
+
+from ..noise import Ddpm
+from . import ldm_single_file as single_file
+from .base import Native
+from .identify import read_header
+from .pipeline_family import PipelineFamily
+
+# Linear and 1x1 convolutions of the transformers: kohya's LoRA targets.
+_ATTENTION = r"attn\d\.(to_q|to_k|to_v|to_out\.0)"
+_TRANSFORMER = rf"({_ATTENTION}|ff\.net\.0\.proj|ff\.net\.2|proj_in|proj_out)"
+# Everything with weights in residual, down- and upsampling blocks: kohya's LoCon.
+_CONV = r"(resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)|(down|up)samplers\.0\.conv)"
+
+
+class UnetFamily(PipelineFamily):
+    """``layout`` says where a single checkpoint keeps its parts."""
+
+    denoiser_part = "unet"
+    denoiser_class = UNet2DConditionModel
+    targets: ClassVar[dict[str, str]] = {
+        "attention": rf".*\.{_ATTENTION}",
+        "transformer": rf".*attentions\..*{_TRANSFORMER}",
+        "transformer+conv": rf"(.*attentions\..*{_TRANSFORMER}|.*{_CONV})",
+    }
+    text_targets = r".*(q_proj|k_proj|v_proj|out_proj|mlp\.fc1|mlp\.fc2)"
+
+    noise: Ddpm
+    layout: single_file.Layout
+
+    def setup(self) -> None:
+        """The schedule and what is predicted (noise, or v) are the base's own."""
+        if self.base.single_file:
+            self.schedule |= single_file.schedule(self.base.header)
+        ddpm = DDPMScheduler.from_config(self.schedule)
+        self.noise = Ddpm(ddpm.alphas_cumprod.float(), ddpm.config.prediction_type)
+        vae_factor = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+        self.resolution = int(self.denoiser_config["sample_size"]) * vae_factor
+
+    def in_single_file(self, part: str) -> bool:
+        return True
+
+    def file_prefix(self, part: str, file: Path) -> str:
+        return single_file.part_prefix(part, read_header(file), self.layout)
+
+    def load_from_file(self, cls: Any, part: str, file: Path, dtype: torch.dtype) -> Any:
+        config = self.base.config / part
+
+        def build() -> nn.Module:
+            if issubclass(cls, ModelMixin):
+                module: nn.Module = cls.from_config(cls.load_config(config))
+                return module
+            return cls(CLIPTextConfig.from_pretrained(config))
+
+        return single_file.load_part(part, file, read_header(file), build, dtype, self.layout)
+
+    def sampler(self) -> Any:
+        return EulerDiscreteScheduler.from_config(self.schedule)
+
+    def native(self, module: str) -> Native:
+        return Native(single_file.sgm_name(module, self.denoiser_config))
+
+    def prediction_metadata(self) -> dict[str, str]:
+        v = self.noise.prediction == "v_prediction"
+        return {
+            **({"ss_v_parameterization": "True"} if v else {}),
+            "modelspec.prediction_type": "v" if v else "epsilon",
+        }

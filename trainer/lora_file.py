@@ -1,0 +1,85 @@
+"""Reading a LoRA back from a file, whoever wrote it: kohya's names, diffusers' or the original code's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .adapters import LoraWeights
+from .contract.errors import RunError
+from .export import diffusers_name, original_name
+from .families.base import ModelFamily
+
+_DOWN = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", ".lora_A.default.weight")
+_UP = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight", ".lora_B.default.weight")
+
+
+def read_lora(path: Path, family: ModelFamily, modules: Sequence[str]) -> dict[str, LoraWeights]:
+    """The LoRA in a file as {part.module: weights}; ``modules`` are the names it may be for, with their part.
+
+    A layer that the original code has fused is taken apart again. Raises RunError(model_missing) for a
+    file that is no LoRA, has keys that fit no module, or is of a kind that cannot be read (LoHa, DoRA, …).
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a handle is no dict)
+            metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(
+            f"{path.name} cannot be read as a LoRA ({error}); download it again", "model_missing"
+        ) from None
+    found: dict[str, LoraWeights] = {}
+    used: set[str] = set()
+    for module in modules:
+        for stem, rows in _stems(module, family):
+            down = _first(tensors, stem, _DOWN)
+            up = _first(tensors, stem, _UP)
+            if down and up:
+                alpha_key = f"{stem}.alpha"
+                rank = tensors[down].shape[0]
+                peft_alpha = metadata.get(f"{module.partition('.')[0]}.lora_alpha", rank)
+                alpha = float(tensors[alpha_key]) if alpha_key in tensors else float(peft_alpha)
+                up_weight = tensors[up].float()
+                found[module] = LoraWeights(
+                    tensors[down].float(), up_weight[slice(*rows)] if rows else up_weight, alpha
+                )
+                used |= {down, up, alpha_key}
+                break
+    left = sorted(set(tensors) - used)
+    if not found:
+        what = f"such as {left[0]}" if left else "it is empty"
+        raise RunError(
+            f"{path.name} holds no LoRA for {family.row.label} that can be read ({what}); "
+            "choose another file",
+            "model_missing",
+        )
+    if left:
+        raise RunError(
+            f"{path.name} has {len(left)} tensors that fit no module of {family.row.label} "
+            f"(such as {left[0]}); it is of another family, or of a kind that cannot be read",
+            "model_missing",
+        )
+    return found
+
+
+def _first(tensors: dict[str, Tensor], stem: str, endings: tuple[str, ...]) -> str:
+    return next((stem + ending for ending in endings if stem + ending in tensors), "")
+
+
+def _stems(name: str, family: ModelFamily) -> list[tuple[str, tuple[int, int] | None]]:
+    """Every key stem that a module may have, with its output rows where the file has a fused layer."""
+    part, _, module = name.partition(".")
+    stems: list[tuple[str, tuple[int, int] | None]] = [(name, None), (diffusers_name(name, family), None)]
+    for format in ("kohya", "comfyui"):
+        stem, native = original_name(format, name, family)
+        stems.append((stem, native.rows))
+    if part == family.denoiser_part:
+        # diffusers' names in kohya's spelling, and under the prefixes that other trainers write
+        flat = module.replace(".", "_")
+        stems += [(f"lora_unet_{flat}", None), (f"lora_transformer_{flat}", None)]
+        stems += [(f"{prefix}{module}", None) for prefix in ("diffusion_model.", "transformer.", "unet.", "")]
+    return stems
