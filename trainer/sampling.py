@@ -40,10 +40,10 @@ def draw(
         positive, negative = texts.embeds([prompt, settings.negative])
         result = pipeline(
             **family.pipeline_inputs(positive, negative),
+            **family.guidance(settings.guidance),
             width=width // multiple * multiple,
             height=height // multiple * multiple,
             num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
             generator=torch.Generator().manual_seed(seed),
         )
     image: Image.Image = result.images[0]

@@ -9,7 +9,6 @@ Each module has
 - ``READ_BY_DIFFUSERS``: the export formats that diffusers' ``load_lora_weights`` reads for this family;
 - ``PROMPT_INPUTS`` (optional): more arguments of the pipeline's call with a prompt;
 - ``encode(vae, pixels)`` (optional): what the VAE itself gives, where that is not a plain posterior's mode;
-- ``NO_GUIDANCE`` (optional): the guidance scale that switches guidance off, 1 where it is not said;
 - ``original(folder)``: the tensors of ``build``'s model as one checkpoint in the original code's layout, or
   None where there is no such file.
 """

@@ -60,9 +60,9 @@ def whole_pipeline(family: ModelFamily, base: Path) -> Any:
     return pipeline
 
 
-def draw(pipeline: Any, **inputs: Any) -> np.ndarray:
+def draw(family: ModelFamily, pipeline: Any, **inputs: Any) -> np.ndarray:
     noise = torch.Generator().manual_seed(0)
-    size = {"width": SIDE, "height": SIDE, "num_inference_steps": 2, "guidance_scale": 3.0}
+    size = {"width": SIDE, "height": SIDE, "num_inference_steps": 2, **family.guidance(3.0)}
     return np.asarray(pipeline(**inputs, **size, generator=noise, output_type="np").images[0])
 
 
@@ -71,14 +71,14 @@ def test_samples_are_what_the_bases_own_pipeline_draws(key: str, bases: Any) -> 
     """Prompt encoding, padding, masks and guidance are the pipeline's own."""
     family = opened(key, bases(key))
     pipeline = whole_pipeline(family, bases(key))
-    theirs = draw(pipeline, **inputs_for(key, PROMPT))
+    theirs = draw(family, pipeline, **inputs_for(key, PROMPT))
     positive, negative = family.encode_captions([PROMPT, ""])
     family.free_encoders()
     ours = family.pipeline(family.load_denoiser())
     ours.set_progress_bar_config(disable=True)
-    assert np.abs(draw(ours, **family.pipeline_inputs(positive, negative)) - theirs).max() < 2e-3
+    assert np.abs(draw(family, ours, **family.pipeline_inputs(positive, negative)) - theirs).max() < 2e-3
     other, _ = family.encode_captions(["seven blue boats", ""])
-    changed = draw(ours, **family.pipeline_inputs(other, negative))
+    changed = draw(family, ours, **family.pipeline_inputs(other, negative))
     assert np.abs(changed - theirs).max() > 1e-3, "the prompt does nothing: the small model is degenerate"
 
 
@@ -127,7 +127,7 @@ def test_the_prediction_is_what_the_sampler_follows(key: str, bases: Any) -> Non
         width=SIDE,
         height=SIDE,
         num_inference_steps=2,
-        guidance_scale=getattr(tiny(key), "NO_GUIDANCE", 1.0),
+        **family.guidance(1.0),
         output_type="latent",
     ).images
     x = noise
@@ -137,6 +137,24 @@ def test_the_prediction_is_what_the_sampler_follows(key: str, bases: Any) -> Non
             velocity = family.predict(denoiser, x, now.reshape(1), embeds[:1], [Geometry.whole(SIDE, SIDE)])
             x = x + (after - now) * velocity
     assert torch.allclose(family.to_pipeline(x), final.reshape(family.to_pipeline(x).shape), atol=2e-3)
+
+
+@everywhere
+def test_a_sample_is_the_same_alone_and_in_a_batch(key: str, bases: Any) -> None:
+    """Captions of different length: padding and masks must not reach into a sample."""
+    family = opened(key, bases(key))
+    embeds = family.encode_captions(["a fox", "two longer captions, of different length"])
+    denoiser = family.load_denoiser()
+    generator = torch.Generator().manual_seed(6)
+    latents = family.encode_images(torch.zeros(1, 3, SIDE, SIDE))
+    noisy = torch.randn((2, *latents.shape[1:]), generator=generator)
+    t_B, sizes = torch.tensor([0.3, 0.8]), [Geometry.whole(SIDE, SIDE)] * 2
+    with torch.no_grad():
+        both = family.predict(denoiser, noisy, t_B, embeds, sizes)
+        for i in range(2):
+            one = slice(i, i + 1)
+            alone = family.predict(denoiser, noisy[one], t_B[one], embeds[one], sizes[one])
+            assert torch.allclose(both[one], alone, atol=1e-4), (both[one] - alone).abs().max()
 
 
 @everywhere
@@ -185,10 +203,11 @@ def test_a_run_and_its_files(key: str, bases: Any, photos: Path, tmp_path: Path)
 
     family = opened(key, base)
     prompt = inputs_for(key, "zwx")
-    plain = draw(whole_pipeline(family, base), **prompt)
+    plain = draw(family, whole_pipeline(family, base), **prompt)
     model = family.load_denoiser()
     merged = with_lora(family, model, weights)
-    trained = draw(_prepared(family, merged), **family.pipeline_inputs(*family.encode_captions(["zwx", ""])))
+    inputs = family.pipeline_inputs(*family.encode_captions(["zwx", ""]))
+    trained = draw(family, _prepared(family, merged), **inputs)
     assert np.abs(trained - plain).max() > 5e-3, "the LoRA does nothing"
     for format in FORMATS:
         file = tmp_path / f"{format}.safetensors"
@@ -212,7 +231,7 @@ def test_a_run_and_its_files(key: str, bases: Any, photos: Path, tmp_path: Path)
         if format in tiny(key).READ_BY_DIFFUSERS:
             pipeline = whole_pipeline(family, base)
             pipeline.load_lora_weights(tmp_path, weight_name=file.name)
-            assert np.abs(draw(pipeline, **prompt) - trained).max() < 5e-3, format
+            assert np.abs(draw(family, pipeline, **prompt) - trained).max() < 5e-3, format
 
 
 def with_lora(family: ModelFamily, denoiser: nn.Module, weights: Any) -> nn.Module:

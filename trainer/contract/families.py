@@ -16,6 +16,7 @@ class Base:
     ``params``, ``activation_gib`` and ``lora_params_per_rank`` are given where a base differs from its
     family. ``assistant`` is the Hub id (or id:file) of a LoRA that undoes a distillation: it is active
     while training and off while sampling, so that training does not have to learn that too.
+    ``guidance`` is the usual scale for samples, 1 where a distilled base needs none.
     """
 
     id: str
@@ -26,6 +27,7 @@ class Base:
     gated: bool = False
     note: str = ""
     assistant: str = ""
+    guidance: float = 5.0
     params: tuple[float, float, float] | None = None
     activation_gib: tuple[float, float] | None = None
     lora_params_per_rank: dict[str, float] | None = None
@@ -97,6 +99,7 @@ SDXL = Family(
             0.0,
             note="Draws simple shapes and creatures at 128 px. Trains in a minute on any computer.",
             params=(5.84, 0.61, 3.02),
+            guidance=4.0,
             activation_gib=(0.024, 0.006),
             lora_params_per_rank={"attention": 13.9, "transformer": 28.3, "transformer+conv": 65.2},
         ),

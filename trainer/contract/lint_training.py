@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .config import TrainConfig
-from .families import CATALOGUE, DEMO_BASE
+from .families import CATALOGUE, known_base
 from .findings import (
     Facts,
     Finding,
@@ -273,9 +273,19 @@ def samples_cost_more_than_training(config: TrainConfig, facts: Facts) -> Iterat
 
 @rule
 def guidance_off(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    if config.samples.prompts and config.samples.guidance == 1:
+    base = known_base(config.model.family, config.model.base)
+    usual = base.guidance if base else 5.0
+    scale = config.samples.guidance
+    if config.samples.prompts and usual == 1 < scale:
+        yield Finding(
+            "warning",
+            "samples.guidance",
+            f"This base was distilled to be sampled without guidance; {scale:g} spoils the samples.",
+            {"samples.guidance": 1.0},
+            "Use 1",
+        )
+    elif config.samples.prompts and scale == 1 < usual:
         negative = " and the negative prompt is ignored" if config.samples.negative else ""
-        usual = 4.0 if config.model.base == DEMO_BASE else 5.0
         yield Finding(
             "warning" if negative else "hint",
             "samples.guidance",

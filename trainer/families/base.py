@@ -174,6 +174,11 @@ class ModelFamily(Protocol):
         """WHEN: drawing samples. OUT: the keyword arguments that give the pipeline its conditioning."""
         ...
 
+    def guidance(self, scale: float) -> dict[str, Any]:
+        """WHEN: drawing samples. OUT: what the pipeline's call takes for classifier-free guidance of
+        ``scale`` (negative + scale · (positive - negative)); 1 switches it off."""
+        ...
+
     def kohya_name(self, part: str, module: str) -> str:
         """WHEN: export. IN: the denoiser's or a text encoder's part name, and a dotted module name in it.
         OUT: its key stem in kohya's files."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from ..contract import families as catalogue
 from ..contract.errors import RunError
-from ..noise import Noise
+from ..noise import Flow, Noise
 from ..quantize import Quantization, quantize
 from ..source import BaseModel, fingerprint
 from .base import Native, TextEmbeds
@@ -123,6 +124,10 @@ class PipelineFamily:
         cls = getattr(diffusers, self.schedule["_class_name"])
         return cls.from_config(self.schedule)
 
+    def guidance(self, scale: float) -> dict[str, Any]:
+        """The pipeline's argument for guidance, which is 1 where it is off; some count otherwise."""
+        return {"guidance_scale": scale}
+
     def pipeline_extras(self) -> dict[str, Any]:
         """More keyword arguments of the pipeline's class."""
         return {}
@@ -130,6 +135,22 @@ class PipelineFamily:
     def native(self, module: str) -> Native:
         """The module's name in the architecture's original code; see :class:`Native`."""
         return Native(module)
+
+    def flow(self, pixels_per_token: int = 16) -> Flow:
+        """Rectified flow as most transformers are trained: logit-normal times (Esser et al. 2024), moved
+        by the shift that the base is sampled with.
+
+        Where the sampler's shift depends on the picture's size, it is the one at ``resolution``.
+        """
+        schedule = self.schedule
+        shift = float(schedule.get("shift", 1.0))
+        if schedule.get("use_dynamic_shifting"):
+            tokens = (self.resolution // pixels_per_token) ** 2
+            few, many = schedule.get("base_image_seq_len", 256), schedule.get("max_image_seq_len", 4096)
+            low, high = schedule.get("base_shift", 0.5), schedule.get("max_shift", 1.15)
+            mu = low + (high - low) * (tokens - few) / (many - few)
+            shift = mu if schedule.get("time_shift_type") == "linear" else math.exp(mu)
+        return Flow(shift, logit_normal=True)
 
     # Parts ----------------------------------------------------------------------------------------
 
