@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 
 def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -36,6 +44,21 @@ def clip_config(width: int, tokens: int, projection: int) -> CLIPTextConfig:
         bos_token_id=tokens - 2,
         eos_token_id=tokens - 1,
         pad_token_id=tokens - 1,
+    )
+
+
+def tiny_t5_tokenizer() -> T5TokenizerFast:
+    """A T5 tokenizer that knows single letters only."""
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789,.-▁"
+    return T5TokenizerFast(
+        vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *((letter, -1.0) for letter in letters)],
+        extra_ids=0,
+    )
+
+
+def tiny_t5(width: int, tokens: int) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(vocab_size=tokens, d_model=width, d_kv=8, d_ff=2 * width, num_layers=2, num_heads=2)
     )
 
 

@@ -255,13 +255,13 @@ def _prepared(family: ModelFamily, denoiser: nn.Module) -> Any:
 def test_the_full_size_model(key: str) -> None:
     """Counted on the meta device from the published configuration."""
     module = tiny(key)
-    row, targets = CATALOGUE[key], family_class(key).targets
+    row = CATALOGUE[key]
     rows = {base.id: base for base in row.bases}
     for base_id, denoiser in module.full_size().items():
         base = rows[base_id]
         millions = sum(p.numel() for p in denoiser.parameters()) / 1e6
         assert (base.params or row.params)[0] == pytest.approx(millions, rel=1e-3), base_id
-        for name, pattern in targets.items():
+        for name, pattern in family_class(key).targets_in(denoiser.config).items():
             layers = {n: m for n, m in denoiser.named_modules() if re.fullmatch(pattern, n)}
             assert len(layers) == module.TARGETS[base_id][name], (base_id, name)
             per_rank = sum(lora_size(layer) for layer in layers.values()) / 1e3

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,6 +39,8 @@ class PipelineFamily:
         trainable_text: the text encoders that can get a LoRA of their own.
         targets: ``adapter.targets`` -> regular expression over the denoiser's module names.
         text_targets: the same for text encoders.
+        unread: regular expression for modules of the last transformer block, named from the block on, whose
+            output nothing reads (the text's side of it): they get no LoRA.
         clip_names: what ComfyUI calls the trainable text encoders.
     """
 
@@ -51,6 +53,7 @@ class PipelineFamily:
     tokenizer_classes: ClassVar[dict[str, Any]]
     trainable_text: ClassVar[tuple[str, ...]] = ()
     targets: ClassVar[dict[str, str]]
+    unread: ClassVar[str] = ""
     text_targets: ClassVar[str] = ""
     clip_names: ClassVar[dict[str, str]] = {}
 
@@ -71,11 +74,21 @@ class PipelineFamily:
         self._text: Any = None  # a pipeline of tokenizers and text encoders
         self.index = base.read_json("model_index.json")
         self.denoiser_config = base.read_json(self.denoiser_part, "config.json")
+        self.targets = self.targets_in(self.denoiser_config)  # type: ignore[misc]  # now this base's own
         self.vae_config = self._read_vae_config()
         self.schedule = base.read_json("scheduler", "scheduler_config.json")
         self.setup()
         for part in (self.denoiser_part, "vae", *self.text_classes):
             self._fingerprint(part)  # a damaged or missing file is found now, not after caching
+
+    @classmethod
+    def targets_in(cls, denoiser_config: Mapping[str, Any]) -> dict[str, str]:
+        """``targets`` for a denoiser of this configuration: without what is ``unread`` in its last block."""
+        if not cls.unread:
+            return cls.targets
+        last = int(denoiser_config["num_layers"]) - 1
+        unread = rf"transformer_blocks\.{last}\.({cls.unread})"
+        return {name: rf"(?!{unread}$)({pattern})" for name, pattern in cls.targets.items()}
 
     # What a family may say differently ------------------------------------------------------------
 
