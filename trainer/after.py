@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from .adapters import LoraWeights
 from .assemble import assemble, find_base, open_family
 from .cache import LiveTexts, TextCache, Texts
-from .checkpoints import load_adapter, newest_whole
+from .checkpoints import adapter_tensors, load_adapter, newest_whole
 from .contract.config import TrainConfig
 from .contract.errors import RunError
 from .contract.plan import Machine, estimate
@@ -95,7 +94,7 @@ def export_run(run: RunFolder, format: Format, out: Path) -> int:
 
 def weights_in(checkpoint: Path, config: TrainConfig) -> dict[str, LoraWeights]:
     """A checkpoint's LoRA without loading the denoiser: {dotted module name: weights}."""
-    tensors = load_file(checkpoint / "adapter.safetensors")
+    tensors = adapter_tensors(checkpoint)
     downs = {name: tensor for name, tensor in tensors.items() if ".lora_A." in name}
     return {
         name.partition(".lora_A.")[0]: LoraWeights(

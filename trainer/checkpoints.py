@@ -139,12 +139,24 @@ def load_checkpoint(
 
 def load_adapter(folder: Path, parameters: dict[str, nn.Parameter]) -> None:
     """Put a checkpoint's weights back."""
-    tensors = load_file(folder / "adapter.safetensors")
+    tensors = adapter_tensors(folder)
     if set(tensors) != set(parameters):
         raise ValueError(f"{folder} belongs to another adapter")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
+
+
+_BEFORE_PARTS = ("down_blocks.", "mid_block.", "up_blocks.")
+
+
+def adapter_tensors(folder: Path) -> dict[str, Tensor]:
+    """A checkpoint's weights by parameter name.
+
+    Checkpoints from before text encoders could be trained name no part; theirs was always a U-Net.
+    """
+    tensors = load_file(folder / "adapter.safetensors")
+    return {f"unet.{name}" if name.startswith(_BEFORE_PARTS) else name: t for name, t in tensors.items()}
 
 
 def rotate(newest: Path, keep: int) -> list[Path]:

@@ -119,12 +119,16 @@ def save_lora(
 
 
 def _peft_metadata(weights: Mapping[str, LoraWeights], family: ModelFamily) -> dict[str, Any]:
-    """What diffusers builds its adapters from: alpha = rank, since alpha is folded into the weights."""
+    """What diffusers builds its adapters from: alpha = rank, since alpha is folded into the weights.
+
+    Modules of text encoders are named without "text_model.": peft compares the ends of names, so that they
+    are found by transformers 4, which has it, and 5, which has not.
+    """
     metadata: dict[str, Any] = {}
     for part in sorted({name.partition(".")[0] for name in weights}):
-        names = [diffusers_name(name, family) for name in weights if name.startswith(f"{part}.")]
-        rank = max(lora.rank for name, lora in weights.items() if name.startswith(f"{part}."))
-        modules = sorted(name.partition(".")[2] for name in names)
+        names = [name for name in weights if name.startswith(f"{part}.")]
+        rank = max(weights[name].rank for name in names)
+        modules = sorted(name.removeprefix(f"{part}.").removeprefix("text_model.") for name in names)
         metadata |= {f"{part}.r": rank, f"{part}.lora_alpha": rank, f"{part}.target_modules": modules}
     return metadata
 

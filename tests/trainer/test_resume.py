@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dataset_tools.dataset import load_dataset, save_dataset
 from tests.conftest import ROOT
 from tests.pictures import draw_project
+from trainer.after import weights_in
 from trainer.checkpoints import is_whole, list_checkpoints
 from trainer.contract.config import TrainConfig
 from trainer.contract.events import current_events, read_events
@@ -98,6 +101,21 @@ def test_a_damaged_checkpoint_does_not_push_out_whole_ones(
     assert not train_here(run, Script(run, "stop", 3))
     assert list_checkpoints(run.checkpoints) == [run.checkpoint(3)]
     assert is_whole(run.checkpoint(3))
+
+
+def test_checkpoints_from_before_parts_had_names(run: RunFolder, straight: RunFolder) -> None:
+    """Their parameters were "down_blocks…", now "unet.down_blocks…"."""
+    assert not train_here(run, Script(run, "stop", 4))
+    folder = run.checkpoint(4)
+    file = folder / "adapter.safetensors"
+    new = load_file(file)
+    save_file({name.removeprefix("unet."): tensor for name, tensor in new.items()}, file)
+    manifest = json.loads((folder / "MANIFEST.json").read_text())
+    manifest[file.name] = {"size": file.stat().st_size, "sha256": sha256(file)}
+    (folder / "MANIFEST.json").write_text(json.dumps(manifest))
+    assert set(weights_in(folder, run.config())) == {name.partition(".lora_")[0] for name in new}
+    assert train_here(run)
+    assert_same(run, straight)
 
 
 def test_checkpoints_are_ordered_by_step(tmp_path: Path) -> None:

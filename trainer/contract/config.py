@@ -12,6 +12,7 @@ import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from .families import CATALOGUE
 
@@ -220,6 +221,15 @@ class OutputSettings(Section):
         return name
 
 
+TEXT_RATES = ("text_encoder_lr", "text_encoder_2_lr")
+"""The settings of ``train`` for a family's trainable text encoders, in their order."""
+
+
+def _problem(setting: str, sentence: str) -> PydanticCustomError:
+    """An error of settings that do not go together, told at one of them."""
+    return PydanticCustomError("together", "{sentence}", {"setting": setting, "sentence": sentence})
+
+
 class TrainConfig(Section):
     """A whole recipe."""
 
@@ -240,8 +250,17 @@ class TrainConfig(Section):
                     raise ValueError(f"[{name}] must be a table of settings, not {value!r}")
         return data
 
+    @model_validator(mode="after")
+    def _encoders_can_be_trained(self) -> TrainConfig:
+        row = CATALOGUE[self.model.family]
+        for number, name in enumerate(TEXT_RATES):
+            if getattr(self.train, name) and number >= len(row.trainable_text):
+                can = "only its first text encoder" if row.trainable_text else "no text encoder"
+                raise _problem(f"train.{name}", f"{row.label} can train {can}; set it to 0")
+        return self
+
     def text_encoder_rates(self) -> dict[str, float]:
         """{text encoder: its learning rate} of those that get a LoRA."""
         trainable = CATALOGUE[self.model.family].trainable_text
-        rates = (self.train.text_encoder_lr, self.train.text_encoder_2_lr)
+        rates = [getattr(self.train, name) for name in TEXT_RATES]
         return {part: rate for part, rate in zip(trainable, rates, strict=False) if rate}

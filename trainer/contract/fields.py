@@ -142,6 +142,9 @@ def _sentence(error: ErrorDetails) -> tuple[str, str]:
     where = [str(part) for part in error["loc"] if not isinstance(part, int)]
     path = ".".join(where[:2])
     value = error.get("input")
+    if error["type"] == "together":
+        setting = error["ctx"]["setting"]
+        return setting, f"{setting}: {error['ctx']['sentence']}"
     if error["type"] == "extra_forbidden":
         known = [*RECORDS] if len(where) > 1 else [*SECTIONS, *RECORDS]
         name = path.rpartition(".")[2]
