@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from trainer.contract.config import TrainConfig
+from trainer.contract.families import CATALOGUE
 from trainer.contract.fields import RECORDS, merge, nest, parse, to_tables
 from trainer.contract.lint import LEVELS, RULES, Facts, lint
 
@@ -203,3 +204,14 @@ def test_fast_and_without_torch() -> None:
         "import sys, trainer.contract.lint; sys.exit(bool({'torch', 'gradio', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_base_that_was_distilled_wants_no_guidance() -> None:
+    """Guidance 1 is right there, and anything above is not."""
+    base = next(base for family in CATALOGUE.values() for base in family.bases if base.guidance == 1)
+    family = next(key for key, family in CATALOGUE.items() if base in family.bases)
+    for guidance, found in ((1.0, []), (5.0, ["samples.guidance"])):
+        tables = {**GOOD, "model": {"family": family, "base": base.id}}
+        config = parse(merge(tables, {"samples": {"guidance": guidance}}))
+        fields = [f.field for f in lint(config, Facts()) if f.field == "samples.guidance"]
+        assert fields == found, guidance

@@ -168,7 +168,36 @@ SD15 = Family(
     trainable_text=("text_encoder",),
 )
 
-CATALOGUE: dict[str, Family] = {family.key: family for family in (SDXL, SD15)}
+ZIMAGE = Family(
+    key="zimage",
+    label="Z-Image",
+    bases=(
+        Base("Tongyi-MAI/Z-Image", "Z-Image", "apache-2.0", 1024, 19.1, guidance=4.0),
+        Base(
+            "Tongyi-MAI/Z-Image-Turbo",
+            "Z-Image Turbo (eight steps)",
+            "apache-2.0",
+            1024,
+            30.6,
+            note="Trained with an assistant LoRA that undoes the distillation; fine for short runs.",
+            assistant="ostris/zimage_turbo_training_adapter:zimage_turbo_training_adapter_v2.safetensors",
+            guidance=1.0,
+        ),
+    ),
+    resolution=1024,
+    size_multiple=16,
+    token_limit=512,
+    params=(6154.9, 4022.5, 83.8),
+    lora_params_per_rank={"attention": 1044.5, "transformer": 2480.6, "transformer+conv": 2480.6},
+    activation_gib=(34.5, 1.0),  # an estimate: counted without memory, flash attention assumed
+    pipelines=("ZImagePipeline",),
+    signatures=(
+        # Lumina's older code has a SiLU before the layer: adaLN_modulation.1.
+        Signature("a Z-Image checkpoint", (r"layers\.0\.adaLN_modulation\.0\.", r"cap_embedder\.")),
+    ),
+)
+
+CATALOGUE: dict[str, Family] = {family.key: family for family in (SDXL, SD15, ZIMAGE)}
 
 
 def known_base(family: str, base: str) -> Base | None:
