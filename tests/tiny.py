@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +130,25 @@ def tiny_sdxl(folder: Path, *, prediction: str = "epsilon", seed: int = 0, layer
         folder
     )
     return folder
+
+
+def unconverted(
+    state: Mapping[str, torch.Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    convert: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+) -> dict[str, torch.Tensor]:
+    """A diffusers part as a checkpoint in the original layout, whose names and shapes are given.
+
+    ``convert`` is diffusers' own converter. Every number of the checkpoint is numbered and sent through
+    it, which tells where in ``state`` that number is to be found.
+    """
+    places: dict[str, torch.Tensor] = {}
+    count = 0
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        places[name] = torch.arange(count, count + size).reshape(shape)
+        count += size
+    values = torch.zeros(count)
+    for name, numbers in convert(dict(places)).items():
+        values[numbers.flatten()] = state[name].flatten()
+    return {name: values[numbers] for name, numbers in places.items()}

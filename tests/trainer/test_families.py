@@ -23,7 +23,7 @@ from trainer.after import weights_in
 from trainer.contract.config import AdapterSettings
 from trainer.contract.families import CATALOGUE
 from trainer.contract.runs import RunFolder
-from trainer.export import FORMATS, save_lora
+from trainer.export import FORMATS, save_lora, tensors_in
 from trainer.families.base import Geometry, ModelFamily, family_class, load_family
 from trainer.lora_file import read_lora
 from trainer.losses import mse
@@ -294,6 +294,37 @@ def test_a_checkpoint_in_one_file(
     assert set(one.state_dict()) == set(two.state_dict())
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, two.state_dict()[name]), name
+
+
+@everywhere
+def test_a_comfyui_file_fits_the_original_checkpoint(
+    key: str, bases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merged into a checkpoint of the original layout by its own names, it is the LoRA that was trained."""
+    base = bases(key)
+    tensors = tiny(key).original(base)
+    if tensors is None:
+        pytest.skip("no such file, or tested elsewhere")
+    family = opened(key, base)
+    part, denoiser = family.denoiser_part, family.load_denoiser()
+    add_lora(denoiser, AdapterSettings(rank=2, alpha=3), family.targets["transformer+conv"], 0)
+    weights = lora_weights({part: denoiser})
+    for lora in weights.values():
+        lora.up.normal_(generator=torch.Generator().manual_seed(7))
+    expected = with_lora(family, family.load_denoiser(), weights).state_dict()
+
+    file = tensors_in("comfyui", weights, family)
+    for stem in {name.rpartition(".lora_")[0] for name in file} - {""}:
+        up, down = file[f"{stem}.lora_B.weight"], file[f"{stem}.lora_A.weight"]
+        delta = up.flatten(1) @ down.flatten(1) * file[f"{stem}.alpha"] / len(down)
+        module = stem.removeprefix("diffusion_model.")
+        (name,) = {f"model.diffusion_model.{module}.weight", f"{module}.weight"} & set(tensors)
+        tensors[name] = tensors[name] + delta.reshape(tensors[name].shape)
+    merged = tmp_path / "merged.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, merged)
+    monkeypatch.setattr("trainer.source.fetch_pipeline", lambda repo, *args, **options: base)
+    for name, tensor in opened(key, merged).load_denoiser().state_dict().items():
+        assert torch.allclose(tensor, expected[name], atol=1e-5), name
 
 
 @everywhere

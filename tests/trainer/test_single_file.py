@@ -211,11 +211,13 @@ _OTHERS = {
 @pytest.mark.parametrize("phrase", _OTHERS)
 def test_another_architecture_is_refused_by_its_header(phrase: str, tmp_path: Path) -> None:
     file = layout.write_names(tmp_path / "other.safetensors", _OTHERS[phrase])
-    assert kind_of_file(read_header(file)).phrase == phrase
+    kind = kind_of_file(read_header(file))
+    assert kind.phrase == phrase
+    remedy = f"set model.family to {kind.family}" if kind.family else "choose another base model"
     with pytest.raises(RunError) as caught:
         resolve("sdxl", str(file))
     assert str(caught.value) == (
-        f"other.safetensors is {phrase}, the recipe says Stable Diffusion XL; choose another base model"
+        f"other.safetensors is {phrase}, the recipe says Stable Diffusion XL; {remedy}"
     )
     assert caught.value.cause == "model_missing"
 
@@ -225,7 +227,8 @@ def test_a_folder_of_another_pipeline_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"is a FLUX\.1 model, the recipe says Stable Diffusion XL"):
         resolve("sdxl", str(tmp_path))
     assert kind_of_pipeline("StableDiffusionXLInpaintPipeline").family == "sdxl"
-    assert kind_of_pipeline("StableDiffusion3Pipeline").phrase == "an SD 3 model"
+    assert kind_of_pipeline("StableDiffusion3Pipeline").family == "sd3"
+    assert kind_of_pipeline("StableDiffusionPipeline").family == "sd15"
 
 
 def test_damaged_files(checkpoint: Path, tmp_path: Path) -> None:

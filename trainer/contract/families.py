@@ -168,6 +168,59 @@ SD15 = Family(
     trainable_text=("text_encoder",),
 )
 
+SD3 = Family(
+    key="sd3",
+    label="Stable Diffusion 3.5",
+    bases=(
+        Base(
+            "stabilityai/stable-diffusion-3.5-medium",
+            "Stable Diffusion 3.5 Medium",
+            "stabilityai-ai-community",
+            1024,
+            15.2,
+            gated=True,
+        ),
+        Base(
+            "stabilityai/stable-diffusion-3.5-large",
+            "Stable Diffusion 3.5 Large",
+            "stabilityai-ai-community",
+            1024,
+            25.7,
+            gated=True,
+            note="Its LoRAs work on Large Turbo too.",
+            params=(8056.6, 5580.6, 83.8),
+            activation_gib=(17.6, 0.78),
+            lora_params_per_rank={
+                "attention": 1468.9,
+                "transformer": 3292.9,
+                "transformer+conv": 3292.9,
+            },
+        ),
+    ),
+    resolution=1024,
+    size_multiple=16,
+    token_limit=256,
+    params=(2243.2, 5580.6, 83.8),
+    lora_params_per_rank={"attention": 743.4, "transformer": 1465.3, "transformer+conv": 1465.3},
+    activation_gib=(8.9, 0.32),  # estimates: tensors saved for the backward pass, with flash attention
+    pipelines=("StableDiffusion3",),
+    signatures=(
+        Signature("an SD 3.5 Medium checkpoint", (r"joint_blocks\.0\.x_block\.attn2\.",)),
+        Signature(
+            "an SD 3.5 Large checkpoint",
+            (r"joint_blocks\.",),
+            width=(r"joint_blocks\.0\.x_block\.attn\.qkv\.weight", 2432),
+            reference="stabilityai/stable-diffusion-3.5-large",
+        ),
+        Signature(
+            "an SD 3 checkpoint",
+            (r"joint_blocks\.",),
+            reference="stabilityai/stable-diffusion-3-medium-diffusers",
+        ),
+    ),
+    trainable_text=("text_encoder", "text_encoder_2"),
+)
+
 ZIMAGE = Family(
     key="zimage",
     label="Z-Image",
@@ -197,7 +250,7 @@ ZIMAGE = Family(
     ),
 )
 
-CATALOGUE: dict[str, Family] = {family.key: family for family in (SDXL, SD15, ZIMAGE)}
+CATALOGUE: dict[str, Family] = {family.key: family for family in (SDXL, SD15, SD3, ZIMAGE)}
 
 
 def known_base(family: str, base: str) -> Base | None:
