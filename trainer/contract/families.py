@@ -250,7 +250,54 @@ ZIMAGE = Family(
     ),
 )
 
-CATALOGUE: dict[str, Family] = {family.key: family for family in (SDXL, SD15, SD3, ZIMAGE)}
+FLUX = Family(
+    key="flux",
+    label="FLUX.1",
+    bases=(
+        Base(
+            "black-forest-labs/FLUX.1-dev",
+            "FLUX.1 dev",
+            "flux-1-dev-non-commercial-license",
+            1024,
+            31.4,
+            gated=True,
+            guidance=3.5,
+        ),
+        Base(
+            "black-forest-labs/FLUX.1-schnell",
+            "FLUX.1 schnell (four steps)",
+            "apache-2.0",
+            1024,
+            31.4,
+            note="Trained with an assistant LoRA that undoes the distillation.",
+            assistant="ostris/FLUX.1-schnell-training-adapter",
+            guidance=1.0,
+            params=(11891.2, 4885.4, 83.8),
+        ),
+    ),
+    resolution=1024,
+    size_multiple=16,
+    token_limit=512,
+    params=(11901.4, 4885.4, 83.8),
+    lora_params_per_rank={"attention": 1634.3, "transformer": 5369.9, "transformer+conv": 5369.9},
+    activation_gib=(51.2, 1.5),  # estimate: saved tensors counted at 1024 px, flash attention assumed
+    pipelines=("FluxPipeline",),
+    signatures=(
+        Signature(
+            "a FLUX.1 checkpoint",
+            (r"double_blocks\.0\.img_attn\.qkv", r"guidance_in\."),
+            (r"double_stream_modulation_img\.", r"distilled_guidance_layer\."),
+        ),
+        Signature(
+            "a FLUX.1 checkpoint",
+            (r"double_blocks\.0\.img_attn\.qkv",),
+            (r"double_stream_modulation_img\.", r"distilled_guidance_layer\."),
+            reference="black-forest-labs/FLUX.1-schnell",
+        ),
+    ),
+)
+
+CATALOGUE: dict[str, Family] = {family.key: family for family in (SDXL, SD15, SD3, ZIMAGE, FLUX)}
 
 
 def known_base(family: str, base: str) -> Base | None:
