@@ -82,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--format", choices=("kohya", "diffusers", "comfyui"), default="kohya")
     export.add_argument("--out", type=Path, required=True, metavar="FILE")
     export.set_defaults(verb=_export)
+
+    bring = verbs.add_parser("import", help="a recipe that goes on from a finished LoRA")
+    bring.add_argument("file", type=Path, metavar="LORA.safetensors")
+    bring.add_argument("--out", type=Path, required=True, metavar="RECIPE.toml")
+    bring.set_defaults(verb=_import)
     return parser
 
 
@@ -121,10 +126,15 @@ def _absolute(config: TrainConfig, beside: Path) -> TrainConfig:
         sentence = f"dataset.path = {config.dataset.path!r} {wrong}; name the folder of photos"
         raise ConfigError({"dataset.path": sentence})
     tables["dataset"]["path"] = str(dataset)
-    for field in ("base", "vae"):
-        text = tables["model"][field]
-        if text and text != "demo" and (local := local_path(text, beside)):
-            tables["model"][field] = str(local)
+    for section, field in (
+        ("model", "base"),
+        ("model", "vae"),
+        ("model", "assistant"),
+        ("adapter", "start_from"),
+    ):
+        text = tables[section][field]
+        if text not in ("", "demo", "none") and (local := local_path(text, beside)):
+            tables[section][field] = str(local)
     return parse(tables)
 
 
@@ -217,6 +227,15 @@ def _export(arguments: argparse.Namespace) -> int:
     from .after import export_run
 
     return export_run(RunFolder(arguments.run_dir.resolve()), arguments.format, arguments.out)
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from .importing import import_recipe
+
+    for line in import_recipe(arguments.file, arguments.out):
+        print(line)
+    print(f"written to {arguments.out}; name your photos in its dataset.path")
+    return FINISHED
 
 
 if __name__ == "__main__":

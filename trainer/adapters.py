@@ -43,21 +43,23 @@ class LoraWeights:
     def scale(self) -> float:
         return self.alpha / self.rank
 
-    def resized(self, rank: int) -> LoraWeights:
-        """The best approximation with another rank (Eckart-Young, by SVD of up · down) and alpha = rank."""
-        if rank == self.rank:
-            return self
-        delta = self.up.flatten(1).float() @ self.down.flatten(1).float() * self.scale
-        u, s, v = torch.linalg.svd(delta, full_matrices=False)
-        kept = min(rank, len(s))
-        root = s[:kept].sqrt()
-        down = torch.zeros(rank, delta.shape[1])
-        up = torch.zeros(delta.shape[0], rank)
-        down[:kept], up[:, :kept] = root[:, None] * v[:kept], u[:, :kept] * root
-        if rank > kept:  # more rank than the matrix has: the rest starts as a fresh LoRA does
-            nn.init.kaiming_uniform_(down[kept:], a=5**0.5)
-        shape = (rank, *self.down.shape[1:])
-        return LoraWeights(down.reshape(shape), up.reshape(-1, rank, *self.up.shape[2:]), float(rank))
+    def within(self, rank: int) -> tuple[LoraWeights, float, float]:
+        """The same effect with at most ``rank``, as nearly as that can be (Eckart & Young 1936).
+
+        Returns (weights, lost, whole): what is lost of its squared Frobenius norm, and that norm.
+        """
+        # The SVD of up · down by way of the small matrix between two orthonormal bases.
+        q_up, r_up = torch.linalg.qr(self.up.flatten(1).float() * self.scale)
+        q_down, r_down = torch.linalg.qr(self.down.flatten(1).float().T)
+        u, s, v = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
+        whole = float(s.square().sum())
+        if rank >= self.rank:
+            return self, 0.0, whole
+        root = s[:rank].sqrt()
+        kept = len(root)  # fewer than ``rank`` in a layer that is narrower than it
+        up = (q_up @ u[:, :kept] * root).reshape(-1, kept, *self.up.shape[2:])
+        down = (root[:, None] * (v[:kept] @ q_down.T)).reshape(kept, *self.down.shape[1:])
+        return LoraWeights(down, up, float(kept)), float(s[rank:].square().sum()), whole
 
 
 def add_lora(module: nn.Module, settings: AdapterSettings, targets: str, seed: int) -> None:
@@ -107,22 +109,50 @@ def _lora_layers(module: nn.Module) -> dict[str, Any]:
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
 
 
+@dataclass(frozen=True)
+class WarmStart:
+    """What a fresh LoRA took from a finished one: ``modules`` of ``of``, and the share of it (of its norm)
+    that did not fit into the rank."""
+
+    modules: int
+    of: int
+    lost: float
+
+
 @torch.no_grad()
-def start_from(parts: Mapping[str, nn.Module], weights: Mapping[str, LoraWeights]) -> int:
-    """Put a finished LoRA's weights into the fresh one, its rank resized; returns how many modules got some.
+def start_from(parts: Mapping[str, nn.Module], weights: Mapping[str, LoraWeights]) -> WarmStart:
+    """Put a finished LoRA into the fresh one. Where it has less rank, the rest stays as it began.
 
     The fresh LoRA keeps its own alpha: ``up`` is scaled so that the effect is the same.
+    Raises RunError(config), before anything is changed, where a layer of the base has another size.
     """
-    taken = 0
-    for part, module in parts.items():
-        for name, layer in _lora_layers(module).items():
-            if given := weights.get(f"{part}.{name}"):
-                down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-                fitted = given.resized(len(down))
-                down.copy_(fitted.down)
-                up.copy_(fitted.up * (fitted.scale / layer.scaling[ADAPTER]))
-                taken += 1
-    return taken
+    layers = {
+        f"{part}.{name}": layer
+        for part, module in parts.items()
+        for name, layer in _lora_layers(module).items()
+    }
+    taken = {name: (layer, weights[name]) for name, layer in layers.items() if name in weights}
+    for name, (layer, given) in taken.items():
+        require_fit(name, given, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight)
+    lost = whole = 0.0
+    for layer, given in taken.values():
+        down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        fitted, lost_here, whole_here = given.within(len(down))
+        down[: fitted.rank] = fitted.down
+        up[:, : fitted.rank] = fitted.up * (fitted.scale / layer.scaling[ADAPTER])
+        lost, whole = lost + lost_here, whole + whole_here
+    return WarmStart(len(taken), len(layers), (lost / whole) ** 0.5 if whole else 0.0)
+
+
+def require_fit(name: str, lora: LoraWeights, down: Tensor, up: Tensor) -> None:
+    """Raise RunError(config) where a LoRA is for a layer of another size; its rank may differ."""
+    if lora.down.shape[1:] != down.shape[1:] or len(lora.up) != len(up):
+        theirs, ours = (f"{d.shape[1]} in and {len(u)} out" for d, u in ((lora.down, lora.up), (down, up)))
+        raise RunError(
+            f"the LoRA is for another base: its {name} has {theirs}, this base's {ours}; "
+            "choose the base that it was made for",
+            "config",
+        )
 
 
 def add_assistant(denoiser: nn.Module, weights: Mapping[str, LoraWeights]) -> None:
@@ -140,6 +170,7 @@ def add_assistant(denoiser: nn.Module, weights: Mapping[str, LoraWeights]) -> No
     denoiser.add_adapter(config, adapter_name=ASSISTANT)  # type: ignore[operator]
     for name, layer in _lora_layers(denoiser).items():
         if name in weights:
+            require_fit(name, weights[name], layer.lora_A[ASSISTANT].weight, layer.lora_B[ASSISTANT].weight)
             layer.lora_A[ASSISTANT].weight.data.copy_(weights[name].down)
             layer.lora_B[ASSISTANT].weight.data.copy_(weights[name].up)
     _activate(denoiser, [ADAPTER, ASSISTANT])

@@ -12,14 +12,15 @@ import torch
 from torch import nn
 
 from .adapters import LoraWeights, add_assistant, add_lora, lora_parameters, start_from
-from .contract.config import TrainConfig
+from .contract.config import TEXT_RATES, TrainConfig
 from .contract.errors import RunError
 from .contract.families import assistant_of
+from .contract.lora_header import encoders_in, read_lora_header
 from .contract.runs import RunFolder
 from .families.base import ModelFamily, load_family
 from .hub import Tell, fetch_lora
 from .lora_file import read_lora
-from .source import BaseModel, local_path, resolve
+from .source import BaseModel, local_path, looks_like_hub_id, resolve
 
 
 @dataclass(frozen=True)
@@ -94,34 +95,55 @@ def assemble(family: ModelFamily, config: TrainConfig, beside: Path, tell: Tell 
         for number, part in enumerate(rates, 1):
             add_lora(encoders[part], config.adapter, family.text_targets, config.train.seed + number)
             parts[part] = encoders[part]
-    model = Model(denoiser, parts)
-    if config.adapter.start_from:
-        file = _lora_path(config.adapter.start_from, beside, tell)
-        start_from(parts, _finished_lora(family, config, model, file))
-    return model
+    return Model(denoiser, parts)
 
 
-def _finished_lora(
-    family: ModelFamily, config: TrainConfig, model: Model, path: Path
-) -> dict[str, LoraWeights]:
+def warm_start(
+    model: Model, family: ModelFamily, config: TrainConfig, beside: Path, tell: Tell = lambda text: None
+) -> str:
+    """Put the LoRA that the recipe goes on from into a fresh one; returns what to say of it, if anything."""
+    if not config.adapter.start_from:
+        return ""
+    path = _lora_path(config.adapter.start_from, beside, tell)
+    weights = _finished_lora(family, model, path)
+    taken = start_from(model.parts, weights)
+    said = f"goes on from {path.name}: {taken.modules} of {taken.of} modules"
+    ranks = {lora.rank for lora in weights.values()}
+    if ranks != {config.adapter.rank}:
+        said += f", rank {_span(ranks)} -> {config.adapter.rank}, {taken.lost:.1%} of its weight lost"
+    return said
+
+
+def _span(numbers: set[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def _finished_lora(family: ModelFamily, model: Model, path: Path) -> dict[str, LoraWeights]:
     """The LoRA to go on from. Raises RunError(config) where it would lose modules that it has."""
-    adapted = {name.partition(".lora_")[0] for name in model.parameters()}
-    weights = read_lora(path, family, [*adapted, *_others(family, model, adapted)])
-    if lost := sorted(set(weights) - adapted):
-        remedy = "set adapter.targets wider, or a text encoder's learning rate above 0"
+    found = encoders_in(read_lora_header(path), family.trainable_text)
+    encoders = [part for part in found if part not in model.parts]
+    if encoders:
+        settings = dict(zip(family.trainable_text, TEXT_RATES, strict=False))
+        names = " and ".join(f"train.{settings[part]}" for part in encoders)
         raise RunError(
-            f"{path.name} adapts {len(lost)} modules that this recipe does not (such as {lost[0]}); {remedy}",
+            f"{path.name} adapts text encoders too; set {names} above 0 to go on from it", "config"
+        )
+    adapted = {name.partition(".lora_")[0] for name in model.parameters()}
+    others = [
+        name
+        for part, module in model.parts.items()
+        for name in _adaptable(part, module)
+        if name not in adapted
+    ]
+    weights = read_lora(path, family, [*adapted, *others])
+    if lost := sorted(set(weights) - adapted):
+        raise RunError(
+            f"{path.name} adapts {len(lost)} modules that this recipe does not (such as {lost[0]}); "
+            "set adapter.targets wider",
             "config",
         )
     return weights
-
-
-def _others(family: ModelFamily, model: Model, adapted: set[str]) -> list[str]:
-    """Modules that the recipe leaves alone, in the denoiser and in encoders that could be trained."""
-    parts: dict[str, nn.Module] = {family.denoiser_part: model.denoiser}
-    parts |= family.text_encoders() if family.trainable_text else {}
-    names = [name for part, module in parts.items() for name in _adaptable(part, module)]
-    return [name for name in names if name not in adapted]
 
 
 def _adaptable(part: str, module: nn.Module) -> list[str]:
@@ -138,4 +160,9 @@ def _lora_path(text: str, beside: Path, tell: Tell) -> Path:
     if path := local_path(text, beside):
         return path
     repo, _, file = text.partition(":")
+    if not looks_like_hub_id(repo) or repo.endswith(".safetensors"):
+        raise RunError(
+            f"the LoRA {text} is not on this machine and is no Hub id (owner/name); check the spelling",
+            "model_missing",
+        )
     return fetch_lora(repo, file, tell=tell)

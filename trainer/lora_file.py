@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -11,23 +11,30 @@ from torch import Tensor
 
 from .adapters import LoraWeights
 from .contract.errors import RunError
+from .contract.families import CATALOGUE
+from .contract.lora_header import DOWN, UP, families_of, read_lora_header
 from .export import diffusers_name, original_name
 from .families.base import ModelFamily
 
-_DOWN = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", ".lora_A.default.weight")
-_UP = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight", ".lora_B.default.weight")
 
-
-def read_lora(path: Path, family: ModelFamily, modules: Sequence[str]) -> dict[str, LoraWeights]:
+def read_lora(path: Path, family: ModelFamily, modules: Iterable[str]) -> dict[str, LoraWeights]:
     """The LoRA in a file as {part.module: weights}; ``modules`` are the names it may be for, with their part.
 
     A layer that the original code has fused is taken apart again. Raises RunError(model_missing) for a
-    file that is no LoRA, has keys that fit no module, or is of a kind that cannot be read (LoHa, DoRA, …).
+    file that is damaged, no LoRA, of another family or of a kind that cannot be read (LoHa, DoRA, …).
     """
+    header = read_lora_header(path)
+    others = families_of(header)
+    if others and family.row.key not in others:
+        raise RunError(
+            f"{path.name} is a LoRA for {CATALOGUE[others[0]].label}, the recipe says {family.row.label}; "
+            "choose another file, or a base of that family",
+            "model_missing",
+        )
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a handle is no dict)
-            metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        metadata = json.loads(header.metadata.get("lora_adapter_metadata", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise RunError(
             f"{path.name} cannot be read as a LoRA ({error}); download it again", "model_missing"
@@ -36,8 +43,8 @@ def read_lora(path: Path, family: ModelFamily, modules: Sequence[str]) -> dict[s
     used: set[str] = set()
     for module in modules:
         for stem, rows in _stems(module, family):
-            down = _first(tensors, stem, _DOWN)
-            up = _first(tensors, stem, _UP)
+            down = _first(tensors, stem, DOWN)
+            up = _first(tensors, stem, UP)
             if down and up:
                 alpha_key = f"{stem}.alpha"
                 rank = tensors[down].shape[0]

@@ -94,7 +94,7 @@ def resolve(
         return BaseModel(base, DEMO_FOLDER, DEMO_FOLDER, own_vae)
     path = local_path(base, beside)
     if path is None:
-        if not _looks_like_hub_id(base):
+        if not looks_like_hub_id(base):
             raise RunError(
                 f"the base model {base} does not exist on this machine and is no Hub id (owner/name); "
                 "check the spelling",
@@ -139,7 +139,7 @@ def local_path(text: str, beside: Path | None) -> Path | None:
     return None
 
 
-def _looks_like_hub_id(text: str) -> bool:
+def looks_like_hub_id(text: str) -> bool:
     owner, slash, name = text.partition("/")
     return (
         bool(slash and owner and name)
@@ -161,7 +161,7 @@ def _resolve_vae(vae: str, beside: Path | None, on_download: Tell) -> Path:
     """A folder with config.json, or a single file that holds a VAE, alone or in a checkpoint."""
     path = local_path(vae, beside)
     if path is None:
-        if not _looks_like_hub_id(vae):
+        if not looks_like_hub_id(vae):
             raise RunError(
                 f"the VAE {vae} does not exist on this machine and is no Hub id (owner/name); "
                 "check the spelling",

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from .adapters import lora_weights
-from .assemble import assemble, find_base, open_family
+from .assemble import assemble, find_base, open_family, warm_start
 from .cache import LatentCache, LiveTexts, Progress, TextCache, Texts
 from .checkpoints import TrainState, load_checkpoint, newest_whole, rotate, save_checkpoint
 from .contract.config import TrainConfig, TrainSettings
@@ -136,6 +136,8 @@ def _train(
         if accelerator.scaler and state.scaler:
             accelerator.scaler.load_state_dict(state.scaler)
         report.say(f"resuming from {checkpoint.name}")
+    elif said := warm_start(model, family, config, run.path, downloading):
+        report.say(said)
     optimizer = accelerator.prepare(optimizer)
     for module in model.parts.values():
         module.train()

@@ -58,6 +58,9 @@ class Family:
         pipelines: beginnings of the names of the pipeline classes in diffusers folders.
         signatures: how its single-file checkpoints are recognised.
         file_parts: the parts that such a checkpoint holds; the others come from the reference base.
+        lora_signatures: how its LoRAs are recognised, by the denoiser's modules: their names in any format,
+            without the loaders' prefixes and with "_" for ".".
+        architectures: beginnings of the names that LoRAs' metadata have for it.
         trainable_text: the text encoders that can get a LoRA of their own, in kohya's order.
         resolution: native side in pixels where the base does not say otherwise.
         size_multiple: image sides must be multiples of this many pixels (VAE factor).
@@ -81,6 +84,8 @@ class Family:
     pipelines: tuple[str, ...]
     signatures: tuple[Signature, ...] = ()
     file_parts: tuple[str, ...] = ("transformer",)
+    lora_signatures: tuple[Signature, ...] = ()
+    architectures: tuple[str, ...] = ()
     trainable_text: tuple[str, ...] = ()
     fp16_vae: str = ""
 
@@ -124,6 +129,14 @@ SDXL = Family(
         ),
     ),
     file_parts=("unet", "vae", "text_encoder", "text_encoder_2"),
+    lora_signatures=(
+        # Transformers of more than one block; in the small demo model they have one, but metadata say it.
+        Signature(
+            "an SDXL LoRA",
+            (r"((down|up|input|output)_blocks_\d+|mid_block|middle_block)_.*transformer_blocks_1_",),
+        ),
+    ),
+    architectures=("stable-diffusion-xl", "sdxl"),
     trainable_text=("text_encoder", "text_encoder_2"),
     fp16_vae="madebyollin/sdxl-vae-fp16-fix",
 )
@@ -165,6 +178,13 @@ SD15 = Family(
         Signature("an SD 1.5 checkpoint", (r"input_blocks\.1\.1\.",), (r"label_emb\.",)),
     ),
     file_parts=("unet", "vae", "text_encoder"),
+    lora_signatures=(
+        Signature(
+            "an SD 1.5 or 2.x LoRA",
+            (r"(down_blocks_0_attentions|up_blocks_3_attentions|input_blocks_1_1|output_blocks_11_1)_",),
+        ),
+    ),
+    architectures=("stable-diffusion-v1", "stable-diffusion-v2", "sd_v1", "sd_v2"),
     trainable_text=("text_encoder",),
 )
 

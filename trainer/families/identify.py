@@ -6,70 +6,13 @@ its own. A diffusers folder names its pipeline class.
 
 from __future__ import annotations
 
-import json
-import re
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 from ..contract.errors import RunError
 from ..contract.families import CATALOGUE, Signature
+from ..contract.headers import Header, Tensor, fits, read_header
 
-_LARGEST_HEADER = 100_000_000
-"""Bytes; the limit of the safetensors format itself."""
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One row of the header: shape, and first and last byte + 1 in the file."""
-
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Header:
-    """What stands at the beginning of a .safetensors file."""
-
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str] = field(default_factory=dict)
-
-    def has(self, pattern: str) -> bool:
-        """Whether a tensor's name begins with the regular expression."""
-        compiled = re.compile(pattern)
-        return any(compiled.match(name) for name in self.tensors)
-
-    def width(self, pattern: str) -> int:
-        """The last dimension of the first tensor whose name begins with the regular expression, or 0."""
-        compiled = re.compile(pattern)
-        return next((t.shape[-1] for name, t in self.tensors.items() if t.shape and compiled.match(name)), 0)
-
-
-def read_header(file: Path) -> Header:
-    """Names and shapes without loading anything. Raises RunError(model_missing) for a damaged file."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        text = stream.read(length) if 2 <= length <= min(_LARGEST_HEADER, size - 8) else b""
-    try:
-        rows = json.loads(text)
-        metadata = rows.pop("__metadata__", None) or {}
-        data = 8 + length
-        tensors = {
-            name: Tensor(tuple(row["shape"]), *(data + offset for offset in row["data_offsets"]))
-            for name, row in rows.items()
-        }
-    except (ValueError, AttributeError, TypeError, KeyError):
-        what = "is empty" if size == 0 else "is not a safetensors file, or only the beginning of one"
-        raise RunError(f"{file.name} {what}; download it again", "model_missing") from None
-    whole = max((tensor.end for tensor in tensors.values()), default=data)
-    if size < whole:
-        raise RunError(
-            f"{file.name} is incomplete: {size / 2**20:.1f} of {whole / 2**20:.1f} MiB are there; "
-            "download it again",
-            "model_missing",
-        )
-    return Header(tensors, metadata)
+__all__ = ["VAE", "Header", "Kind", "Tensor", "kind_of_file", "kind_of_pipeline", "read_header", "require"]
 
 
 @dataclass(frozen=True)
@@ -84,8 +27,6 @@ class Kind:
 
 VAE = Kind("a VAE")
 UNKNOWN = Kind("no checkpoint of a known architecture")
-
-_DENOISER = r"(model\.)?(diffusion_model\.)?"
 
 # What is no base model is told first: a LoRA or a ControlNet has some names of the model that it goes with.
 _EXTRAS = (
@@ -107,25 +48,17 @@ _LEFT = (
 )
 
 
-def _fits(header: Header, signature: Signature) -> bool:
-    if not all(header.has(_DENOISER + pattern) for pattern in signature.needed):
-        return False
-    if any(header.has(_DENOISER + pattern) for pattern in signature.excluded):
-        return False
-    return signature.width is None or header.width(_DENOISER + signature.width[0]) == signature.width[1]
-
-
 def kind_of_file(header: Header) -> Kind:
     """What a single .safetensors file holds."""
     for signature in _EXTRAS:
-        if _fits(header, signature):
+        if fits(header, signature):
             return Kind(signature.phrase)
     for family in CATALOGUE.values():
         for signature in family.signatures:
-            if _fits(header, signature):
+            if fits(header, signature):
                 return Kind(signature.phrase, family.key, signature.reference)
     for signature in _LEFT:
-        if _fits(header, signature):
+        if fits(header, signature):
             return Kind(signature.phrase)
     return UNKNOWN
 

@@ -1,0 +1,80 @@
+"""What a LoRA's file says of itself without loading it: its kind, the families it fits, its encoders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import RunError
+from .families import CATALOGUE
+from .headers import Header, fits, read_header
+
+DOWN = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", ".lora_A.default.weight")
+UP = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight", ".lora_B.default.weight")
+
+
+_ENDING = re.compile("(" + "|".join(map(re.escape, (*DOWN, *UP, ".alpha"))) + ")$")
+_LOADER = re.compile(
+    r"(base_model\.model\.)?(lora_(unet|transformer)_|(diffusion_model|transformer|unet|model)\.)?"
+)
+
+# How the keys of a first and of a second text encoder begin, in each format.
+_ENCODERS = (
+    r"lora_te1?_|text_encoder\.|text_encoders\.clip_[lh]\.",
+    r"lora_te2_|text_encoder_2\.|text_encoders\.clip_g\.",
+)
+
+_OTHER_KINDS = {
+    "a LoHa": r"hada_w1",
+    "a LoKr": r"lokr_w1",
+    "an OFT": r"oft_(blocks|diag)|oft_R",
+    "a DoRA": r"dora_scale|lora_magnitude_vector",
+    "a difference of whole weights": r"\.diff(_b)?$",
+}
+
+
+def read_lora_header(path: Path) -> Header:
+    """Names and shapes in a LoRA's file. Raises RunError(model_missing) for a damaged or empty file, for
+    one that is no LoRA, and for the kinds that are more than two matrices a module (LoHa, DoRA, …)."""
+    if path.suffix != ".safetensors":
+        raise RunError(f"{path.name} is not a .safetensors file; choose one that is", "model_missing")
+    header = read_header(path)
+    for phrase, pattern in _OTHER_KINDS.items():
+        if any(re.search(pattern, name) for name in header.tensors):
+            raise RunError(
+                f"{path.name} is {phrase}, which cannot be read here; choose a plain LoRA", "model_missing"
+            )
+    if not any(name.endswith(DOWN) for name in header.tensors):
+        raise RunError(f"{path.name} is no LoRA; choose a LoRA's .safetensors file", "model_missing")
+    return header
+
+
+def families_of(header: Header) -> list[str]:
+    """The families that a LoRA can be for: by its metadata where that says, else by its modules' names."""
+    said = (header.metadata.get(key, "") for key in ("modelspec.architecture", "ss_base_model_version"))
+    named = [text for text in said if text]
+    modules = Header(
+        {flat_name(name): tensor for name, tensor in header.tensors.items() if name.endswith(DOWN)}
+    )
+    fitting = [
+        row.key for row in CATALOGUE.values() if any(fits(modules, each) for each in row.lora_signatures)
+    ]
+    told = [
+        row.key for row in CATALOGUE.values() if any(text.startswith(row.architectures) for text in named)
+    ]
+    return [key for key in told if key in fitting or not fitting] or fitting
+
+
+def flat_name(key: str) -> str:
+    """A key's module as kohya spells it, "_" for ".", without the prefix of any loader."""
+    return _LOADER.sub("", _ENDING.sub("", key), count=1).replace(".", "_")
+
+
+def encoders_in(header: Header, trainable: Sequence[str]) -> list[str]:
+    """The text encoders, of ``trainable`` in kohya's order, that a LoRA has weights for."""
+    return [
+        part
+        for part, pattern in zip(trainable, _ENCODERS, strict=False)
+        if any(re.match(pattern, key) for key in header.tensors)
+    ]
