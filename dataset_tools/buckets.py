@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataset_tools.dataset import DatasetError, Size
+from trainer.contract.sizes import bucket_step
 
 SDXL_BUCKETS: tuple[Size, ...] = (
     (1024, 1024),
@@ -18,15 +19,6 @@ SDXL_BUCKETS: tuple[Size, ...] = (
 """(width, height) of about one megapixel each: the SDXL guides' list, and its last transposed."""
 
 SDXL_RESOLUTION = 1024
-
-
-def bucket_step(resolution: int) -> int:
-    """The default step for a resolution: ``resolution / 16`` to the nearest multiple of 8, at least 8.
-
-    At 1024 that is SDXL's 64; at 512, 32; at 128, 8 (the smallest side that the VAE, which
-    shrinks eightfold, can take).
-    """
-    return max(8, round(resolution / 128) * 8)
 
 
 def scaled_buckets(resolution: int, step: int | None = None) -> tuple[Size, ...]:

@@ -60,6 +60,12 @@ CASES = [
         says=("1536 px", "1024 px"),
     ),
     Case(
+        "resolution_is_rounded",
+        {"dataset.resolution": 1000},
+        {"dataset.resolution": 960},
+        says=("1000 px is no multiple of 64", "trains at 1024 px"),
+    ),
+    Case(
         "resolution_far_below_native",
         {"dataset.resolution": 384},
         {"dataset.resolution": 512},

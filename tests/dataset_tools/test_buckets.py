@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from dataset_tools.buckets import SDXL_BUCKETS, bucket_step, scaled_buckets
+from dataset_tools.buckets import SDXL_BUCKETS, scaled_buckets
 from dataset_tools.dataset import DatasetError
+from trainer.contract.sizes import bucket_step, exact_resolution, rounded, square_side
 
 
 def test_the_sdxl_list_is_closed_under_transposition() -> None:
@@ -46,3 +47,17 @@ def test_a_coarse_step_merges_equal_sizes() -> None:
 def test_senseless_values_are_refused(resolution: int, step: int | None) -> None:
     with pytest.raises(DatasetError, match="; "):
         scaled_buckets(resolution, step)
+
+
+@pytest.mark.parametrize("multiple", [8, 16, 32])
+def test_the_side_that_is_trained_is_told(multiple: int) -> None:
+    for resolution in range(64, 2049):
+        side = square_side(resolution, multiple)
+        assert (side, side) == scaled_buckets(resolution, bucket_step(resolution, multiple))[0]
+        exact = exact_resolution(resolution, multiple)
+        assert square_side(exact, multiple) == exact and 64 <= exact <= 2048, "not rounded once more"
+        assert (exact == resolution) == (side == resolution)
+        assert bool(rounded(resolution, multiple)) == (side != resolution)
+    assert rounded(100) == "100 px is no multiple of 8, as the buckets need; it trains at 96 px."
+    assert exact_resolution(100) == 104 and exact_resolution(500) == 512 and exact_resolution(321) == 320
+    assert rounded(1024) == rounded(512) == rounded(96) == ""

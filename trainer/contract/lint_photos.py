@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from .config import TrainConfig
 from .families import CATALOGUE, DEMO_BASE
 from .findings import Facts, Finding, native_resolution, rule
+from .sizes import exact_resolution, rounded
 
 # Dataset ---------------------------------------------------------------------------------------------
 
@@ -87,6 +88,16 @@ def resolution_far_below_native(config: TrainConfig, facts: Facts) -> Iterator[F
             "soft.",
             {"dataset.resolution": None},
             f"Use {native} px",
+        )
+
+
+@rule
+def resolution_is_rounded(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    chosen, multiple = config.dataset.resolution, CATALOGUE[config.model.family].size_multiple
+    if chosen and (sentence := rounded(chosen, multiple)):
+        side = exact_resolution(chosen, multiple)
+        yield Finding(
+            "warning", "dataset.resolution", sentence, {"dataset.resolution": side}, f"Use {side} px"
         )
 
 
