@@ -113,10 +113,14 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """The step-… folders, oldest first, whole or not."""
-    steps = {path: path.name.removeprefix("step-") for path in folder.glob("step-*") if path.is_dir()}
-    return sorted((path for path in steps if steps[path].isdigit()), key=lambda path: int(steps[path]))
+    found = [path for path in folder.glob("step-*") if path.is_dir()]
+    return sorted((path for path in found if path.name.removeprefix("step-").isdigit()), key=step_of)
 
 
 def newest_whole(folder: Path, on_damaged: Callable[[str], None]) -> Path | None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from .checkpoints import list_checkpoints, step_of
 from .contract.events import EventLog
 from .contract.runs import RunFolder, State, Status
 from .memory import memory_use
@@ -25,7 +26,11 @@ class Reporter:
     def __init__(self, run: RunFolder, attempt: int, total: int, device: torch.device) -> None:
         self._run, self._device = run, device
         self._events = EventLog(run.events, attempt)
-        self._status = Status(state="starting", attempt=attempt, total=total)
+        # Loading takes a while: until the checkpoint is read, a resumed run shows where it goes on from.
+        checkpoints = list_checkpoints(run.checkpoints)
+        step = step_of(checkpoints[-1]) if checkpoints else 0
+        loss = run.raw_status().loss if checkpoints else None
+        self._status = Status(state="starting", attempt=attempt, step=step, total=total, loss=loss)
         self._written = self._printed = self._staged = 0.0
         self._times: deque[float] = deque(maxlen=50)
         self._bar: tqdm[Any] | None = None
