@@ -28,6 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
+    except OSError as error:
+        what = error.filename or "The project"
+        remedy = "free some space, or check its permissions"
+        print(f"{what} cannot be read or written ({error.strerror or error}); {remedy}.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("Stopped; what was finished is kept.", file=sys.stderr)
         return 1

@@ -7,7 +7,7 @@ paired by id, never by position.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -170,37 +170,51 @@ def read_caption(root: Path, record: ImageRecord) -> str:
 
 
 def read_caption_file(path: Path) -> tuple[str, str | None]:
-    """(text, note): the caption in ``path`` and, where its encoding was odd, a note on that.
-
-    A missing file is ("", None).
-    """
+    """As :func:`decode_caption`; a missing file is ("", None)."""
     try:
-        data = path.read_bytes()
+        return decode_caption(path.read_bytes())
     except FileNotFoundError:
         return "", None
-    text, note = decode_caption(data)
-    return text, f"{path.name} {note}" if note else None
 
 
 def decode_caption(data: bytes) -> tuple[str, str | None]:
-    """(text, note) for the bytes of a caption file: UTF-8, UTF-16 or, with a note, Windows-1252.
+    """(text, guess) for the bytes of a caption file.
 
-    No byte sequence fails: what Windows-1252 does not know is read as Latin-1.
+    UTF-8 and UTF-16, with and without their marks, are certain; for anything else ``guess`` is the
+    encoding that it was read in. No byte sequence fails. Lines end with ``\\n`` alone.
     """
+    guesses: list[tuple[str, str | None]] = [("cp1252", "Windows-1252"), ("latin-1", "Latin-1")]
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encodings = [("utf-16", "was UTF-16 and is kept as UTF-8")]
+        encodings = [("utf-16", None), *guesses]
     elif b"\0" in data:  # Text has no NUL, so this is UTF-16 saved without its mark.
         little = data[1::2].count(0) >= data[0::2].count(0)
-        encodings = [("utf-16-le" if little else "utf-16-be", "was UTF-16 and is kept as UTF-8")]
+        encodings = [("utf-16-le" if little else "utf-16-be", None), *guesses]
     else:
-        encodings = [("utf-8-sig", "")]
-    encodings.append(("cp1252", "was not UTF-8; it was read as Windows-1252, so check its accents"))
-    for encoding, note in encodings:
+        encodings = [("utf-8-sig", None), *guesses]
+    for encoding, guess in encodings:
         try:
-            return data.decode(encoding).strip("\ufeff\0 \t\r\n"), note or None
+            text = data.decode(encoding)
         except UnicodeDecodeError:
             continue
-    return data.decode("latin-1").strip(), "was not UTF-8; it was read as Latin-1, so check its accents"
+        return text.replace("\r\n", "\n").replace("\r", "\n").strip("\ufeff\0 \t\n"), guess
+    raise AssertionError("Latin-1 knows every byte")
+
+
+def guessed_notes(guesses: Iterable[tuple[str, str | None]]) -> list[str]:
+    """For (file name, guess) of :func:`decode_caption`: a sentence for each encoding that was guessed."""
+    names: dict[str, list[str]] = {}
+    for name, guess in guesses:
+        if guess:
+            names.setdefault(guess, []).append(name)
+    return [
+        f"read as {guess}, being no UTF-8, so check the accents: {listed(of)}" for guess, of in names.items()
+    ]
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """ "a, b, c and 9 more" """
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def write_caption(root: Path, record: ImageRecord, text: str) -> None:

@@ -17,24 +17,25 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from dataset_tools.dataset import (
-    DATASET_FILE,
     Dataset,
     DatasetError,
     ImageRecord,
     caption_path,
     decode_caption,
+    guessed_notes,
     load_dataset,
     project_lock,
+    read_caption,
     save_dataset,
     write_caption,
 )
-from dataset_tools.images import ImageError, encode_png, open_image, probe_image
+from dataset_tools.images import ImageError, encode_png, open_image
 from dataset_tools.sources import (
     ArchiveAborted,
     Entry,
     EntryError,
     Skipped,
-    class_folder,
+    pair_captions,
     printable,
     walk_sources,
 )
@@ -44,19 +45,6 @@ from trainer.contract.files import write_bytes
 MAX_IMAGES = 2000
 BATCH_IMAGES = 16
 BATCH_BYTES = 64_000_000
-IMAGE_SUFFIXES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".webp",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".heic",
-    ".heif",
-    ".avif",
-)
 
 
 @dataclass(frozen=True)
@@ -126,7 +114,6 @@ class _Ingest:
         width, height = opened.image.size
         png = encode_png(opened.image)
         image_id = hashlib.sha256(f"{width}x{height} ".encode() + opened.image.tobytes()).hexdigest()[:12]
-        kohya = class_folder(entry.folder)
         record = ImageRecord(
             id=image_id,
             file=f"images/{image_id}.png",
@@ -134,9 +121,9 @@ class _Ingest:
             sha256=hashlib.sha256(png).hexdigest(),
             width=width,
             height=height,
-            repeats=kohya[0] if kohya else 1,
+            repeats=entry.repeats,
         )
-        self.batch.append(_Prepared(record, png, caption or (kohya[1] if kohya else ""), original))
+        self.batch.append(_Prepared(record, png, caption, original))
 
     def batch_is_full(self) -> bool:
         return len(self.batch) >= BATCH_IMAGES or sum(len(p.png) for p in self.batch) >= BATCH_BYTES
@@ -148,11 +135,13 @@ class _Ingest:
             return
         with project_lock(self.project_dir):
             dataset = load_dataset(self.project_dir)
-            new = self._choose_new(batch, dataset)
+            new, captions = self._choose_new(batch, dataset)
             written: list[tuple[str, Path]] = []
             try:
                 for prepared in new:
                     self._write(prepared, written)
+                for image_id, caption in captions.items():
+                    write_caption(self.project_dir, dataset.get(image_id), caption)
                 if new:
                     images = (*dataset.images, *(prepared.record for prepared in new))
                     save_dataset(self.project_dir, dataset.model_copy(update={"images": images}))
@@ -160,23 +149,39 @@ class _Ingest:
                 self._take_back(written)
                 raise disk_error(error, self.project_dir) from error
         self.added += [prepared.record.id for prepared in new]
-        self.captions += sum(bool(prepared.caption) for prepared in new)
+        self.captions += sum(bool(prepared.caption) for prepared in new) + len(captions)
 
-    def _choose_new(self, batch: list[_Prepared], dataset: Dataset) -> list[_Prepared]:
-        """Those of the batch that the project lacks and has room for; the others are skipped."""
+    def _choose_new(self, batch: list[_Prepared], dataset: Dataset) -> tuple[list[_Prepared], dict[str, str]]:
+        """Those of the batch that the project lacks and has room for; the others are skipped.
+
+        With them, by id, captions for pictures that are there without one: they may come later than
+        their photos.
+        """
         known = {record.id: record for record in dataset.images}
-        new = []
+        new: dict[str, _Prepared] = {}
+        captions: dict[str, str] = {}
         for prepared in batch:
             record, name = prepared.record, prepared.record.original_name
-            twin = known.get(record.id)
+            twin, earlier = known.get(record.id), new.get(record.id)
             if twin:
-                self.skip(name, f"{name} is already in the project as {twin.original_name}.")
+                there = earlier.caption if earlier else read_caption(self.project_dir, twin)
+                there = there or captions.get(record.id, "")
+                sentence = f"{name} is already in the project as {twin.original_name}"
+                if prepared.caption and not there:
+                    if earlier:
+                        earlier.caption = prepared.caption
+                    else:
+                        captions[record.id] = prepared.caption
+                    sentence += "; its caption was added"
+                elif prepared.caption not in ("", there):
+                    sentence += " with another caption, which is kept"
+                self.skip(name, f"{sentence}.")
             elif len(known) >= MAX_IMAGES:
                 self.skip(name, _project_full(name))
             else:
                 known[record.id] = record
-                new.append(prepared)
-        return new
+                new[record.id] = prepared
+        return list(new.values()), captions
 
     def _take_back(self, written: list[tuple[str, Path]]) -> None:
         """Remove what was written, but for pictures that dataset.json names by now after all."""
@@ -230,7 +235,9 @@ def _ingest(
 ) -> IngestReport:
     pictures = [entry for entry in entries if not entry.is_caption]
     aborted: set[str] = set()
-    captions = _read_captions(entries, pictures, work, state, aborted)
+    texts = [entry for entry in entries if entry.is_caption]
+    pairs = pair_captions(pictures, texts, state.skipped.append)
+    captions = _read_captions(pairs, work, state, aborted)
     for done, entry in enumerate(pictures):
         if progress:
             progress(done, len(pictures), printable(entry.name))
@@ -239,7 +246,8 @@ def _ingest(
         try:
             if len(state.added) + len(state.batch) >= MAX_IMAGES:
                 raise EntryError(_project_full(printable(entry.name)))
-            state.prepare(entry, _caption_of(entry, captions), work)
+            caption = captions.get(pairs[entry], "") if entry in pairs else ""
+            state.prepare(entry, caption or entry.class_caption, work)
         except ArchiveAborted as error:
             aborted.add(_archive_of(entry))
             state.skip(entry.name, str(error))
@@ -273,64 +281,6 @@ def remove_images(project_dir: Path, ids: Iterable[str]) -> Dataset:
         return remaining
 
 
-def scan_folder(folder: Path) -> Dataset:
-    """A plain folder of pictures with sidecar captions as a dataset, in place; nothing is written.
-
-    Pictures lie in the folder itself or in subfolders named ``<repeats>_<class>``. Records are
-    sorted by name. Every picture is decoded once. Raises :class:`DatasetError` when there is none, and
-    :class:`~dataset_tools.images.ImageError` with their names when some cannot be used.
-    """
-    if not folder.is_dir():
-        raise DatasetError(f"The folder {folder} does not exist; check the path of the dataset.")
-    groups = [(folder, 1)]
-    for path in sorted(folder.iterdir()):
-        kohya = class_folder(path.name) if path.is_dir() else None
-        if kohya:
-            groups.append((path, kohya[0]))
-    files = [
-        (path, repeats)
-        for group, repeats in groups
-        for path in sorted(group.iterdir())
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.startswith(".")
-    ]
-    if not files:
-        raise DatasetError(
-            f"{folder} holds no pictures; put PNG, JPEG or WebP files into it, or into folders named like "
-            "10_zwx dog."
-        )
-    records, problems = [], []
-    for path, repeats in files:
-        try:
-            width, height = probe_image(path)
-        except ImageError as error:
-            problems.append(str(error))
-            continue
-        name = path.relative_to(folder).as_posix()
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        records.append(
-            ImageRecord(
-                id=hashlib.sha256(f"{sha256} {name}".encode()).hexdigest()[:12],
-                file=name,
-                original_name=path.name,
-                sha256=sha256,
-                width=width,
-                height=height,
-                repeats=repeats,
-            )
-        )
-    if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise ImageError(
-            f"{len(problems)} of {len(files)} pictures cannot be used: {' '.join(problems[:3])}{more}"
-        )
-    return Dataset(images=tuple(records))
-
-
-def load_or_scan(root: Path) -> Dataset:
-    """The dataset of a project folder, or of a plain folder of pictures."""
-    return load_dataset(root) if (root / DATASET_FILE).exists() else scan_folder(root)
-
-
 def disk_error(error: OSError, project_dir: Path) -> UserError:
     """The sentence for a write that failed."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -353,44 +303,25 @@ def _project_full(name: str) -> str:
 
 
 def _read_captions(
-    entries: list[Entry], pictures: list[Entry], work: Path, state: _Ingest, aborted: set[str]
-) -> dict[tuple[str, str], str]:
-    """(group, stem) -> caption text. Captions of no picture are skipped with a sentence."""
-    wanted = {key for picture in pictures for key in _caption_keys(picture)}
-    captions: dict[tuple[str, str], str] = {}
-    for entry in entries:
-        if not entry.is_caption or _archive_of(entry) in aborted:
-            continue
-        key = (entry.group, PurePosixPath(entry.name).stem.casefold())
-        if key not in wanted:
-            state.skip(
-                entry.name,
-                f"{printable(entry.name)} has no photo of the same name beside it; add both together.",
-            )
+    pairs: dict[Entry, Entry], work: Path, state: _Ingest, aborted: set[str]
+) -> dict[Entry, str]:
+    """caption file -> its text, for those that can be read."""
+    captions: dict[Entry, str] = {}
+    guesses = []
+    for entry in dict.fromkeys(pairs.values()):
+        if _archive_of(entry) in aborted:
             continue
         copy = work / "caption"
         try:
             entry.copy_to(copy)
-            text, note = decode_caption(copy.read_bytes())
+            captions[entry], guess = decode_caption(copy.read_bytes())
+            guesses.append((printable(entry.name), guess))
         except ArchiveAborted as error:
             aborted.add(_archive_of(entry))
             state.skip(entry.name, str(error))
-            continue
         except EntryError as error:
             state.skip(entry.name, str(error))
-            continue
         finally:
             copy.unlink(missing_ok=True)
-        captions[key] = text
-        if note:
-            state.caption_notes.append(f"{printable(entry.name)} {note}")
+    state.caption_notes = guessed_notes(guesses)
     return captions
-
-
-def _caption_keys(entry: Entry) -> tuple[tuple[str, str], tuple[str, str]]:
-    """What the caption of a picture may be called: a.txt or a.jpg.txt for a.jpg."""
-    return (entry.group, PurePosixPath(entry.name).stem.casefold()), (entry.group, entry.name.casefold())
-
-
-def _caption_of(entry: Entry, captions: dict[tuple[str, str], str]) -> str:
-    return next((captions[key] for key in _caption_keys(entry) if key in captions), "")

@@ -30,7 +30,7 @@ CHUNK_BYTES = 1 << 20
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 ARCHIVE_SUFFIXES = (".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst")
-_IGNORED_NAMES = {"thumbs.db", "desktop.ini"}
+_IGNORED_NAMES = {"thumbs.db", "desktop.ini", "__macosx"}
 _KOHYA_FOLDER = re.compile(r"^(\d{1,4})_(.+)$")
 
 
@@ -53,6 +53,20 @@ class Entry:
     def is_caption(self) -> bool:
         return self.name.lower().endswith(CAPTION_SUFFIXES)
 
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.name).stem
+
+    @property
+    def repeats(self) -> int:
+        """What the name of its folder says: 10 for ``10_zwx dog``."""
+        return (class_folder(self.folder) or (1, ""))[0]
+
+    @property
+    def class_caption(self) -> str:
+        """The caption that the name of its folder gives to a picture without one of its own."""
+        return (class_folder(self.folder) or (1, ""))[1]
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -70,6 +84,42 @@ class ArchiveAborted(DatasetError):
     """The archive must not be read any further."""
 
 
+def pair_captions(
+    pictures: Iterable[Entry], texts: Iterable[Entry], skip: Callable[[Skipped], None]
+) -> dict[Entry, Entry]:
+    """picture -> its caption file; ``skip`` is told of caption files that no picture takes.
+
+    The caption of ``a.jpg`` is ``a.jpg.txt``, else ``a.txt``, which ``a.png`` shares. Capitals do not
+    matter (cameras write ``A.JPG``) unless they tell two files apart, and ``.txt`` goes before
+    ``.caption``.
+    """
+    by_stem: dict[tuple[str, str], list[Entry]] = {}
+    for text in texts:
+        by_stem.setdefault((text.group, text.stem.casefold()), []).append(text)
+    pairs: dict[Entry, Entry] = {}
+    for picture in pictures:
+        names = (picture.name, picture.stem)
+        found = [
+            (text.stem not in names, order, not text.name.lower().endswith(".txt"), text)
+            for order, name in enumerate(names)
+            for text in by_stem.get((picture.group, name.casefold()), ())
+        ]
+        if found:
+            pairs[picture] = min(found, key=lambda candidate: candidate[:3])[-1]
+    taken = set(pairs.values())
+    stems = {(picture.group, name.casefold()) for picture in pairs for name in (picture.name, picture.stem)}
+    for text in (text for same in by_stem.values() for text in same):
+        if text in taken:
+            continue
+        name = printable(text.name)
+        if (text.group, text.stem.casefold()) in stems:
+            reason = f"{name} is one caption too many: its photo has another; delete one of them."
+        else:
+            reason = f"{name} has no photo of the same name beside it; add both together."
+        skip(Skipped(name, reason))
+    return pairs
+
+
 def walk_sources(
     sources: Iterable[Path], skip: Callable[[Skipped], None], archives: ExitStack
 ) -> Iterator[Entry]:
@@ -81,14 +131,8 @@ def walk_sources(
     for source in sources:
         if source.is_dir():
             yield from _walk_folder(source, skip, archives)
-        elif source.suffix.lower() == ".zip":
-            yield from _walk_zip(source, skip, archives)
-        elif not source.is_file():
-            skip(Skipped(source.name, f"{source.name} does not exist; check the path."))
-        elif source.suffix.lower() in ARCHIVE_SUFFIXES:
-            skip(Skipped(source.name, f"{source.name} is not a zip; unpack it, or pack it again as .zip."))
         else:
-            yield _disk_entry(source, group="", folder="")
+            yield from _walk_file(source, "", "", skip, archives)
 
 
 def class_folder(folder: str) -> tuple[int, str] | None:
@@ -99,25 +143,48 @@ def class_folder(folder: str) -> tuple[int, str] | None:
     return int(match[1]), match[2].strip()
 
 
-def _ignored(name: str) -> bool:
+def ignored(name: str) -> bool:
+    """Whether a file or folder is an operating system's own and left out without a word."""
     return name.startswith(".") or name.lower() in _IGNORED_NAMES
 
 
 def _walk_folder(folder: Path, skip: Callable[[Skipped], None], archives: ExitStack) -> Iterator[Entry]:
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not _ignored(name) and name != "__MACOSX")
+    def unreadable(error: OSError) -> None:
+        name = printable(Path(error.filename).name)
+        skip(Skipped(name, f"The folder {name} cannot be read ({error.strerror}); check its permissions."))
+
+    for root, folders, files in os.walk(folder, onerror=unreadable):
         here = Path(root)
+        folders[:] = sorted(name for name in folders if not ignored(name))
+        for name in folders:
+            if (here / name).is_symlink():  # it may lead back to where we are, so it is not followed
+                reason = f"{printable(name)} is a link to a folder; add the folder that it leads to."
+                skip(Skipped(printable(name), reason))
         for name in sorted(files):
-            path = here / name
-            if _ignored(name):
-                continue
-            if path.suffix.lower() == ".zip":
-                yield from _walk_zip(path, skip, archives)
-            else:
-                yield _disk_entry(path, group=str(here), folder=here.name)
+            if not ignored(name):
+                yield from _walk_file(here / name, str(here), here.name, skip, archives)
 
 
-def _disk_entry(path: Path, group: str, folder: str) -> Entry:
+def _walk_file(
+    path: Path, group: str, folder: str, skip: Callable[[Skipped], None], archives: ExitStack
+) -> Iterator[Entry]:
+    name, suffix = printable(path.name), path.suffix.lower()
+    if not path.exists():
+        remedy = "add the photo that it leads to" if path.is_symlink() else "check the path"
+        skip(Skipped(name, f"{name} {'leads nowhere' if path.is_symlink() else 'does not exist'}; {remedy}."))
+    elif not path.is_file():  # reading a pipe would wait for ever
+        skip(Skipped(name, f"{name} is no ordinary file; leave it out."))
+    elif suffix == ".zip":
+        yield from _walk_zip(path, skip, archives)
+    elif suffix in ARCHIVE_SUFFIXES:
+        skip(Skipped(name, f"{name} is not a zip; unpack it, or pack it again as .zip."))
+    else:
+        yield disk_entry(path, group, folder)
+
+
+def disk_entry(path: Path, group: str, folder: str) -> Entry:
+    """A file on disk as an entry."""
+
     def copy_to(target: Path) -> None:
         limit = _size_limit(path.name)
         try:
@@ -148,7 +215,7 @@ def _walk_zip(path: Path, skip: Callable[[Skipped], None], archives: ExitStack) 
         parts = PurePosixPath(name).parts
         if info.is_dir() or not parts:
             continue
-        if not _unsafe(name) and ("__MACOSX" in parts or any(_ignored(part) for part in parts)):
+        if not _unsafe(name) and any(ignored(part) for part in parts):
             continue
         problem = _entry_problem(info, name)
         if problem:

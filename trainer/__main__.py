@@ -189,32 +189,39 @@ def _check(arguments: argparse.Namespace) -> int:
     from .contract.lint import lint
 
     config = _load(arguments)
-    findings = lint(config, _facts(config))
+    facts, notes = _facts(config)
+    findings = lint(config, facts)
+    for note in notes:
+        print(f"warning: {note}")
     for finding in findings:
         print(f"{finding.level}: {finding.message}")
-    if not findings:
+    if not findings and not notes:
         print("the recipe is fine")
     return BAD_RECIPE if any(finding.level == "error" for finding in findings) else FINISHED
 
 
-def _facts(config: TrainConfig) -> Facts:
-    """What the linter wants to know of the photos. Raises ConfigError where they cannot be trained on."""
-    from dataset_tools.captions import missing_trigger
-    from dataset_tools.dataset import read_caption
-    from dataset_tools.ingest import load_or_scan
+def _facts(config: TrainConfig) -> tuple[Facts, tuple[str, ...]]:
+    """What the linter wants to know of the photos, and sentences on those that are left out.
 
-    root = Path(config.dataset.path)
+    Raises ConfigError where they cannot be trained on.
+    """
+    from dataset_tools.captions import missing_trigger
+    from dataset_tools.folder import load_photos
+
     try:
-        dataset = load_or_scan(root)
+        photos = load_photos(Path(config.dataset.path))
     except UserError as error:
         raise ConfigError({"dataset.path": str(error)}) from None
-    trigger = config.dataset.trigger or dataset.trigger
-    captions = {record.id: read_caption(root, record) or trigger for record in dataset.enabled_images()}
-    return Facts(
+    trigger = config.dataset.trigger or photos.dataset.trigger
+    captions = {
+        record.id: photos.captions[record.id] or trigger for record in photos.dataset.enabled_images()
+    }
+    facts = Facts(
         images=len(captions),
         captions_missing_trigger=len(missing_trigger(captions, trigger)),
         distinct_captions=len(set(captions.values())),
     )
+    return facts, photos.notes
 
 
 def _sample(arguments: argparse.Namespace) -> int:

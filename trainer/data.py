@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dataset_tools.buckets import bucket_step
 from dataset_tools.crop import crop_dataset, fit_to_resolution
-from dataset_tools.dataset import DatasetError, ImageRecord, read_caption
-from dataset_tools.ingest import load_or_scan
+from dataset_tools.dataset import DatasetError, ImageRecord
+from dataset_tools.folder import load_photos
 from dataset_tools.models import ensure_face_model
 
 from .contract.config import DatasetSettings, TrainConfig
 from .contract.files import read_json, write_json
 from .contract.runs import RunFolder
+from .contract.sizes import bucket_step, rounded
 from .families.base import Geometry, ModelFamily
 
 Progress = Callable[[int, int], None]
@@ -34,6 +34,10 @@ Stages = Callable[[str, str], Progress]
 
 def _unwatched(stage: str, text: str) -> Progress:
     return lambda done, total: None
+
+
+def _unheard(sentence: str) -> None:
+    pass
 
 
 class TrainImage(ImageRecord):
@@ -63,17 +67,21 @@ def freeze_dataset(
     step: int,
     models: Path,
     stages: Stages = _unwatched,
-    notify: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] = _unheard,
 ) -> tuple[TrainImage, ...]:
     """The pictures of a folder as this run will see them: in buckets of ``resolution``, with captions.
 
     ``root`` is a project (has dataset.json; its crops are kept) or a plain folder of pictures with
-    sidecar captions (crops are chosen now, with the face detector in ``models``; ``notify`` is told
-    where there is none). Raises DatasetError when there is nothing to train on.
+    sidecar captions (crops are chosen now, with the face detector in ``models``). ``notify`` is told
+    what was left out, and where there is no detector. Raises DatasetError when there is nothing to
+    train on.
     """
     if not root.is_dir():
         raise DatasetError(f"the dataset folder {root} does not exist; set dataset.path")
-    dataset = load_or_scan(root)
+    photos = load_photos(root)
+    for note in photos.notes:
+        notify(note)
+    dataset = photos.dataset
     uncropped = [record.id for record in dataset.images if record.crop is None or record.bucket is None]
     if uncropped:
         fetching, cropping = stages("detector", "Fetching the face detector (MB)"), stages("crop", "Cropping")
@@ -95,7 +103,7 @@ def freeze_dataset(
     for record in dataset.enabled_images():
         bucket, crop = fit_to_resolution(record, resolution, step)
         fields = record.model_dump() | {"bucket": bucket, "crop": crop}
-        images.append(TrainImage(**fields, caption=read_caption(root, record) or trigger))
+        images.append(TrainImage(**fields, caption=photos.captions[record.id] or trigger))
     if not images:
         raise DatasetError(f"there are no pictures to train on in {root}; add some, or include them again")
     return tuple(images)
@@ -125,14 +133,16 @@ def frozen_images(
     family: ModelFamily,
     models: Path,
     stages: Stages = _unwatched,
-    notify: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] = _unheard,
 ) -> tuple[TrainImage, ...]:
     """The run's pictures: frozen at its first start, the same ever after."""
     if not run.dataset.exists():
         root = photo_folder(run, config)
         resolution = config.dataset.resolution or family.resolution
         multiple = family.row.size_multiple
-        step = -(-bucket_step(resolution) // multiple) * multiple
+        step = bucket_step(resolution, multiple)
+        if sentence := rounded(resolution, multiple):
+            notify(sentence)
         images = freeze_dataset(root, config.dataset, resolution, step, models, stages, notify)
         project = root / "dataset.json"
         trigger = config.dataset.trigger or (read_json(project)["trigger"] if project.exists() else "")

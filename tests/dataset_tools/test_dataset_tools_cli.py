@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,21 @@ def test_failures_are_one_line_and_one(tmp_path: Path) -> None:
     assert main(["crop", str(project), "--resolution", "7"]) == 1
     assert main(["caption", str(project), "--find", "(", "--regex"]) == 1
     assert main(["check", str(project)]) == 1, "an empty dataset cannot train"
+
+
+def test_a_disk_that_fails_is_one_line(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = tmp_path / "p"
+    assert main(["ingest", str(source), str(project)]) == 0
+
+    def full(root: Path, *rest: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(root))
+
+    monkeypatch.setattr("dataset_tools.dataset.write_json", full)
+    capsys.readouterr()
+    assert main(["caption", str(project), "--trigger", "zwx"]) == 1
+    assert "dataset.json cannot be read or written (No space left on device); free" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

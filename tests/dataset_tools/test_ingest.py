@@ -111,10 +111,6 @@ def test_the_same_picture_twice_is_told(tmp_path: Path, project: Path) -> None:
     report = ingest([first, again], project)
     assert len(report.added) == 1
     assert reasons(report) == {"copy.bmp": "copy.bmp is already in the project as a.png."}
-    before = tree(project)
-    (tmp_path / "a.txt").write_text("another caption")
-    report = ingest([first, tmp_path / "a.txt"], project)
-    assert report.added == () and report.captions == 0 and tree(project) == before
 
 
 def test_a_folder_is_walked_in_order_with_kohyas_names(tmp_path: Path, project: Path) -> None:
@@ -133,41 +129,22 @@ def test_a_folder_is_walked_in_order_with_kohyas_names(tmp_path: Path, project: 
     assert found == [("a.png", 10, "zwx dog, sitting"), ("b.png", 10, "zwx dog"), ("a.png", 1, "")]
 
 
-@pytest.mark.parametrize(
-    ("data", "text"),
-    [
-        ("zwx Hündin".encode("cp1252"), "zwx Hündin"),
-        ("zwx Hündin".encode("utf-16"), "zwx Hündin"),
-        ("zwx Hündin".encode("utf-16-le"), "zwx Hündin"),
-        ("zwx Hündin".encode("utf-8-sig"), "zwx Hündin"),
-        (bytes(range(128, 256)), None),
-    ],
-)
-def test_a_caption_in_any_encoding_is_kept(
-    data: bytes, text: str | None, tmp_path: Path, project: Path
-) -> None:
-    photo(tmp_path / "in" / "a.png")
-    (tmp_path / "in" / "a.txt").write_bytes(data)
-    report = ingest([tmp_path / "in"], project)
-    caption = read_caption(project, load_dataset(project).images[0])
-    assert report.captions == 1 and (caption == text if text else len(caption) > 100)
-    noted = any(note.startswith("a.txt was") for note in report.notes)
-    assert noted == (not data.startswith(b"\xef\xbb\xbf"))
-
-
-def test_captions_pair_by_stem_within_their_folder(tmp_path: Path, project: Path) -> None:
-    source = tmp_path / "source"
-    photo(source / "one" / "a.png", 1)
-    photo(source / "two" / "a.png", 2)
-    photo(source / "two" / "c.jpg", 3)
-    (source / "one" / "a.txt").write_text("first")
-    (source / "two" / "a.txt").write_text("second")
-    (source / "two" / "c.jpg.txt").write_text("third")
-    (source / "two" / "alone.txt").write_text("nobody")
-    report = ingest([source], project)
-    dataset = load_dataset(project)
-    assert [read_caption(project, r) for r in dataset.images] == ["first", "second", "third"]
-    assert "no photo of the same name" in reasons(report)["alone.txt"]
+def test_nothing_in_a_folder_is_passed_over_in_silence(tmp_path: Path, project: Path) -> None:
+    source, other = tmp_path / "source", photo(tmp_path / "other" / "b.png", 2)
+    photo(source / "a.png", 1)
+    (source / "linked").symlink_to(other.parent)
+    (source / "c.png").symlink_to(other)
+    (source / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(source / "pipe.png")
+    (source / "more.7z").write_bytes(b"7z")
+    (source / "more.zip").write_bytes(b"no zip")
+    report = ingest([source, tmp_path / "gone.zip"], project)
+    assert [r.original_name for r in load_dataset(project).images] == ["a.png", "c.png"]
+    told = reasons(report)
+    assert set(told) == {"linked", "lost.png", "pipe.png", "more.7z", "more.zip", "gone.zip"}
+    assert "link to a folder" in told["linked"] and "leads nowhere" in told["lost.png"]
+    assert "no ordinary file" in told["pipe.png"] and "is not a zip" in told["more.7z"]
+    assert "does not exist" in told["gone.zip"] and "damaged or no zip" in told["more.zip"]
 
 
 def test_bad_files_are_skipped_and_good_ones_go_in(tmp_path: Path, project: Path) -> None:

@@ -16,10 +16,21 @@ from dataset_tools.images import ImageError
 from tests.pictures import draw_picture, draw_project
 from trainer.cache import LatentCache, TextCache, pixels_of
 from trainer.contract.config import DatasetSettings
-from trainer.data import BatchPlan, Progress, TrainImage, freeze_dataset, load_frozen, save_frozen
+from trainer.contract.runs import RunFolder
+from trainer.data import (
+    BatchPlan,
+    Progress,
+    TrainImage,
+    freeze_dataset,
+    frozen_images,
+    load_frozen,
+    save_frozen,
+)
 from trainer.failures import explain
 from trainer.families.sdxl import Family
 from trainer.source import resolve
+
+from .helpers import recipe
 
 
 def freeze(root: Path, resolution: int = 64, **settings: object) -> tuple[TrainImage, ...]:
@@ -225,6 +236,37 @@ def test_cropping_is_watched_and_can_be_stopped(tmp_path: Path, monkeypatch: pyt
         freeze_dataset(tmp_path, DatasetSettings(), 64, 8, tmp_path / "models", stages, told.append)
     assert seen == [("detector", 3, 36), ("crop", 0, 3), ("crop", 1, 3), ("crop", 2, 3)]
     assert told == ["no detector"]
+
+
+def test_a_plain_folder_is_trained_as_kohya_would_and_the_rest_is_told(tmp_path: Path) -> None:
+    draw_picture(tmp_path / "photos" / "0.png", 0)
+    draw_picture(tmp_path / "photos" / "10_dog" / "1.png", 1)
+    draw_picture(tmp_path / "photos" / "cats" / "2.png", 2)
+    told: list[str] = []
+    settings = DatasetSettings(trigger="zwx")
+    frozen = freeze_dataset(tmp_path / "photos", settings, 64, 8, tmp_path / "models", notify=told.append)
+    assert [(image.file, image.repeats, image.caption) for image in frozen] == [
+        ("0.png", 1, "zwx"),
+        ("10_dog/1.png", 10, "dog"),
+    ]
+    assert told[0].startswith("1 picture in subfolders was left out (cats: 1)")
+
+
+@pytest.mark.parametrize(("resolution", "side"), [(100, 96), (96, 96)])
+def test_a_resolution_that_is_rounded_is_told_once(
+    resolution: int, side: int, tiny_base: Path, tmp_path: Path
+) -> None:
+    photos = draw_project(tmp_path / "photos")
+    config = recipe(tiny_base, photos, dataset={"path": str(photos), "resolution": resolution})
+    run = RunFolder(tmp_path / "run")
+    run.create(config)
+    family = Family(resolve("sdxl", str(tiny_base)), torch.device("cpu"), torch.float32)
+    told: list[str] = []
+    for _ in range(2):
+        images = frozen_images(run, config, family, tmp_path, notify=told.append)
+    assert images[0].bucket == (side, side)
+    sentence = "100 px is no multiple of 8, as the buckets need; it trains at 96 px."
+    assert told == ([] if side == resolution else [sentence])
 
 
 def test_a_missing_picture_is_named(images: tuple[TrainImage, ...], tmp_path: Path) -> None:
