@@ -14,6 +14,7 @@ from PIL import Image
 from dataset_tools.dataset import DatasetError, load_dataset, save_dataset
 from dataset_tools.images import ImageError
 from tests.pictures import draw_picture, draw_project
+from trainer.__main__ import main
 from trainer.cache import LatentCache, TextCache, pixels_of
 from trainer.contract.config import DatasetSettings
 from trainer.contract.runs import RunFolder
@@ -250,6 +251,17 @@ def test_a_plain_folder_is_trained_as_kohya_would_and_the_rest_is_told(tmp_path:
         ("10_dog/1.png", 10, "dog"),
     ]
     assert told[0].startswith("1 picture in subfolders was left out (cats: 1)")
+
+
+def test_check_tells_it_before_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw_picture(tmp_path / "photos" / "3_dog" / "0.png", 0)
+    draw_picture(tmp_path / "photos" / "cats" / "1.png", 1)
+    settings = '[model]\nfamily = "sdxl"\nbase = "demo"\n[dataset]\npath = "photos"\nresolution = 100\n'
+    (tmp_path / "recipe.toml").write_text(settings)
+    assert main(["check", str(tmp_path / "recipe.toml")]) == 0
+    told = capsys.readouterr().out
+    assert "warning: 1 picture in subfolders was left out (cats: 1)" in told
+    assert "warning: 100 px is no multiple of 8" in told
 
 
 @pytest.mark.parametrize(("resolution", "side"), [(100, 96), (96, 96)])
