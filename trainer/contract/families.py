@@ -188,6 +188,46 @@ SD15 = Family(
     trainable_text=("text_encoder",),
 )
 
+SANA = Family(
+    key="sana",
+    label="Sana",
+    bases=(
+        Base(
+            "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
+            "Sana 1.6B",
+            "nscl-v2-custom",
+            1024,
+            12.0,
+            note="Its licence does not allow commercial use. Wants a GPU with bf16 (RTX 30 or newer).",
+            guidance=4.5,
+        ),
+        Base(
+            "Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers",
+            "Sana 1.5, 1.6B",
+            "nscl-v2-custom",
+            1024,
+            12.0,
+            note="Its licence does not allow commercial use. Wants a GPU with bf16 (RTX 30 or newer).",
+            guidance=4.5,
+        ),
+    ),
+    resolution=1024,
+    size_multiple=32,
+    token_limit=300,
+    params=(1604.5, 2614.3, 312.3),
+    lora_params_per_rank={"attention": 716.8, "transformer": 1142.4, "transformer+conv": 1142.4},
+    activation_gib=(3.4, 0.09),  # an estimate: tensors saved for the backward pass, with flash attention
+    pipelines=("SanaPipeline",),
+    signatures=(
+        # 1.5 has norms of query and key, which diffusers cannot read from one file.
+        Signature(
+            "a Sana checkpoint",
+            (r"attention_y_norm\.", r"blocks\.0\.cross_attn\.kv_linear\."),
+            (r"blocks\.0\.attn\.q_norm\.",),
+        ),
+    ),
+)
+
 SD3 = Family(
     key="sd3",
     label="Stable Diffusion 3.5",
@@ -317,7 +357,7 @@ FLUX = Family(
     ),
 )
 
-CATALOGUE: dict[str, Family] = {family.key: family for family in (SDXL, SD15, SD3, ZIMAGE, FLUX)}
+CATALOGUE: dict[str, Family] = {family.key: family for family in (SDXL, SD15, SANA, SD3, ZIMAGE, FLUX)}
 
 
 def known_base(family: str, base: str) -> Base | None:
