@@ -357,7 +357,29 @@ FLUX = Family(
     ),
 )
 
-CATALOGUE: dict[str, Family] = {family.key: family for family in (SDXL, SD15, SANA, SD3, ZIMAGE, FLUX)}
+CHROMA = Family(
+    key="chroma",
+    label="Chroma",
+    bases=(Base("lodestones/Chroma1-HD", "Chroma1-HD", "apache-2.0", 1024, 25.6, guidance=3.0),),
+    resolution=1024,
+    size_multiple=16,
+    token_limit=512,
+    params=(8900.0, 4762.3, 83.8),
+    lora_params_per_rank={"attention": 1634.3, "transformer": 4085.8, "transformer+conv": 4085.8},
+    activation_gib=(43.0, 1.4),  # estimate: saved tensors counted at 1024 px, flash attention assumed
+    pipelines=("ChromaPipeline",),
+    signatures=(
+        Signature(
+            "a Chroma checkpoint",
+            (r"double_blocks\.0\.img_attn\.qkv", r"distilled_guidance_layer\."),
+            (r"nerf_",),  # Radiance: in pixels, without a VAE
+        ),
+    ),
+)
+
+CATALOGUE: dict[str, Family] = {
+    family.key: family for family in (SDXL, SD15, SANA, SD3, ZIMAGE, FLUX, CHROMA)
+}
 
 
 def known_base(family: str, base: str) -> Base | None:
