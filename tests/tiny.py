@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLQwenImage,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    GemmaTokenizer,
     Qwen2Tokenizer,
     T5Config,
     T5EncoderModel,
@@ -53,6 +60,14 @@ def tiny_qwen_tokenizer() -> Qwen2Tokenizer:
     )
     tokenizer.chat_template = _CHAT
     return tokenizer
+
+
+def tiny_gemma_tokenizer() -> GemmaTokenizer:
+    """A Gemma tokenizer that knows single letters only, and the spelling out of bytes."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789,.-<>▁"
+    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    return GemmaTokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=[])
 
 
 def clip_config(width: int, tokens: int, projection: int) -> CLIPTextConfig:
@@ -99,6 +114,17 @@ def tiny_vae(channels: int = 4, **more: Any) -> AutoencoderKL:
         force_upcast=False,
         **more,
     )
+
+
+def tiny_qwen_vae() -> AutoencoderKLQwenImage:
+    """Qwen-Image's 8x video autoencoder, 16 channels; their statistics are the published ones."""
+    return AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 2, 2], num_res_blocks=1)
+
+
+def qwen_vae_encode(vae: AutoencoderKLQwenImage, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+    """The VAE's own latents of a picture, (B, C, 1, h, w)."""
+    latents: torch.Tensor = vae.encode(pixels_BCHW[:, :, None]).latent_dist.mode()
+    return latents
 
 
 def tiny_sdxl(folder: Path, *, prediction: str = "epsilon", seed: int = 0, layers: int = 2) -> Path:

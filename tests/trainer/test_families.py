@@ -192,6 +192,7 @@ def test_a_run_and_its_files(key: str, bases: Any, photos: Path, tmp_path: Path)
         base,
         photos,
         model={"family": key},
+        dataset={"resolution": SIDE},
         adapter={"targets": "transformer", "rank": 2, "alpha": 4.0},
         train={"steps": 3, "batch_size": 2, "learning_rate": 3e-2},
         samples={"prompts": ["zwx"], "every": 0, "steps": 2},

@@ -377,9 +377,74 @@ CHROMA = Family(
     ),
 )
 
-CATALOGUE: dict[str, Family] = {
-    family.key: family for family in (SDXL, SD15, SANA, SD3, ZIMAGE, FLUX, CHROMA)
-}
+QWENIMAGE = Family(
+    key="qwenimage",
+    label="Qwen-Image",
+    bases=(
+        Base("Qwen/Qwen-Image-2512", "Qwen-Image 2512", "apache-2.0", 1024, 53.7, guidance=4.0),
+        Base("Qwen/Qwen-Image", "Qwen-Image", "apache-2.0", 1024, 53.7, guidance=4.0),
+    ),
+    resolution=1024,
+    size_multiple=16,
+    token_limit=512,
+    params=(20430.4, 8292.2, 126.9),
+    lora_params_per_rank={"attention": 2936.8, "transformer": 6592.5, "transformer+conv": 6592.5},
+    activation_gib=(33.5, 1.5),  # estimate, likewise
+    pipelines=("QwenImagePipeline",),
+    signatures=(
+        Signature(
+            "a Qwen-Image checkpoint",
+            (r"transformer_blocks\.0\.txt_mlp\.", r"txt_norm\."),
+            # layered and newer editing models
+            (r"time_text_embed\.addition_t_embedding", r"__index_timestep_zero__"),
+        ),
+    ),
+)
+
+LUMINA2 = Family(
+    key="lumina2",
+    label="Lumina-Image 2.0",
+    bases=(Base("Alpha-VLLM/Lumina-Image-2.0", "Lumina-Image 2.0", "apache-2.0", 1024, 9.9, guidance=4.0),),
+    resolution=1024,
+    size_multiple=16,
+    token_limit=220,  # 256 with the system prompt
+    params=(2609.8, 2614.3, 83.8),
+    lora_params_per_rank={"attention": 460.8, "transformer": 1497.6, "transformer+conv": 1497.6},
+    activation_gib=(21.8, 2.0),  # estimate, likewise
+    pipelines=("Lumina2Pipeline", "Lumina2Text2ImgPipeline"),
+    signatures=(
+        Signature("a Lumina-Image 2.0 checkpoint", (r"layers\.0\.adaLN_modulation\.1\.", r"cap_embedder\.")),
+    ),
+)
+
+KREA2 = Family(
+    key="krea2",
+    label="Krea 2",
+    bases=(
+        Base(
+            "krea/Krea-2-Raw",
+            "Krea 2 Raw",
+            "krea-2-community-license",
+            1024,
+            32.6,
+            gated=True,
+            note="LoRAs of it are used with Krea 2 Turbo.",
+            guidance=4.5,
+        ),
+    ),
+    resolution=1024,
+    size_multiple=16,
+    token_limit=512,
+    params=(12820.1, 4437.8, 126.9),
+    lora_params_per_rank={"attention": 1462.3, "transformer": 3354.6, "transformer+conv": 3354.6},
+    activation_gib=(35.5, 1.4),  # estimate, likewise
+    pipelines=("Krea2Pipeline",),
+    signatures=(Signature("a Krea 2 checkpoint", (r"txtfusion\.projector\.",)),),
+)
+
+_FAMILIES = (SDXL, SD15, SANA, SD3, ZIMAGE, FLUX, CHROMA, QWENIMAGE, LUMINA2, KREA2)
+
+CATALOGUE: dict[str, Family] = {family.key: family for family in _FAMILIES}
 
 
 def known_base(family: str, base: str) -> Base | None:

@@ -1,0 +1,59 @@
+"""Lumina-Image 2.0 as published, and small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
+from torch import Tensor, nn
+from transformers import Gemma2Config, Gemma2Model
+
+from tests.tiny import tiny_gemma_tokenizer, tiny_vae
+
+LUMINA = "Alpha-VLLM/Lumina-Image-2.0"
+# 26 layers, 2 + 2 refiners: four attention projections and three feed-forward layers each.
+TARGETS = {LUMINA: {"attention": 30 * 4, "transformer": 30 * 7, "transformer+conv": 30 * 7}}
+READ_BY_DIFFUSERS = ("diffusers",)
+
+
+def build(folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    tokenizer = tiny_gemma_tokenizer()
+    text = Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    transformer = Lumina2Transformer2DModel(
+        sample_size=8,
+        hidden_size=32,
+        num_layers=2,
+        num_refiner_layers=1,
+        num_attention_heads=4,
+        num_kv_heads=2,
+        multiple_of=8,
+        axes_dim_rope=(4, 2, 2),
+        cap_feat_dim=16,
+    )
+    Lumina2Pipeline(
+        transformer,
+        FlowMatchEulerDiscreteScheduler(shift=6.0),
+        tiny_vae(16, scaling_factor=0.36, shift_factor=0.12),
+        Gemma2Model(text),
+        tokenizer,
+    ).save_pretrained(folder)
+    return folder
+
+
+def full_size() -> dict[str, nn.Module]:
+    with torch.device("meta"):
+        return {LUMINA: Lumina2Transformer2DModel(cap_feat_dim=2304)}
+
+
+def original(folder: Path) -> dict[str, Tensor] | None:
+    return None
