@@ -12,6 +12,7 @@ from trainer.contract.errors import ConfigError, UserError
 from trainer.contract.families import CATALOGUE, known_base
 from trainer.contract.fields import dump_recipe, flatten, merge, parse, read_tables, to_tables
 from trainer.contract.lint import Facts, Finding, lint, looks_per_picture
+from trainer.contract.lora_header import start_from_facts
 from trainer.contract.plan import Machine, Plan, estimate
 from trainer.contract.presets import Preset
 
@@ -62,6 +63,7 @@ def facts_of(project: Project, config: TrainConfig, gpu: dict[str, Any] | None) 
         native_resolution=base.resolution if base else CATALOGUE[config.model.family].resolution,
         gpu=gpu["name"] if gpu else "",
         vram_gib=gpu["total_gib"] if gpu else None,
+        **start_from_facts(config.adapter.start_from, project.root),
     )
 
 

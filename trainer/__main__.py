@@ -214,6 +214,8 @@ def _facts(config: TrainConfig) -> tuple[Facts, tuple[str, ...]]:
     from dataset_tools.captions import missing_trigger
     from dataset_tools.folder import load_photos
 
+    from .contract.lora_header import start_from_facts
+
     try:
         photos = load_photos(Path(config.dataset.path))
     except UserError as error:
@@ -226,6 +228,7 @@ def _facts(config: TrainConfig) -> tuple[Facts, tuple[str, ...]]:
         images=len(captions),
         captions_missing_trigger=len(missing_trigger(captions, trigger)),
         distinct_captions=len(set(captions.values())),
+        **start_from_facts(config.adapter.start_from, Path()),
     )
     return facts, photos.notes
 

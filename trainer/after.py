@@ -20,6 +20,7 @@ from .data import frozen_trigger
 from .export import Format, save_lora
 from .families.base import ModelFamily
 from .memory import GIB, pick_device, pick_dtype
+from .quantize import require_libraries
 from .sampling import draw, save_sample
 from .train import Folders, sample_size
 
@@ -57,6 +58,7 @@ def sample_run(run: RunFolder, prompts: list[str], out: Path | None, seed: int |
     """Draw each prompt with the run's newest weights; prints the files' names."""
     config = run.config()
     checkpoint = _checkpoint(run)
+    require_libraries(config)
     family, _ = _load(run, config)
     model = assemble(family, config, run.path)
     load_adapter(checkpoint, model.parameters())

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import nn
 
+from .contract.config import Quantization, TrainConfig
 from .contract.errors import RunError
 
-Quantization = Literal["none", "int8", "nf4"]
+_LIBRARIES = {"int8": "torchao", "nf4": "bitsandbytes"}
 
 SMALLEST = 4096
 """Linear layers with fewer weights stay as they are: they cost more in scales than they save."""
+
+
+def require_libraries(config: TrainConfig) -> None:
+    """Raise RunError(config) where a library that the recipe's quantisation needs is not installed."""
+    for setting in ("quantize", "quantize_text"):
+        library = _LIBRARIES.get(chosen := getattr(config.model, setting))
+        if library and find_spec(library) is None:
+            raise RunError(
+                f"model.{setting} = {chosen} needs {library}; "
+                "run pip install -r requirements-quant.txt, or set it to none",
+                "config",
+            )
 
 
 def quantize(module: nn.Module, quantization: Quantization, device: torch.device) -> nn.Module:
@@ -21,7 +35,7 @@ def quantize(module: nn.Module, quantization: Quantization, device: torch.device
     int8: torchao, weights only, one scale per output row; about half of bf16's memory. nf4: bitsandbytes
     (Dettmers et al. 2023), blocks of 64 weights; about a quarter, with visible rounding.
     Layers are moved to ``device`` one at a time, so that the whole never lies there unquantised.
-    Raises RunError(config) where the library is missing.
+    The library is there: :func:`require_libraries` was called before anything was loaded.
     """
     if quantization == "int8":
         return _int8(module, device)
@@ -35,19 +49,15 @@ def _worthwhile(layer: nn.Module) -> bool:
 
 
 def _int8(module: nn.Module, device: torch.device) -> nn.Module:
-    try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-    except ImportError:
-        raise _missing("int8", "torchao") from None
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
     quantize_(module, Int8WeightOnlyConfig(), filter_fn=lambda layer, name: _worthwhile(layer), device=device)
     return module
 
 
 def _nf4(module: nn.Module, device: torch.device) -> nn.Module:
-    try:
-        import bitsandbytes as bnb
-    except ImportError:
-        raise _missing("nf4", "bitsandbytes") from None
+    import bitsandbytes as bnb
+
     for name, layer in list(module.named_modules()):
         if not isinstance(layer, nn.Linear) or not _worthwhile(layer):
             continue
@@ -60,14 +70,9 @@ def _nf4(module: nn.Module, device: torch.device) -> nn.Module:
         )
         small.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
         small.bias = layer.bias
+        # On some processors the first drawing would repack the weights for bfloat16 arithmetic, for good:
+        # what a run computes would depend on whether it has drawn.
+        small.support_avx512bf16_for_cpu = False
         parent = module.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], small.to(device).requires_grad_(False))
     return module
-
-
-def _missing(quantization: str, library: str) -> RunError:
-    return RunError(
-        f"model.quantize = {quantization} needs {library}; run pip install -r requirements-quant.txt, "
-        "or choose another",
-        "config",
-    )

@@ -35,6 +35,13 @@ class Case:
     says: tuple[str, ...] = field(default=())
 
 
+DISTILLED = next(
+    {"model.family": row.key, "model.base": base.id}
+    for row in CATALOGUE.values()
+    for base in row.bases
+    if base.assistant
+)
+
 CASES = [
     Case("no_pictures", {}, {}, Facts(images=0), Facts(images=1), ("no pictures",)),
     Case("few_pictures", {}, {}, Facts(images=3), Facts(images=6), ("3 pictures",)),
@@ -112,6 +119,54 @@ CASES = [
         {"train.batch_size": 8, "train.steps": 60},
         Facts(images=8),
         says=("16", "8 pictures"),
+    ),
+    Case(
+        "quantised_on_a_processor",
+        {"model.quantize": "int8", "model.quantize_text": "nf4"},
+        {},
+        Facts(gpu=""),
+        Facts(gpu=""),
+        ("slow",),
+    ),
+    Case("nf4_in_fp16", {"model.precision": "fp16", "model.quantize": "nf4"}, {"model.quantize": "nf4"}),
+    Case(
+        "distilled_without_assistant",
+        {**DISTILLED, "model.assistant": "none"},
+        {**DISTILLED, "model.assistant": ""},
+        says=("soft",),
+    ),
+    Case(
+        "start_from_cannot_be_used",
+        {"adapter.start_from": "old.safetensors"},
+        {"adapter.start_from": "old.safetensors"},
+        Facts(start_from_families=("sd15",)),
+        Facts(start_from_families=("sd15", "sdxl")),
+        ("is for Stable Diffusion 1.5",),
+    ),
+    Case(
+        "start_from_cannot_be_used",
+        {"adapter.start_from": "old.safetensors"},
+        {"adapter.start_from": ""},
+        Facts(start_from_problem="old.safetensors is a LoHa"),
+        says=("a LoHa",),
+    ),
+    Case(
+        "bf16_at_low_rank",
+        {"adapter.precision": "bf16", "adapter.rank": 16},
+        {"adapter.precision": "bf16", "adapter.rank": 128, "adapter.alpha": 128},
+        says=("rank 16",),
+    ),
+    Case(
+        "text_encoder_faster_than_the_denoiser",
+        {"train.text_encoder_2_lr": 3e-4},
+        {"train.text_encoder_2_lr": 1e-4},
+        says=("0.0003",),
+    ),
+    Case(
+        "captions_encoded_at_every_step",
+        {"train.text_encoder_lr": 5e-5},
+        {},
+        says=("a text encoder learns",),
     ),
     Case("few_looks", {"train.steps": 100}, {"train.steps": 400}, Facts(images=20), says=("5 times",)),
     Case("many_looks", {"train.steps": 20000}, {"train.steps": 4000}, Facts(images=20), says=("1000 times",)),

@@ -51,3 +51,43 @@ def test_without_a_gpu() -> None:
 def test_no_prompts_no_drawing() -> None:
     assert plan(samples={"prompts": []}).vram_gib["sample"] == 0
     assert plan().download_gib == pytest.approx(6.9)
+
+
+def test_quantised_weights_are_counted() -> None:
+    """SDXL's U-Net: 2.567 billion, of which 87 % are in linear layers."""
+    assert plan(model={"quantize": "int8"}).breakdown["denoiser"] == pytest.approx(2.75, abs=0.05)
+    assert plan(model={"quantize": "nf4"}).breakdown["denoiser"] == pytest.approx(1.72, abs=0.05)
+    plain, small = plan(), plan(model={"quantize_text": "int8"})
+    assert small.breakdown["text_encoders"] < 0.6 * plain.breakdown["text_encoders"]
+    assert small.vram_gib["cache"] < plain.vram_gib["cache"]
+    assert small.vram_gib["train"] == plain.vram_gib["train"]  # they are gone by then
+    assert plan(model={"quantize": "int8"}).vram_gib["train"] < plain.vram_gib["train"] - 1.9
+
+
+def test_a_bf16_lora_is_half_in_everything() -> None:
+    wide = {"rank": 128, "targets": "transformer"}
+    full, half = (plan(adapter={**wide, "precision": each}).breakdown for each in ("fp32", "bf16"))
+    for part in ("lora", "gradients", "optimizer"):
+        assert half[part] == pytest.approx(full[part] / 2, abs=2e-3)
+
+
+def test_trained_text_encoders_stay_and_have_activations() -> None:
+    rates = {"text_encoder_lr": 1e-5, "text_encoder_2_lr": 1e-5}
+    plain, both, first = plan(), plan(train=rates), plan(train={"text_encoder_lr": 1e-5})
+    encoders = plain.breakdown["text_encoders"]
+    assert both.vram_gib["train"] > plain.vram_gib["train"] + encoders
+    assert both.vram_gib["sample"] > plain.vram_gib["sample"] + encoders
+    assert both.vram_gib["cache"] < plain.vram_gib["cache"]  # nothing is encoded beforehand
+    assert plain.breakdown["activations"] < first.breakdown["activations"] < both.breakdown["activations"]
+    # 18 LoRA parameters per width: 12 layers of 768 and 32 of 1280, at rank 16 in 32 bits.
+    counted = 18 * (12 * 768 + 32 * 1280) * 16 * 4 / 2**30
+    assert both.breakdown["lora"] - plain.breakdown["lora"] == pytest.approx(counted, rel=0.1)
+
+
+def test_tiles_bound_the_decoding() -> None:
+    large = {"width": 2048, "height": 1024, "prompts": ["a cat"]}
+    plain, tiled = plan(samples=large), plan(samples={**large, "tiling": True})
+    assert plain.breakdown["decode"] == pytest.approx(2 * plan().breakdown["decode"], rel=1e-3)
+    assert tiled.breakdown["decode"] == pytest.approx(plan().breakdown["decode"] / 4, rel=1e-2)
+    assert tiled.vram_gib["sample"] < plain.vram_gib["sample"]
+    assert tiled.vram_gib["train"] == plain.vram_gib["train"]

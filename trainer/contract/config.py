@@ -16,6 +16,9 @@ from pydantic_core import PydanticCustomError
 
 from .families import CATALOGUE
 
+Quantization = Literal["none", "int8", "nf4"]
+"""Number format of frozen linear layers."""
+
 
 def setting(
     default: Any,
@@ -61,10 +64,10 @@ class ModelSettings(Section):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", label="Precision")
     """Number format of the frozen base. "auto" takes bf16 where the GPU has it, else fp16; fp32 on a CPU.
     The LoRA has a number format of its own (adapter.precision)."""
-    quantize: Literal["none", "int8", "nf4"] = setting("none", label="Quantised base")
+    quantize: Quantization = setting("none", label="Quantised base")
     """Number format of the frozen base's linear layers. int8 halves its memory at hardly any loss; nf4
     (4 bits) quarters it, with visible rounding. Needs pip install -r requirements-quant.txt."""
-    quantize_text: Literal["none", "int8", "nf4"] = setting("none", label="Quantised text encoders")
+    quantize_text: Quantization = setting("none", label="Quantised text encoders")
     """The same for the text encoders, which are in memory only while captions are encoded."""
     assistant: str = setting("", label="Assistant LoRA", max_length=500)
     """A LoRA that undoes the distillation of a base (FLUX.1 schnell, Z-Image Turbo): active while

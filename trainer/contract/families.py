@@ -62,6 +62,8 @@ class Family:
             without the loaders' prefixes and with "_" for ".".
         architectures: beginnings of the names that LoRAs' metadata have for it.
         trainable_text: the text encoders that can get a LoRA of their own, in kohya's order.
+        trainable_text_params: millions of parameters of each of these.
+        linear_share: the share of the denoiser's weights that is in linear layers, which can be quantised.
         resolution: native side in pixels where the base does not say otherwise.
         size_multiple: image sides must be multiples of this many pixels (VAE factor).
         token_limit: tokens of a caption that the text encoders see.
@@ -87,6 +89,8 @@ class Family:
     lora_signatures: tuple[Signature, ...] = ()
     architectures: tuple[str, ...] = ()
     trainable_text: tuple[str, ...] = ()
+    trainable_text_params: tuple[float, ...] = ()
+    linear_share: float = 1.0
     fp16_vae: str = ""
 
 
@@ -138,6 +142,8 @@ SDXL = Family(
     ),
     architectures=("stable-diffusion-xl", "sdxl"),
     trainable_text=("text_encoder", "text_encoder_2"),
+    trainable_text_params=(123.1, 694.7),
+    linear_share=0.87,
     fp16_vae="madebyollin/sdxl-vae-fp16-fix",
 )
 
@@ -186,6 +192,8 @@ SD15 = Family(
     ),
     architectures=("stable-diffusion-v1", "stable-diffusion-v2", "sd_v1", "sd_v2"),
     trainable_text=("text_encoder",),
+    trainable_text_params=(123.1,),
+    linear_share=0.31,
 )
 
 SANA = Family(
@@ -279,6 +287,7 @@ SD3 = Family(
         ),
     ),
     trainable_text=("text_encoder", "text_encoder_2"),
+    trainable_text_params=(123.1, 694.7),
 )
 
 ZIMAGE = Family(

@@ -23,6 +23,8 @@ class Facts:
         native_resolution: side in pixels that the base was trained at.
         gpu: name of the GPU; "" where there is none.
         vram_gib: its memory.
+        start_from_families, start_from_problem: the families that the LoRA to go on from can be for, and
+            why it cannot be used.
     """
 
     images: int | None = None
@@ -31,6 +33,8 @@ class Facts:
     native_resolution: int | None = None
     gpu: str | None = None
     vram_gib: float | None = None
+    start_from_families: tuple[str, ...] = ()
+    start_from_problem: str = ""
 
 
 @dataclass(frozen=True)

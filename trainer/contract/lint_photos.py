@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .config import TrainConfig
-from .families import CATALOGUE, DEMO_BASE
+from .families import CATALOGUE, DEMO_BASE, known_base
 from .findings import Facts, Finding, native_resolution, rule
 from .sizes import exact_resolution, rounded
 
@@ -153,6 +153,47 @@ def vae_overflows_in_fp16(config: TrainConfig, facts: Facts) -> Iterator[Finding
             "This family's own VAE overflows in fp16; use the repaired one, or bf16.",
             {"model.vae": safe},
             "Use the repaired VAE",
+        )
+
+
+@rule
+def quantised_on_a_processor(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    chosen = {f"model.{name}": getattr(config.model, name) for name in ("quantize", "quantize_text")}
+    small = {setting: "none" for setting, value in chosen.items() if value != "none"}
+    if facts.gpu == "" and small:
+        yield Finding(
+            "warning",
+            next(iter(small)),
+            "On a processor quantised layers are unpacked at every step: slow, and only memory is saved.",
+            small,
+            "Do not quantise",
+        )
+
+
+@rule
+def nf4_in_fp16(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if config.model.precision == "fp16" and "nf4" in (config.model.quantize, config.model.quantize_text):
+        yield Finding(
+            "warning",
+            "model.precision",
+            "The rounding of nf4 and the narrow range of fp16 together end in infinite numbers more easily; "
+            "bf16 has the range, where the GPU has bf16.",
+            {"model.precision": "auto"},
+            "Choose automatically",
+        )
+
+
+@rule
+def distilled_without_assistant(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    base = known_base(config.model.family, config.model.base)
+    if base and base.assistant and config.model.assistant == "none":
+        yield Finding(
+            "warning",
+            "model.assistant",
+            f"{base.label} was distilled to few steps; without its assistant LoRA training undoes that, and "
+            "pictures turn out soft.",
+            {"model.assistant": ""},
+            "Use the known one",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .config import TrainConfig
+from .config import TEXT_RATES, TrainConfig
 from .families import CATALOGUE, known_base
 from .findings import (
     Facts,
@@ -97,6 +97,63 @@ def dropout_high(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
             f"Dropout {config.adapter.dropout:g} leaves little to learn from; 0 to 0.1 is usual.",
             {"adapter.dropout": 0.1},
             "Use 0.1",
+        )
+
+
+@rule
+def start_from_cannot_be_used(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    families = facts.start_from_families
+    problem = facts.start_from_problem and f"It cannot start from this LoRA: {facts.start_from_problem}."
+    if families and config.model.family not in families:
+        theirs, ours = (CATALOGUE[key].label for key in (families[0], config.model.family))
+        problem = f"The LoRA to start from is for {theirs}, and this recipe is for {ours}."
+    if config.adapter.start_from and problem:
+        yield Finding(
+            "error", "adapter.start_from", problem, {"adapter.start_from": ""}, "Start with a fresh LoRA"
+        )
+
+
+@rule
+def bf16_at_low_rank(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if config.adapter.precision == "bf16" and config.adapter.rank < 64:
+        yield Finding(
+            "warning",
+            "adapter.precision",
+            f"At rank {config.adapter.rank} a bf16 LoRA saves little memory, and bf16 rounds small updates "
+            "away.",
+            {"adapter.precision": "fp32"},
+            "Use fp32",
+        )
+
+
+@rule
+def text_encoder_faster_than_the_denoiser(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    for name in TEXT_RATES:
+        rate = getattr(config.train, name)
+        if rate > config.train.learning_rate:
+            better = neat(config.train.learning_rate / 2)
+            yield Finding(
+                "warning",
+                f"train.{name}",
+                f"A text encoder's rate of {rate:g} is above the learning rate of "
+                f"{config.train.learning_rate:g}; it forgets words before the pictures "
+                "are learnt. A half to a tenth is usual.",
+                {f"train.{name}": better},
+                f"Use {better:g}",
+            )
+
+
+@rule
+def captions_encoded_at_every_step(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if rates := config.text_encoder_rates():
+        many = "a text encoder learns" if len(rates) == 1 else "text encoders learn"
+        yield Finding(
+            "hint",
+            "train.text_encoder_lr",
+            f"As {many}, captions cannot be encoded beforehand: every step takes longer, and all encoders "
+            "stay in memory.",
+            {f"train.{name}": 0.0 for name in TEXT_RATES},
+            "Leave them alone",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .errors import RunError
 from .families import CATALOGUE
@@ -78,3 +79,15 @@ def encoders_in(header: Header, trainable: Sequence[str]) -> list[str]:
         for part, pattern in zip(trainable, _ENCODERS, strict=False)
         if any(re.match(pattern, key) for key in header.tensors)
     ]
+
+
+def start_from_facts(text: str, beside: Path) -> dict[str, Any]:
+    """What a linter wants to know of ``adapter.start_from``, as fields of Facts; a LoRA on the Hub is unknown
+    until it is fetched."""
+    path = next((each for each in (beside / text, Path(text).expanduser()) if text and each.is_file()), None)
+    if path is None:
+        return {}
+    try:
+        return {"start_from_families": tuple(families_of(read_lora_header(path)))}
+    except (RunError, OSError) as error:
+        return {"start_from_problem": str(error)}

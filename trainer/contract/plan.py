@@ -10,7 +10,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .config import TrainConfig
+from .config import Quantization, TrainConfig
 from .families import CATALOGUE, DEMO_BASE, known_base
 
 GIB = 2**30
@@ -18,6 +18,17 @@ CONTEXT_GIB = 0.6
 """What a CUDA process holds before it has allocated anything."""
 DECODE_GIB = 3.0
 """Activations of an SDXL-class VAE while it decodes a picture of a megapixel in half precision."""
+QUANTISED_BYTES = {"int8": 1.02, "nf4": 0.53}
+"""Bytes a weight: 8 bits and a scale per row; 4 bits and a scale, itself in 8 bits, per 64."""
+TEXT_LINEAR_SHARE = 0.9
+"""Of a text encoder's weights; the others are embeddings, which are not quantised."""
+TEXT_LORA_PER_RANK = 1.1
+"""Thousands of LoRA parameters per unit of rank and million parameters: 18 width a layer of 12 width²."""
+TEXT_ACTIVATION_GIB = 0.2
+"""Of one caption of 77 tokens, for every thousand million parameters that are trained: 34 bytes per token,
+width and layer (Korthikanti et al. 2022)."""
+TILE = 512
+"""Side in pixels of the tiles that a picture is decoded in."""
 
 
 @dataclass(frozen=True)
@@ -67,26 +78,42 @@ def estimate(config: TrainConfig, machine: Machine, *, seconds_per_step: float |
     per_rank = ((base and base.lora_params_per_rank) or family.lora_params_per_rank)[config.adapter.targets]
     native = base.resolution if base else family.resolution
     on_gpu = machine.vram_gib is not None
-    bytes_per_weight = 2 if on_gpu and config.model.precision != "fp32" else 4
+    plain = 2.0 if on_gpu and config.model.precision != "fp32" else 4.0
     area = ((config.dataset.resolution or native) / native) ** 2
+    megapixels = native**2 / 2**20
 
-    def weights(millions: float) -> float:
-        return millions * 1e6 * bytes_per_weight / GIB
+    def weights(millions: float, quantization: Quantization = "none", linear: float = 1.0) -> float:
+        small = QUANTISED_BYTES.get(quantization, plain)
+        return millions * 1e6 * (linear * small + (1 - linear) * plain) / GIB
 
-    lora = per_rank * 1e3 * config.adapter.rank * 4 / GIB  # float32
+    # What is trained: LoRAs, their gradients and the optimizer's state, in the LoRA's number format.
+    trained_text_m = _trained_text(config)
+    per_rank += TEXT_LORA_PER_RANK * trained_text_m
+    lora = per_rank * 1e3 * config.adapter.rank * (2 if config.adapter.precision == "bf16" else 4) / GIB
     optimizer = lora * (2 if config.train.optimizer == "adamw" else 0.02)
     checkpointing = config.train.gradient_checkpointing
     recompute = checkpointing == "on" or (checkpointing == "auto" and on_gpu)
-    activations = (checkpointed_gib if recompute else stored_gib) * area * config.train.batch_size
+    samples = area * config.train.batch_size
+    activations = (checkpointed_gib if recompute else stored_gib) * samples
     if recompute:
         # One block is recomputed, and so stored, at a time: about a tenth of the network.
-        activations += 0.1 * stored_gib * area * config.train.batch_size
-    decode = DECODE_GIB * area * (native / 1024) ** 2
+        activations += 0.1 * stored_gib * samples
+    text_activations = TEXT_ACTIVATION_GIB * trained_text_m / 1e3 * config.train.batch_size
+    activations += text_activations * (0.1 if recompute else 1.0)
+    denoiser = weights(denoiser_m, config.model.quantize, family.linear_share)
+    encoders = weights(encoder_m, config.model.quantize_text, TEXT_LINEAR_SHARE)
+    vae = weights(vae_m)
+    kept_text = encoders if trained_text_m else 0.0  # encoders that learn are needed at every step
+    side = config.dataset.resolution or native
+    drawn = (config.samples.width or side) * (config.samples.height or side)
+    if config.samples.tiling:
+        drawn = min(drawn, TILE**2)
+    encode, decode = DECODE_GIB * area * megapixels, DECODE_GIB * drawn / 2**20
     context = CONTEXT_GIB if on_gpu else 0.5
     breakdown = {
-        "denoiser": weights(denoiser_m),
-        "text_encoders": weights(encoder_m),
-        "vae": weights(vae_m),
+        "denoiser": denoiser,
+        "text_encoders": encoders,
+        "vae": vae,
         "lora": lora,
         "gradients": lora,
         "optimizer": optimizer,
@@ -94,10 +121,11 @@ def estimate(config: TrainConfig, machine: Machine, *, seconds_per_step: float |
         "decode": decode,
         "context": context,
     }
+    training = denoiser + kept_text + 2 * lora + optimizer
     phases = {
-        "cache": weights(encoder_m) + weights(vae_m) + decode + context,
-        "train": weights(denoiser_m) + 2 * lora + optimizer + activations + context,
-        "sample": weights(denoiser_m) + weights(vae_m) + 2 * lora + optimizer + decode + context,
+        "cache": (0.0 if trained_text_m else encoders) + vae + encode + context,
+        "train": training + activations + context,
+        "sample": training + vae + decode + context,
     }
     if not config.samples.prompts:
         phases["sample"] = 0.0
@@ -115,7 +143,7 @@ def estimate(config: TrainConfig, machine: Machine, *, seconds_per_step: float |
     # A checkpoint holds the LoRA and its optimizer state; one more is written before the oldest goes.
     checkpoints = (config.checkpoints.keep + 1) * (lora + optimizer) + lora / 2
     pictures = len(config.samples.prompts) * (config.train.steps // max(config.samples.every, 1) + 2)
-    disk = checkpoints + pictures * 1.5 * area * (native / 1024) ** 2 / 1024
+    disk = checkpoints + pictures * 1.5 * area * megapixels / 1024
     local = os.path.exists(config.model.base)
     return Plan(
         vram_gib={phase: round(gib, 2) if on_gpu else 0.0 for phase, gib in phases.items()},
@@ -128,6 +156,13 @@ def estimate(config: TrainConfig, machine: Machine, *, seconds_per_step: float |
         breakdown={part: round(gib, 3) for part, gib in breakdown.items()},
         warnings=tuple(warnings),
     )
+
+
+def _trained_text(config: TrainConfig) -> float:
+    """Millions of parameters of the text encoders that get a LoRA."""
+    row = CATALOGUE[config.model.family]
+    sizes = dict(zip(row.trainable_text, row.trainable_text_params, strict=True))
+    return sum(sizes[part] for part in config.text_encoder_rates())
 
 
 _DOING = {"cache": "encodes the photos", "train": "trains", "sample": "draws samples"}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..contract import families as catalogue
 from ..contract.errors import RunError
+from ..contract.plan import TILE
 from ..noise import Flow, Noise
 from ..quantize import Quantization, quantize
 from ..source import BaseModel, fingerprint
@@ -315,7 +316,7 @@ class PipelineFamily:
     def pipeline(self, denoiser: nn.Module, tiled: bool = False) -> Any:
         vae = self._load_vae(self.dtype)
         if hasattr(vae, "enable_tiling"):
-            vae.enable_tiling() if tiled else vae.disable_tiling()
+            _tile(vae) if tiled else vae.disable_tiling()
         given = {"vae": vae, self.denoiser_part: denoiser, "scheduler": self.sampler()}
         return self._build_pipeline({**self.pipeline_extras(), **given})
 
@@ -345,6 +346,15 @@ class PipelineFamily:
         number = "" if len(self.trainable_text) == 1 else str(self.trainable_text.index(part) + 1)
         module = "text_model." + module.removeprefix("text_model.")
         return f"lora_te{number}_{module.replace('.', '_')}"
+
+
+def _tile(vae: Any) -> None:
+    """Decode in tiles of at most TILE px. AutoencoderKL's own are as large as what it was trained on."""
+    vae.enable_tiling()
+    if hasattr(vae, "tile_latent_min_size"):
+        factor = vae.tile_sample_min_size // vae.tile_latent_min_size
+        vae.tile_sample_min_size = min(vae.tile_sample_min_size, TILE)
+        vae.tile_latent_min_size = vae.tile_sample_min_size // factor
 
 
 def _digest(*parts: object) -> str:
