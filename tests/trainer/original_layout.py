@@ -1,4 +1,4 @@
-"""SDXL as published: the names and shapes of Stability's original code, and files in that layout.
+"""SD 1, 2 and XL as published: names and shapes of the original code, and files in that layout.
 
 Written down from the architecture (channels, depths, heads), independently of the trainer's own name
 rules; which diffusers parameter a U-Net or VAE name stands for is asked of diffusers' converter.
@@ -19,6 +19,7 @@ from torch import Tensor
 Shapes = dict[str, tuple[int, ...]]
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
+CLIP_1, CLIP_2 = "cond_stage_model.transformer.", "cond_stage_model.model."
 CLIP_L, CLIP_G = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 
 
@@ -41,8 +42,12 @@ class _Names:
         self.shapes[f"{name}.weight"] = self.shapes[f"{name}.bias"] = (width,)
 
 
-def unet_shapes(channels: Sequence[int], layers: int, depths: Sequence[int], text: int, added: int) -> Shapes:
-    """``depths``: transformer blocks by resolution level (SDXL: 0, 2, 10)."""
+def unet_shapes(
+    channels: Sequence[int], layers: int, depths: Sequence[int], text: int, added: int, linear: bool = True
+) -> Shapes:
+    """``depths``: transformer blocks by resolution level (SDXL: 0, 2, 10; SD: 1, 1, 1, 0). ``added``: width
+    of the conditions besides text, 0 for none. ``linear``: the transformers' projections, convolutions in
+    SD 1."""
     names = _Names()
     embedding = 4 * channels[0]
 
@@ -57,8 +62,8 @@ def unet_shapes(channels: Sequence[int], layers: int, depths: Sequence[int], tex
 
     def transformer(name: str, width: int, depth: int) -> None:
         names.norm(f"{name}.norm", width)
-        names.linear(f"{name}.proj_in", width, width)
-        names.linear(f"{name}.proj_out", width, width)
+        for projection in (f"{name}.proj_in", f"{name}.proj_out"):
+            names.linear(projection, width, width) if linear else names.conv(projection, width, width, 1)
         for block in (f"{name}.transformer_blocks.{number}" for number in range(depth)):
             for attention, context in (("attn1", width), ("attn2", text)):
                 names.linear(f"{block}.{attention}.to_q", width, width, bias=False)
@@ -72,8 +77,9 @@ def unet_shapes(channels: Sequence[int], layers: int, depths: Sequence[int], tex
 
     names.linear("time_embed.0", channels[0], embedding)
     names.linear("time_embed.2", embedding, embedding)
-    names.linear("label_emb.0.0", added, embedding)
-    names.linear("label_emb.0.2", embedding, embedding)
+    if added:
+        names.linear("label_emb.0.0", added, embedding)
+        names.linear("label_emb.0.2", embedding, embedding)
     names.conv("input_blocks.0.0", 4, channels[0], 3)
     now, number, skips = channels[0], 1, [channels[0]]
     for level, width in enumerate(channels):
@@ -89,7 +95,7 @@ def unet_shapes(channels: Sequence[int], layers: int, depths: Sequence[int], tex
             skips.append(now)
             number += 1
     resnet("middle_block.0", now, now)
-    transformer("middle_block.1", now, depths[-1])
+    transformer("middle_block.1", now, max(depths))
     resnet("middle_block.2", now, now)
     number = 0
     for level, width in reversed(list(enumerate(channels))):
@@ -200,7 +206,8 @@ def diffusers_names(
 
 
 def unet_names(shapes: Shapes, layers: int) -> dict[str, str]:
-    config = {"layers_per_block": layers, "class_embed_type": None, "addition_embed_type": "text_time"}
+    added = "text_time" if "label_emb.0.0.weight" in shapes else None
+    config = {"layers_per_block": layers, "class_embed_type": None, "addition_embed_type": added}
     return diffusers_names(shapes, UNET, convert_ldm_unet_checkpoint, config)
 
 
@@ -210,7 +217,7 @@ def vae_names(shapes: Shapes, blocks: int) -> dict[str, str]:
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
-    """A diffusers SDXL folder's weights in the original layout."""
+    """The weights of a diffusers folder of SD 1, 2 or XL in the original layout."""
 
     def config(part: str) -> dict[str, Any]:
         return dict(json.loads((folder / part / "config.json").read_text()))
@@ -220,16 +227,20 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
         return load_file(file)
 
     unet, vae = config("unet"), config("vae")
+    kinds, blocks = unet["down_block_types"], unet["transformer_layers_per_block"]
     depths = [
         depth if "CrossAttn" in kind else 0
-        for depth, kind in zip(unet["transformer_layers_per_block"], unet["down_block_types"], strict=True)
+        for depth, kind in zip(
+            [blocks] * len(kinds) if isinstance(blocks, int) else blocks, kinds, strict=True
+        )
     ]
     shapes = unet_shapes(
         unet["block_out_channels"],
         unet["layers_per_block"],
         depths,
         unet["cross_attention_dim"],
-        unet["projection_class_embeddings_input_dim"],
+        unet["projection_class_embeddings_input_dim"] or 0,
+        unet["use_linear_projection"],
     )
     tensors: dict[str, Tensor] = {}
     weights = state("unet")
@@ -239,11 +250,22 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
     weights = state("vae")
     for original, name in vae_names(shapes, len(vae["block_out_channels"])).items():
         tensors[VAE + original] = weights[name].reshape(shapes[original])
-    for name, tensor in state("text_encoder").items():
-        tensors[f"{CLIP_L}text_model.{name.removeprefix('text_model.')}"] = tensor
-    tensors[f"{CLIP_L}text_model.embeddings.position_ids"] = torch.arange(77)[None]
-    tensors |= {CLIP_G + name: tensor for name, tensor in _to_open_clip(state("text_encoder_2")).items()}
+    for prefix, text in _texts(folder, bool(unet["use_linear_projection"])).items():
+        weights = state(text)
+        if prefix.endswith(".model."):
+            tensors |= {prefix + name: tensor for name, tensor in _to_open_clip(weights).items()}
+            continue
+        for name, tensor in weights.items():
+            tensors[f"{prefix}text_model.{name.removeprefix('text_model.')}"] = tensor
+        tensors[f"{prefix}text_model.embeddings.position_ids"] = torch.arange(77)[None]
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _texts(folder: Path, linear: bool) -> dict[str, str]:
+    """Where the text encoders lie in the file: {prefix: diffusers part}."""
+    if (folder / "text_encoder_2").exists():
+        return {CLIP_L: "text_encoder", CLIP_G: "text_encoder_2"}
+    return {CLIP_2 if linear else CLIP_1: "text_encoder"}
 
 
 def _to_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -251,9 +273,10 @@ def _to_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     out = {
         "token_embedding.weight": state["embeddings.token_embedding.weight"],
         "positional_embedding": state["embeddings.position_embedding.weight"],
-        "text_projection": state["text_projection.weight"].T,
         "logit_scale": torch.tensor(4.6),
     }
+    if "text_projection.weight" in state:
+        out["text_projection"] = state["text_projection.weight"].T
     layers = {int(name.split(".")[2]) for name in state if name.startswith("encoder.layers.")}
     for kind in ("weight", "bias"):
         out[f"ln_final.{kind}"] = state[f"final_layer_norm.{kind}"]

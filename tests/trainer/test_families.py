@@ -291,10 +291,16 @@ def test_a_checkpoint_in_one_file(
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
     monkeypatch.setattr("trainer.source.fetch_pipeline", lambda repo, *args, **options: base)
     folder, single = opened(key, base), opened(key, file)
-    one, two = folder.load_denoiser(), single.load_denoiser()
-    assert set(one.state_dict()) == set(two.state_dict())
-    for name, tensor in one.state_dict().items():
-        assert torch.equal(tensor, two.state_dict()[name]), name
+    cls = type(folder)
+    for part, kind in {
+        cls.denoiser_part: cls.denoiser_class,
+        "vae": cls.vae_class,
+        **cls.text_classes,
+    }.items():
+        one, two = folder.load_part(kind, part).state_dict(), single.load_part(kind, part).state_dict()
+        assert set(one) == set(two)
+        for name, tensor in one.items():
+            assert torch.equal(tensor, two[name]), (part, name)
 
 
 @everywhere

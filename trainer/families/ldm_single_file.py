@@ -194,7 +194,10 @@ def schedule(header: Header) -> dict[str, Any]:
     """What the file says of its own schedule, over the reference model's: v-prediction checkpoints
     (NoobAI) carry the empty tensors "v_pred" and, for zero terminal SNR (Lin et al. 2023), "ztsnr"."""
     changes: dict[str, Any] = {}
-    if "v_pred" in header.tensors or header.metadata.get("modelspec.prediction_type") == "v":
+    said = header.metadata.get("modelspec.prediction_type")
+    if said == "epsilon":  # SD 2.1 base, whose reference is the larger model with v
+        changes["prediction_type"] = "epsilon"
+    if "v_pred" in header.tensors or said == "v":
         changes["prediction_type"] = "v_prediction"
     if "ztsnr" in header.tensors:
         changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
