@@ -6,6 +6,7 @@ studio; a new studio finds it again by the lock it holds. No page ever waits for
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -57,6 +58,8 @@ class Supervisor:
         # Asking whether a lock is held takes it for a moment: two threads must not meet in there.
         self._probing = threading.Lock()
         self._active: tuple[float, RunFolder | None] = (0.0, None)
+        # Runs that have ended -> what their files looked like then (see _traces).
+        self._ended: dict[str, tuple[int, ...]] = {}
         self._publishers: dict[str, subprocess.Popen[bytes]] = {}
         # Runs whose trainer is a child of ours and whose exit code is not noted yet.
         self._unreaped: set[str] = set()
@@ -114,9 +117,18 @@ class Supervisor:
         """The run that is being trained, whoever started it. The answer may be half a second old."""
         asked, run = self._active
         if time.monotonic() - asked > 0.5:
-            run = next((run for run in self.workspace.list_runs() if self.is_running(run)), None)
+            run = next((run for run in self.workspace.list_runs() if self._goes_on(run)), None)
             self._active = (time.monotonic(), run)
         return run
+
+    def _goes_on(self, run: RunFolder) -> bool:
+        """:meth:`is_running`, asked of a run that has ended only when somebody has touched it since."""
+        if self._ended.get(run.id) == _traces(run):
+            return False
+        running = self.is_running(run)
+        if not running and run.raw_status().terminal:
+            self._ended[run.id] = _traces(run)
+        return running
 
     def is_running(self, run: RunFolder) -> bool:
         """Whether a trainer holds the run's lock, or was launched and has yet to take it."""
@@ -158,18 +170,30 @@ class Supervisor:
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
         """Hold the workspace's start lock (several studios may share it). RunError when one trains."""
-        lock = FileLock(self.workspace.root / ".start.lock")
+        path = self.workspace.root / ".start.lock"
+        lock = FileLock(path)
         try:
-            with lock.acquire(timeout=10):
-                self._active = (0.0, None)
-                running = self.active()
-                if running is not None:
-                    raise RunError(
-                        f"{running.id} is being trained now; stop it first, or wait until it ends.", "config"
-                    )
-                yield
+            lock.acquire(timeout=10)
         except Timeout:
             raise RunError("Another training is just starting; try again in a moment.", "config") from None
+        except OSError as error:
+            cause = "disk_full" if error.errno == errno.ENOSPC else "config"
+            raise RunError(
+                f"{path} cannot be locked ({error.strerror}), so no training can start; check the "
+                "workspace's permissions and free space.",
+                cause,
+            ) from None
+        try:
+            self._active = (0.0, None)
+            self._ended.clear()  # this once every lock is asked
+            running = self.active()
+            if running is not None:
+                raise RunError(
+                    f"{running.id} is being trained now; stop it first, or wait until it ends.", "config"
+                )
+            yield
+        finally:
+            lock.release()
 
     def _launch(self, run: RunFolder, arguments: list[str]) -> None:
         argv = [*self._trainer, *arguments]
@@ -307,6 +331,17 @@ def _launch_of(run: RunFolder) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return launch if isinstance(launch, dict) else {}
+
+
+def _traces(run: RunFolder) -> tuple[int, ...]:
+    """Differs as soon as somebody goes on with the run: the trainer touches its lock when it takes it."""
+    traces = []
+    for path in (run.launch, run.lock, run.status):
+        try:
+            traces.append(path.stat().st_mtime_ns)
+        except OSError:
+            traces.append(0)
+    return tuple(traces)
 
 
 def _process_lives(launch: dict[str, Any]) -> bool:

@@ -125,6 +125,38 @@ def test_stop_then_resume_goes_on(supervise, project) -> None:
         jobs.resume(run)
 
 
+def test_an_ended_run_is_probed_again_only_when_somebody_goes_on_with_it(
+    supervise, project, monkeypatch
+) -> None:
+    jobs = supervise(steps=3)
+    run = jobs.start(project, project.config())
+    wait_for(lambda: "exit_code" in read_json(run.launch))
+    wait_for(lambda: jobs.active() is None)
+
+    probes: list[str] = []
+    alive = RunFolder.alive
+    monkeypatch.setattr(RunFolder, "alive", lambda run: probes.append(run.id) or alive(run))
+
+    def ask() -> RunFolder | None:
+        jobs._active = (0.0, None)  # not the answer of half a second ago
+        return jobs.active()
+
+    ask(), probes.clear()
+    assert [ask() for _ in range(5)] == [None] * 5 and probes == []
+    held = run.hold()  # as `python -m trainer resume` does, without the studio
+    assert ask() == run and probes
+    held.release()
+    assert ask() is None
+
+
+def test_a_run_that_died_without_a_word_is_probed_each_time(supervise, project) -> None:
+    jobs = supervise("kill9")
+    run = jobs.start(project, project.config())
+    wait_for(lambda: "exit_code" in read_json(run.launch))
+    wait_for(lambda: jobs.active() is None)
+    assert run.id not in jobs._ended
+
+
 def test_nothing_to_stop(supervise, project) -> None:
     jobs = supervise(steps=1)
     run = jobs.start(project, project.config())
@@ -155,6 +187,13 @@ def test_empty_dataset_is_refused(supervise, workspace, project) -> None:
         project.set_enabled(record.id, False)
     with pytest.raises(RunError, match="all its photos are left out"):
         jobs.start(project, project.config())
+    assert workspace.list_runs() == []
+
+
+def test_start_lock_that_cannot_be_taken_is_one_sentence(supervise, workspace, project) -> None:
+    (workspace.root / ".start.lock").mkdir()
+    with pytest.raises(RunError, match=r"\.start\.lock cannot be locked \(.*directory.*\), so no training"):
+        supervise().start(project, project.config())
     assert workspace.list_runs() == []
 
 

@@ -8,6 +8,7 @@ trainer is alive is told by the OS lock it holds, never by a pid.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import secrets
 import time
@@ -182,6 +183,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             # A reader's probe holds the lock for microseconds; a trainer holds it for good.
             lock.acquire(timeout=2, poll_interval=0.05)
+            os.utime(self.lock)  # a studio does not probe a run that has ended before its files change
         except Timeout:
             raise RunError(f"the run {self.id} is already being trained; stop it first", "config") from None
         except OSError as error:
