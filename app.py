@@ -52,6 +52,7 @@ def run(options: argparse.Namespace) -> None:
     port = listener.getsockname()[1]
     try:
         workspace = Workspace(options.workspace)
+        studio = Studio(workspace, Supervisor(workspace), public, has_password=password is not None)
     except OSError as error:
         raise UserError(
             f"The workspace {options.workspace} cannot be made ({error.strerror}); "
@@ -61,13 +62,12 @@ def run(options: argparse.Namespace) -> None:
     # Read by Gradio when it is imported. What a browser uploads goes to the disk of the workspace, as
     # /tmp is small on rented machines.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_TEMP_DIR"] = str(workspace.root / ".uploads")
+    os.environ["GRADIO_TEMP_DIR"] = str(studio.uploads.folder)
     from studio.demo import prepare_demo
     from studio.pages.shell import build_app
     from studio.server import create_app, serve
     from studio.theme import HEAD, THEME
 
-    studio = Studio(workspace, Supervisor(workspace), public, has_password=password is not None)
     if options.demo:
         studio.start_project = prepare_demo(workspace).id
     sessions = Sessions(workspace.root / "sessions.json", password) if password is not None else None

@@ -1,11 +1,12 @@
-"""What every page and route is given: the workspace, the jobs, and how the studio was started."""
+"""What every page and route is given: workspace, jobs, uploads, and how the studio was started."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .jobs import Supervisor
 from .projects import Workspace
+from .uploads import Uploads
 
 
 @dataclass
@@ -21,3 +22,7 @@ class Studio:
     host_is_public: bool = False
     has_password: bool = False
     start_project: str = ""
+    uploads: Uploads = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.uploads = Uploads(self.workspace.root / ".uploads")
