@@ -1,16 +1,24 @@
-"""The five pages. Each module has ``build(studio, project_id) -> Page``: widgets first, handlers below."""
+"""The five pages. Each module has ``build(studio, project_id) -> Page``: widgets first, handlers below.
+
+What a script asks of Python is a function of ``(studio, message)``, bound for its panel by :func:`served`.
+"""
 
 from __future__ import annotations
 
 import functools
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
 
+from studio.context import Studio
+from studio.projects import Project
 from trainer.contract.errors import UserError
+from trainer.contract.runs import RunFolder
+
+Message = Mapping[str, Any]
 
 
 @dataclass
@@ -43,3 +51,34 @@ def shows_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
             return gr.skip()
 
     return guarded
+
+
+def served(studio: Studio, *functions: Callable[[Studio, Message], dict[str, Any]]) -> list[Any]:
+    """``server_functions=`` of a panel: each takes one message and answers JSON, where a
+    :class:`UserError` is ``{"error": sentence}``."""
+
+    def bound(function: Callable[[Studio, Message], dict[str, Any]]) -> Any:
+        def answer(message: dict[str, Any]) -> dict[str, Any]:
+            try:
+                return function(studio, message)
+            except UserError as error:
+                return {"error": str(error)}
+
+        answer.__name__ = function.__name__  # the script calls it by this
+        return answer
+
+    return [bound(function) for function in functions]
+
+
+def project_of(studio: Studio, message: Message) -> Project:
+    """The project that a message names. Raises NotFound."""
+    return studio.workspace.project(text_of(message, "project"))
+
+
+def run_of(studio: Studio, message: Message) -> RunFolder:
+    """The run that a message names. Raises NotFound."""
+    return studio.workspace.run(text_of(message, "run"))
+
+
+def text_of(message: Message, name: str) -> str:
+    return str(message.get(name) or "")

@@ -6,7 +6,6 @@ Gradio event. Saving goes through ``/studio/caption``, everything else through t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import gradio as gr
@@ -18,10 +17,10 @@ from studio.recipes import rename_trigger
 from studio.theme import scripts
 from studio.tokens import counter_for
 from studio.trigger import trigger_hint
-from trainer.contract.errors import ConfigError, UserError
+from trainer.contract.errors import ConfigError
 from trainer.contract.presets import load_presets
 
-from . import Page
+from . import Message, Page, project_of, served, text_of
 
 MAX_TEXTS = 5000
 
@@ -35,53 +34,35 @@ def build(studio: Studio, project_id: Any) -> Page:
             apply_default_css=False,
             head=scripts("live.js", "frame.js", "captions.js"),
             js_on_load="studio.panels.captions(element, server)",
-            server_functions=_functions(studio),
+            server_functions=served(studio, about, set_trigger, count_tokens, preview, apply_change, undo),
         )
     return Page()
 
 
-def _functions(studio: Studio) -> list[Any]:
-    """What the script calls: each takes ``{"project": id, …}``, answers JSON or ``{"error": sentence}``."""
-
-    def served(work: Callable[[Project, Mapping[str, Any]], dict[str, Any]], name: str) -> Any:
-        def function(message: dict[str, Any]) -> dict[str, Any]:
-            try:
-                return work(studio.workspace.project(str(message.get("project", ""))), message)
-            except UserError as error:
-                return {"error": str(error)}
-
-        function.__name__ = name
-        return function
-
-    return [
-        served(about, "about"),
-        served(set_trigger, "set_trigger"),
-        served(count_tokens, "count_tokens"),
-        served(bulk.preview, "preview"),
-        served(bulk.apply_change, "apply_change"),
-        served(lambda project, _: bulk.undo(project), "undo"),
-    ]
-
-
-def about(project: Project, message: Mapping[str, Any]) -> dict[str, Any]:
+def about(studio: Studio, message: Message) -> dict[str, Any]:
     """What the dataset route does not tell: a word on the trigger, and what Undo would take back."""
+    return _about(project_of(studio, message))
+
+
+def _about(project: Project) -> dict[str, Any]:
     kind, sentence = trigger_hint(project.dataset().trigger)
     return {"hint": {"kind": kind, "text": sentence}, "undo": bulk.last_change(project)}
 
 
-def set_trigger(project: Project, message: Mapping[str, Any]) -> dict[str, Any]:
+def set_trigger(studio: Studio, message: Message) -> dict[str, Any]:
     """Save the trigger word, and rename it in the recipe's sample prompts."""
+    project = project_of(studio, message)
     old = project.dataset().trigger
-    project.set_trigger(str(message.get("trigger", "")))
+    project.set_trigger(text_of(message, "trigger"))
     new = project.dataset().trigger
     rename_trigger(project, load_presets(), old, new)
-    return {"trigger": new, **about(project, message)}
+    return {"trigger": new, **_about(project)}
 
 
-def count_tokens(project: Project, message: Mapping[str, Any]) -> dict[str, Any]:
+def count_tokens(studio: Studio, message: Message) -> dict[str, Any]:
     """``{"counts": […], "limit": n}``, or nulls where the base's tokenizer is not on this machine."""
     try:
-        base = project.config().model.base
+        base = project_of(studio, message).config().model.base
     except ConfigError:
         base = ""
     counter = counter_for(base) if base else None
@@ -89,3 +70,15 @@ def count_tokens(project: Project, message: Mapping[str, Any]) -> dict[str, Any]
         return {"counts": None, "limit": None}
     texts = [str(text) for text in list(message.get("texts") or [])[:MAX_TEXTS]]
     return {"counts": [counter.count(text) for text in texts], "limit": counter.limit}
+
+
+def preview(studio: Studio, message: Message) -> dict[str, Any]:
+    return bulk.preview(project_of(studio, message), message)
+
+
+def apply_change(studio: Studio, message: Message) -> dict[str, Any]:
+    return bulk.apply_change(project_of(studio, message), message)
+
+
+def undo(studio: Studio, message: Message) -> dict[str, Any]:
+    return bulk.undo(project_of(studio, message))

@@ -1,14 +1,12 @@
 """The Photos page: one drop zone, what became of each file, and the grid with every crop drawn.
 
-The grid is our own panel (static/photos.js) over ``/studio/dataset``; Gradio has the upload only, since it
-checks that a file really came through it.
+Report and grid are our own panel (static/photos.js) over ``/studio/dataset``; Gradio has the upload only,
+since it checks that a file really came through it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import html
-from collections.abc import Sequence
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,7 @@ from studio.theme import scripts
 from trainer.contract.errors import UserError
 from trainer.contract.presets import load_presets
 
-from . import Page
+from . import Message, Page, project_of, served, text_of
 
 if TYPE_CHECKING:
     from dataset_tools.ingest import IngestReport
@@ -32,6 +30,7 @@ MAX_COUNTED = 10_000
 
 
 def build(studio: Studio, project_id: Any) -> Page:
+    """The page has nothing for Gradio to fill."""
     with gr.Column(elem_id="photos-page"):
         drop = gr.File(
             label="Photos",
@@ -40,117 +39,85 @@ def build(studio: Studio, project_id: Any) -> Page:
             elem_id="photos-drop",
             height=150,
         )
-        report = gr.HTML("", elem_id="photos-report", apply_default_css=False)
+        progress_bar = gr.HTML("", elem_id="photos-progress", apply_default_css=False)
         gr.HTML(
             html_template="",
             elem_id="photos-grid",
             apply_default_css=False,
             head=scripts("live.js", "frame.js", "photos.js"),
             js_on_load="studio.panels.photos(element, server)",
-            server_functions=[_remove(studio), _recrop(studio)],
+            server_functions=served(studio, remove, recrop),
         )
-        opened = gr.Textbox(visible="hidden", elem_id="photos-opened")
+        outcome = gr.Textbox(visible="hidden", elem_id="photos-outcome")
 
     gpu = Gpu()
     presets = load_presets()
-    waiting: dict[str, str] = {}
 
     def add(files: list[str] | None, project: str, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
-        """Take the uploaded files in. Without a project, they make one."""
+        """Take the uploaded files in. Without a project, they make one.
+
+        The second value is for the panel: the report, and the id of the project that it belongs to. One may
+        have gone to another project meanwhile.
+        """
         paths = [Path(file) for file in files or ()]
+        report: dict[str, Any] = {}
+        with studio.uploads.taken(paths):
+            try:
+                owner = (
+                    studio.workspace.project(project)
+                    if project
+                    else studio.workspace.create_project(NEW_PROJECT)
+                )
+                project, name = owner.id, owner.name
 
-        def tell(done: int, total: int, what: str) -> None:
-            # The face detector that is fetched before the first crop counts bytes, all else photos.
-            count = f" · {min(done + 1, total)} of {total}" if total <= MAX_COUNTED else ""
-            progress(done / total if total else 0.0, desc=f"{what}{count}")
+                def tell(done: int, total: int, what: str) -> None:
+                    # The face detector that is fetched before the first crop counts bytes, all else photos.
+                    count = f" · {min(done + 1, total)} of {total}" if total <= MAX_COUNTED else ""
+                    progress(done / total if total else 0.0, desc=f"{name}: {what}{count}")
 
-        try:
-            if not paths:
-                return None, "", ""
-            owner = (
-                studio.workspace.project(project) if project else studio.workspace.create_project(NEW_PROJECT)
-            )
-            draft(owner, presets, gpu.state())  # a new project's recipe says for which size to crop
-            came = owner.add(paths, progress=tell)
-        except UserError as error:
-            return None, report_html(error=str(error)), ""
-        finally:
-            for path in paths:  # the project has its own copies, without metadata
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                    path.parent.rmdir()
-        if project:
-            return None, report_html(came), ""
-        waiting[owner.id] = report_html(came)  # the page opens the new project, which calls refresh
-        return None, "", owner.id
+                draft(owner, presets, gpu.state())  # a new project's recipe says for which size to crop
+                report = report_of(owner.add(paths, progress=tell))
+            except UserError as error:
+                report = {"kind": "bad", "parts": [str(error)], "reasons": []}
+        return None, json.dumps({"project": project, **report})
 
     drop.upload(
         add,
         [drop, project_id],
-        [drop, report, opened],
+        [drop, outcome],
         show_progress="full",
-        show_progress_on=[report],
+        show_progress_on=[progress_bar],
         api_visibility="private",
         concurrency_limit=4,
-    ).then(
-        None,
-        opened,
-        None,
-        js="(project) => project ? studio.open(project, 'photos') : studio.emit('dataset')",
-    )
+    ).success(None, outcome, None, js="(outcome) => studio.uploaded(JSON.parse(outcome))")
 
-    def refresh(project: str) -> str:
-        return waiting.pop(project, "")
-
-    return Page(outputs=[report], refresh=refresh)
+    return Page()
 
 
-def report_html(report: IngestReport | None = None, *, error: str = "") -> str:
-    """What became of the files: a line, and a sentence for each that was left out."""
-    if report is None:
-        return f'<div class="notice bad" role="alert">{html.escape(error)}</div>'
-    many = len(report.added)
-    parts = [f"<b>{many} added</b>" if many else "<b>Nothing was added</b>"]
-    if report.captions:
-        parts.append(f"{report.captions} with a caption")
-    if report.skipped:
-        parts.append(f'<b class="skipped">{len(report.skipped)} skipped</b>')
-    parts += [html.escape(note) for note in report.notes]
-    line = f"<p>{' · '.join(parts)}</p>"
-    kind = "good" if many and not report.skipped else "warn"
-    return f'<div class="notice {kind}" role="status"><div>{line}{_skipped_html(report.skipped)}</div></div>'
-
-
-def _skipped_html(skipped: Sequence[Any]) -> str:
-    if not skipped:
-        return ""
-    rows = [f"<li>{html.escape(one.reason)}</li>" for one in skipped[:SHOWN_SKIPPED]]
-    if len(skipped) > SHOWN_SKIPPED:
-        rows.append(f"<li>… and {len(skipped) - SHOWN_SKIPPED} more.</li>")
-    return f'<ul class="reasons">{"".join(rows)}</ul>'
+def report_of(came: IngestReport) -> dict[str, Any]:
+    """What became of the files: ``kind``, ``parts`` of a line, ``reasons`` [a sentence for each left out]."""
+    many, skipped = len(came.added), len(came.skipped)
+    parts = [f"{many} added" if many else "Nothing was added"]
+    if came.captions:
+        parts.append(f"{came.captions} with a caption")
+    if skipped:
+        parts.append(f"{skipped} skipped")
+    reasons = [one.reason for one in came.skipped[:SHOWN_SKIPPED]]
+    if skipped > SHOWN_SKIPPED:
+        reasons.append(f"… and {skipped - SHOWN_SKIPPED} more.")
+    kind = "good" if many and not skipped else "warn"
+    return {"kind": kind, "parts": [*parts, *came.notes], "reasons": reasons}
 
 
 # Called by the panel ----------------------------------------------------------------------------------
 
 
-def _remove(studio: Studio) -> Any:
-    def remove(message: dict[str, Any]) -> dict[str, str]:
-        try:
-            studio.workspace.project(str(message.get("project", ""))).remove([str(message.get("id", ""))])
-            return {}
-        except UserError as error:
-            return {"error": str(error)}
-
-    return remove
+def remove(studio: Studio, message: Message) -> dict[str, Any]:
+    project_of(studio, message).remove([text_of(message, "id")])
+    return {}
 
 
-def _recrop(studio: Studio) -> Any:
-    def recrop(message: dict[str, Any]) -> dict[str, str]:
-        """Crop all pictures anew, for the size that the recipe now trains at."""
-        try:
-            studio.workspace.project(str(message.get("project", ""))).recrop()
-            return {}
-        except UserError as error:
-            return {"error": str(error)}
-
-    return recrop
+def recrop(studio: Studio, message: Message) -> dict[str, Any]:
+    """Crop all pictures anew, for the size that the recipe now trains at."""
+    project_of(studio, message).recrop()
+    return {}

@@ -25,7 +25,7 @@ from trainer.contract.fields import Record, flatten, nest, parse
 from trainer.contract.presets import Preset, load_presets
 from trainer.contract.schedule import lr_curve, warmup_steps
 
-from . import Page, shows_errors
+from . import Message, Page, project_of, served, shows_errors
 
 HIDDEN = ("dataset.path", "dataset.trigger", "model.family")
 """Settings that this page does not ask for: they follow from the project and from the base model."""
@@ -47,7 +47,7 @@ def build(studio: Studio, project_id: Any) -> Page:
             elem_id="recipe-hub",
             head=scripts("live.js", "frame.js", "recipe.js"),
             js_on_load="studio.panels.recipe(element, server, (message) => trigger('select', message))",
-            server_functions=[_export(studio)],
+            server_functions=served(studio, export),
         )
         cards = gr.HTML("", elem_id="recipe-presets", apply_default_css=False)
         with gr.Row(elem_id="recipe-columns"):
@@ -155,15 +155,9 @@ def build(studio: Studio, project_id: Any) -> Page:
     return Page(outputs=outputs, refresh=refresh)
 
 
-def _export(studio: Studio) -> Any:
-    def export(message: dict[str, Any]) -> dict[str, str]:
-        """The draft as a file that trains on this machine without the studio."""
-        try:
-            return {"text": export_text(studio.workspace.project(str(message.get("project", ""))))}
-        except UserError as error:
-            return {"error": str(error)}
-
-    return export
+def export(studio: Studio, message: Message) -> dict[str, Any]:
+    """The draft as a file that trains on this machine without the studio."""
+    return {"text": export_text(project_of(studio, message))}
 
 
 # What it looks like -----------------------------------------------------------------------------------

@@ -12,11 +12,10 @@ import gradio as gr
 from studio.context import Studio
 from studio.theme import scripts
 from trainer.contract.config import TrainConfig
-from trainer.contract.errors import UserError
 from trainer.contract.families import DEMO_BASE, known_base
 from trainer.contract.runs import RunFolder
 
-from . import Page
+from . import Message, Page, project_of, run_of, served, text_of
 
 
 def build(studio: Studio, project_id: gr.Textbox) -> Page:
@@ -26,7 +25,7 @@ def build(studio: Studio, project_id: gr.Textbox) -> Page:
         apply_default_css=False,
         head=scripts("live.js", "frame.js", "samples.js", "results.js"),
         js_on_load="studio.panels.results(element, server)",
-        server_functions=[_runs(studio), _detail(studio), _publish(studio), _publish_status(studio)],
+        server_functions=served(studio, runs, detail, publish, publish_status),
     )
     return Page()
 
@@ -34,52 +33,26 @@ def build(studio: Studio, project_id: gr.Textbox) -> Page:
 # Called by the script ----------------------------------------------------------------------------
 
 
-def _runs(studio: Studio) -> Any:
-    def runs(message: dict[str, Any]) -> dict[str, Any]:
-        """``{"runs": [{id, when, state, step, total}, …]}``, newest first."""
-        try:
-            project = studio.workspace.project(str(message.get("project", "")))
-            return {"runs": [_line(studio, run) for run in project.runs()]}
-        except UserError as error:
-            return {"error": str(error)}
-
-    return runs
+def runs(studio: Studio, message: Message) -> dict[str, Any]:
+    """``{"runs": [{id, when, state, step, total}, …]}``, newest first."""
+    return {"runs": [_line(studio, run) for run in project_of(studio, message).runs()]}
 
 
-def _detail(studio: Studio) -> Any:
-    def detail(message: dict[str, Any]) -> dict[str, Any]:
-        try:
-            run = studio.workspace.run(str(message.get("run", "")))
-            return {**_line(studio, run), **describe(run), "publish": studio.jobs.publish_status(run)}
-        except UserError as error:
-            return {"error": str(error)}
-
-    return detail
+def detail(studio: Studio, message: Message) -> dict[str, Any]:
+    run = run_of(studio, message)
+    return {**_line(studio, run), **describe(run), "publish": studio.jobs.publish_status(run)}
 
 
-def _publish(studio: Studio) -> Any:
-    def publish(message: dict[str, Any]) -> dict[str, Any]:
-        """Start publishing. The token is handed on and kept nowhere."""
-        try:
-            run = studio.workspace.run(str(message.get("run", "")))
-            token = str(message.get("token") or "") or None
-            private = bool(message.get("private", True))
-            studio.jobs.publish(run, str(message.get("repo_id", "")), private, token)
-            return studio.jobs.publish_status(run)
-        except UserError as error:
-            return {"error": str(error)}
-
-    return publish
+def publish(studio: Studio, message: Message) -> dict[str, Any]:
+    """Start publishing. The token is handed on and kept nowhere."""
+    run = run_of(studio, message)
+    private = bool(message.get("private", True))
+    studio.jobs.publish(run, text_of(message, "repo_id"), private, text_of(message, "token") or None)
+    return studio.jobs.publish_status(run)
 
 
-def _publish_status(studio: Studio) -> Any:
-    def publish_status(message: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return studio.jobs.publish_status(studio.workspace.run(str(message.get("run", ""))))
-        except UserError as error:
-            return {"error": str(error)}
-
-    return publish_status
+def publish_status(studio: Studio, message: Message) -> dict[str, Any]:
+    return studio.jobs.publish_status(run_of(studio, message))
 
 
 # What a run left ---------------------------------------------------------------------------------

@@ -20,7 +20,20 @@ from studio.theme import scripts
 from trainer.contract.errors import UserError
 from trainer.contract.runs import RunFolder
 
-from . import Page, captions, photos, recipe, results, shows_errors, train
+from . import (
+    Message,
+    Page,
+    captions,
+    photos,
+    project_of,
+    recipe,
+    results,
+    run_of,
+    served,
+    shows_errors,
+    text_of,
+    train,
+)
 
 STEPS = {
     "photos": ("Photos", photos),
@@ -49,9 +62,9 @@ def build_app(studio: Studio) -> gr.Blocks:
             "header",
             "live.js",
             "frame.js",
-            functions=[_create_project(studio), _rename_project(studio), _badges(studio)],
+            functions=served(studio, create_project, rename_project, badges),
         )
-        _panel("runbar", "live.js", "frame.js", functions=[_stop(studio)])
+        _panel("runbar", "live.js", "frame.js", functions=served(studio, stop))
         _panel("stepper", "live.js", "frame.js")
         _panel("welcome", "live.js", "frame.js")
         pages: dict[str, Page] = {}
@@ -169,50 +182,27 @@ def _choose(studio: Studio, pages: dict[str, Page]) -> Any:
 # Called by the scripts ---------------------------------------------------------------------------
 
 
-def _create_project(studio: Studio) -> Any:
-    def create_project(message: dict[str, Any]) -> dict[str, str]:
-        try:
-            return {"project": studio.workspace.create_project(str(message.get("name", ""))).id}
-        except UserError as error:
-            return {"error": str(error)}
-
-    return create_project
+def create_project(studio: Studio, message: Message) -> dict[str, Any]:
+    return {"project": studio.workspace.create_project(text_of(message, "name")).id}
 
 
-def _rename_project(studio: Studio) -> Any:
-    def rename_project(message: dict[str, Any]) -> dict[str, str]:
-        try:
-            project = studio.workspace.project(str(message.get("project", "")))
-            project.rename(str(message.get("name", "")))
-            return {"name": project.name}
-        except UserError as error:
-            return {"error": str(error)}
-
-    return rename_project
+def rename_project(studio: Studio, message: Message) -> dict[str, Any]:
+    project = project_of(studio, message)
+    project.rename(text_of(message, "name"))
+    return {"name": project.name}
 
 
-def _stop(studio: Studio) -> Any:
-    def stop(message: dict[str, Any]) -> dict[str, str]:
-        try:
-            studio.jobs.stop(studio.workspace.run(str(message.get("run", ""))))
-            return {}
-        except UserError as error:
-            return {"error": str(error)}
-
-    return stop
+def stop(studio: Studio, message: Message) -> dict[str, Any]:
+    studio.jobs.stop(run_of(studio, message))
+    return {}
 
 
-def _badges(studio: Studio) -> Any:
+def badges(studio: Studio, message: Message) -> dict[str, Any]:
     """✓ or ! for each step of a project, with a sentence."""
-
-    def badges(message: dict[str, Any]) -> dict[str, dict[str, str]]:
-        try:
-            project = studio.workspace.project(str(message.get("project", "")))
-            return step_states(studio.jobs, project)
-        except UserError as error:
-            return {"recipe": {"state": "warn", "text": str(error)}}
-
-    return badges
+    try:
+        return step_states(studio.jobs, project_of(studio, message))
+    except UserError as error:
+        return {"recipe": {"state": "warn", "text": str(error)}}
 
 
 def step_states(jobs: Supervisor, project: Project) -> dict[str, dict[str, str]]:

@@ -16,7 +16,7 @@ from trainer.contract.errors import UserError
 from trainer.contract.families import known_base
 from trainer.contract.presets import load_presets
 
-from . import Page
+from . import Message, Page, project_of, run_of, served
 
 
 def build(studio: Studio, project_id: gr.Textbox) -> Page:
@@ -27,29 +27,18 @@ def build(studio: Studio, project_id: gr.Textbox) -> Page:
         apply_default_css=False,
         head=scripts("live.js", "frame.js", "chart.js", "samples.js", "train.js"),
         js_on_load="studio.panels.train(element, server)",
-        server_functions=[_act(studio), _plan(studio)],
+        server_functions=served(studio, act, plan),
     )
     return Page()
 
 
-def _act(studio: Studio) -> Any:
-    def act(message: dict[str, Any]) -> dict[str, str]:
-        """Do what a button says; ``{"run": id}``, or ``{"error": sentence}``."""
-        try:
-            return {"run": perform(studio, message)}
-        except UserError as error:
-            return {"error": str(error)}
-
-    return act
-
-
-def perform(studio: Studio, message: dict[str, Any]) -> str:
-    """``message``: verb, and the id of the project (start) or of the run (the others). The run's id."""
+def act(studio: Studio, message: Message) -> dict[str, Any]:
+    """Do what a button says: ``verb``, and the id of the project (start) or of the run (the others)."""
     verb = message.get("verb")
     if verb == "start":
-        project = studio.workspace.project(str(message.get("project", "")))
-        return studio.jobs.start(project, draft(project, load_presets(), Gpu().state())).id
-    run = studio.workspace.run(str(message.get("run", "")))
+        project = project_of(studio, message)
+        return {"run": studio.jobs.start(project, draft(project, load_presets(), Gpu().state())).id}
+    run = run_of(studio, message)
     if verb == "resume":
         studio.jobs.resume(run)
     elif verb == "stop":
@@ -58,18 +47,15 @@ def perform(studio: Studio, message: dict[str, Any]) -> str:
         studio.jobs.ask(run, verb)
     else:
         raise UserError(f"{str(verb)[:40]!r} is nothing that a training can be asked; reload the page.")
-    return run.id
+    return {"run": run.id}
 
 
-def _plan(studio: Studio) -> Any:
-    def plan(message: dict[str, Any]) -> dict[str, Any]:
-        """What Start would train, and what stands against it ("" if nothing does)."""
-        try:
-            return describe(studio.workspace.project(str(message.get("project", ""))), Gpu().state())
-        except UserError as error:
-            return {"problem": str(error), "summary": [], "machine": [], "run_prompts": 1}
-
-    return plan
+def plan(studio: Studio, message: Message) -> dict[str, Any]:
+    """What Start would train, and what stands against it ("" if nothing does)."""
+    try:
+        return describe(project_of(studio, message), Gpu().state())
+    except UserError as error:
+        return {"problem": str(error), "summary": [], "machine": [], "run_prompts": 1}
 
 
 def describe(project: Project, gpu: dict[str, Any] | None) -> dict[str, Any]:

@@ -60,24 +60,16 @@
     // Loading ----------------------------------------------------------------------------------------
 
     async function load() {
-      const project = studio.project();
-      if (!project) return;
       const asked = performance.now();
-      let answer;
-      try {
-        answer = await studio.fetchJSON(`/studio/dataset/${project}`);
-      } catch (error) {
-        if (!data) notes.replaceChildren(h("div.notice.bad", { role: "alert" }, String(error.message ?? error)));
-        return;
-      }
-      if (project !== studio.project()) return;
+      const answer = await studio.dataset((notice) => { if (!data) notes.replaceChildren(notice); });
+      if (!answer) return;
       data = answer;
-      loadedFor = project;
+      loadedFor = answer.project;
       if (document.activeElement !== trigger) trigger.value = data.trigger;
       draw(asked);
       count(data.images.map(({ id }) => id));
       const about = await ask("about");
-      if (about && project === studio.project()) showAbout(about);
+      if (about && answer.project === studio.project()) showAbout(about);
     }
 
     function showAbout({ hint, undo }) {

@@ -35,9 +35,30 @@
     });
   }
 
+  /** Project -> what became of the files that were dropped into it, until one goes elsewhere. */
+  const reports = new Map();
+
+  /** An upload is through. Its report stays with its project, whichever is open by now. */
+  studio.uploaded = (report) => {
+    const { project, kind, parts } = report;
+    const line = parts.join(" · ");
+    if (!project) return studio.toast(line, kind); // not even a project could be made for it
+    reports.set(project, report);
+    if (!studio.project()) return studio.open(project, "photos");
+    if (project === studio.project()) return studio.emit("dataset");
+    return studio.toast(`${studio.live.projectName(project)}: ${line}`, kind);
+  };
+
+  function reportNotice({ kind, parts, reasons }) {
+    return h(`div.notice.${kind}`, { role: kind === "bad" ? "alert" : "status" }, icon(kind === "good" ? "check" : "alert"), h("div", null,
+      h("p", null, h("b", null, parts[0]), parts.slice(1).map((part) => ` · ${part}`)),
+      reasons.length ? h("ul.reasons", null, reasons.map((reason) => h("li", null, reason))) : null));
+  }
+
   studio.panels.photos = (element, server) => {
     let data = null;
     let loadedFor = "";
+    let at = ""; // the project whose photos one is looking at
     let cropping = "";
     let timer = 0;
     let allFindings = false;
@@ -45,25 +66,25 @@
     const grid = h("div.photo-grid", { role: "list", "aria-label": "Photos" });
     const head = h("div");
     const notes = h("div.photo-notes");
-    element.replaceChildren(h("div.photos", null, head, notes, grid));
+    const said = h("div.said");
+    element.replaceChildren(h("div.photos", null, said, head, notes, grid));
+
+    function tell() {
+      const report = reports.get(studio.project());
+      if (said.report === report) return; // drawn again it would be read out again
+      said.report = report;
+      said.replaceChildren(...(report ? [reportNotice(report)] : []));
+    }
 
     async function load() {
-      const project = studio.project();
-      if (!project) return;
       clearTimeout(timer);
-      let answer;
-      try {
-        answer = await studio.fetchJSON(`/studio/dataset/${project}`);
-      } catch (error) {
-        if (!data) notes.replaceChildren(h("div.notice.bad", { role: "alert" }, String(error.message ?? error)));
-        return;
-      }
-      if (project !== studio.project()) return;
+      const answer = await studio.dataset((notice) => { if (!data) notes.replaceChildren(notice); });
+      if (!answer) return;
       data = answer;
-      loadedFor = project;
+      loadedFor = answer.project;
       show();
       if (answer.checking) timer = setTimeout(load, 1500);
-      await cropAgain(project);
+      await cropAgain(answer.project);
     }
 
     /** Crops that are missing, or were made for another size than the recipe now trains at, are made anew. */
@@ -229,8 +250,13 @@
     }
 
     const visit = () => {
+      const here = studio.step() === "photos" ? studio.project() : "";
+      if (at !== here) reports.delete(at); // it was seen
+      at = here;
+      tell();
       if (studio.project() !== loadedFor) {
         data = null;
+        loadedFor = "";
         allFindings = false;
         tiles.clear();
         for (const part of [grid, head, notes]) part.replaceChildren();
@@ -239,7 +265,7 @@
     };
     studio.on("step", visit);
     studio.on("project", visit);
-    studio.on("dataset", () => { load(); studio.refreshBadges?.(); });
+    studio.on("dataset", () => { tell(); load(); studio.refreshBadges?.(); });
     visit();
   };
 })();

@@ -10,6 +10,7 @@
   const listeners = {};
   let choose = () => {};
   let booted = false;
+  let early = ""; // the step that was clicked before that
 
   // Panels are built when Gradio gets to them: one that comes late still hears where we are.
   const REMEMBERED = ["projects", "project", "step", "live"];
@@ -121,6 +122,22 @@
     method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body ?? {}),
   })).json().catch(() => ({}));
 
+  /**
+   * Pictures, captions and findings of the open project, with its id. Null where there is none, where they
+   * were not to be had (`complain` gets the sentence), and where another project was opened meanwhile.
+   */
+  async function dataset(complain) {
+    const { project } = place;
+    if (!project) return null;
+    try {
+      const answer = await fetchJSON(`/studio/dataset/${project}`);
+      return project === place.project ? { project, ...answer } : null;
+    } catch (error) {
+      if (project === place.project) complain(h("div.notice.bad", { role: "alert" }, String(error.message ?? error)));
+      return null;
+    }
+  }
+
   /** Call a function of the server that a panel was given; toasts what went wrong; null then. */
   async function call(promise) {
     let answer;
@@ -197,7 +214,11 @@
 
   function go(step) {
     if (!STEPS.includes(step)) return;
-    const changed = step !== place.step || !booted;
+    if (!booted) { // nothing can be opened yet: kept until it can, and shown in the stepper
+      emit("step", place.step = early = step);
+      return;
+    }
+    const changed = step !== place.step;
     place.step = step;
     keepAddress();
     // Gradio's own tab bar is hidden but alive: a click on it shows the page and runs its refresh.
@@ -236,8 +257,9 @@
       document.querySelector("#studio-root").dataset.project = place.project;
       document.body.classList.toggle("no-project", !place.project);
       if (!booted) {
-        go(news.step);
         booted = true;
+        place.step = "";
+        go(early || news.step);
         document.body.classList.add("booted");
       }
       keepAddress();
@@ -272,7 +294,7 @@
   applyTheme();
 
   window.studio = {
-    STEPS, LABELS, panels: {}, format, h, icon, on, emit, boot, go, filled, open, renamed, toast, call, fetchJSON, post, Unreachable,
+    STEPS, LABELS, panels: {}, format, h, icon, on, emit, boot, go, filled, open, renamed, toast, call, fetchJSON, post, dataset, Unreachable,
     toggleTheme, copy,
     project: () => place.project,
     step: () => place.step,

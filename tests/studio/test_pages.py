@@ -19,7 +19,7 @@ from dataset_tools.sources import Skipped
 from studio import bulk
 from studio.context import Studio
 from studio.jobs import Supervisor
-from studio.pages import captions, photos, recipe
+from studio.pages import captions, photos, recipe, served
 from studio.projects import Project, Workspace
 from studio.recipes import draft, export_text, import_recipe, rename_trigger, verdict
 from studio.tokens import Counter, counter_for
@@ -74,25 +74,26 @@ def functions_of(build: Callable[..., Any], studio: Studio) -> tuple[Any, dict[s
 # Photos -----------------------------------------------------------------------------------------------
 
 
-def test_every_skipped_file_gets_its_sentence_escaped() -> None:
-    report = IngestReport(
-        ("a", "b"),
-        (Skipped("x", "<img src=x> is empty; copy it again."),),
-        1,
-        ("GPS position removed (1 photo)",),
-    )
-    text = photos.report_html(report)
-    assert "<b>2 added</b>" in text and "1 skipped" in text and "GPS position removed" in text
-    assert "<img" not in text and "&lt;img src=x&gt; is empty; copy it again." in text
-    assert "Nothing was added" in photos.report_html(IngestReport((), (), 0, ()))
+def test_every_skipped_file_gets_its_sentence() -> None:
+    skipped = tuple(Skipped(str(number), f"{number} is empty; copy it again.") for number in range(102))
+    report = photos.report_of(IngestReport(("a", "b"), skipped, 1, ("GPS position removed (1 photo)",)))
+    parts = ["2 added", "1 with a caption", "102 skipped", "GPS position removed (1 photo)"]
+    assert (report["kind"], report["parts"]) == ("warn", parts)
+    assert report["reasons"][0] == "0 is empty; copy it again." and len(report["reasons"]) == 101
+    assert report["reasons"][-1] == "… and 2 more."
+    assert photos.report_of(IngestReport((), (), 0, ()))["parts"] == ["Nothing was added"]
+    assert photos.report_of(IngestReport(("a",), (), 0, ()))["kind"] == "good"
 
 
-def upload(studio: Studio, files: list[Path], project: str) -> tuple[Any, str, str]:
+def upload(studio: Studio, files: list[Path], project: str) -> tuple[dict[str, Any], list[str]]:
+    """What the panel is told, and what the progress bar said."""
     _, handlers, _ = functions_of(photos.build, studio)
-    answer: tuple[Any, str, str] = handlers["add"].fn(
-        [str(file) for file in files], project, progress=lambda *_, **__: None
+    said: list[str] = []
+    cleared, outcome = handlers["add"].fn(
+        [str(file) for file in files], project, progress=lambda *_, desc: said.append(desc)
     )
-    return answer
+    assert cleared is None
+    return json.loads(outcome), said
 
 
 def test_dropping_without_a_project_makes_one(
@@ -104,32 +105,42 @@ def test_dropping_without_a_project_makes_one(
     good, bad = folder / "cat.png", folder / "notes.txt.exe"
     Image.new("RGB", (90, 70), "teal").save(good)
     bad.write_bytes(b"MZ nothing")
-    page, handlers, _ = functions_of(photos.build, studio)
-    cleared, shown, opened = handlers["add"].fn([str(good), str(bad)], "", progress=lambda *_, **__: None)
-    assert (cleared, shown) == (None, "")
-    project = studio.workspace.project(opened)
+    report, said = upload(studio, [good, bad], "")
+    project = studio.workspace.project(report["project"])
     assert project.name == photos.NEW_PROJECT and len(project.dataset().images) == 1
-    report = page.refresh(opened)
-    assert "1 added" in report and "notes.txt.exe" in report, "told once, on the page that opens"
-    assert page.refresh(opened) == ""
-    assert not good.exists() and not bad.exists(), "uploads hold metadata; the project has its own copies"
+    assert report["parts"][0] == "1 added" and "notes.txt.exe" in report["reasons"][0]
+    assert said and all(text.startswith(f"{photos.NEW_PROJECT}: ") for text in said)
+    assert not folder.exists(), "uploads hold metadata; the project has its own copies"
     assert project.preset == "demo", "cropped for the size that its recipe trains at"
     assert project.dataset().images[0].bucket is not None
+
+
+def test_a_report_names_the_project_that_it_was_made_for(
+    studio: Studio, project: Project, tmp_path: Path
+) -> None:
+    other = studio.workspace.create_project("Other")
+    file = tmp_path / "cat.png"
+    Image.new("RGB", (90, 70), "teal").save(file)
+    report, said = upload(studio, [file], project.id)
+    assert report["project"] == project.id and all(text.startswith("Luna: ") for text in said)
+    assert other.dataset().images == ()
 
 
 def test_a_vanished_project_is_one_sentence(studio: Studio, tmp_path: Path) -> None:
     file = tmp_path / "cat.png"
     Image.new("RGB", (90, 70), "teal").save(file)
-    _, shown, _ = upload(studio, [file], "no-such-project")
-    assert "There is no project &#x27;no-such-project&#x27;" in shown and 'role="alert"' in shown
+    report, _ = upload(studio, [file], "no-such-project")
+    assert report["kind"] == "bad" and not file.exists()
+    assert report["parts"] == ["There is no project 'no-such-project'; choose one from the list."]
 
 
 def test_remove_and_recrop_answer_json(studio: Studio, project: Project) -> None:
+    remove, recrop = served(studio, photos.remove, photos.recrop)
     image = project.dataset().images[0]
-    assert photos._remove(studio)({"project": project.id, "id": image.id}) == {}
+    assert remove({"project": project.id, "id": image.id}) == {}
     assert image.id not in {record.id for record in load_dataset(project.root).images}
-    assert photos._recrop(studio)({"project": project.id}) == {}
-    assert "There is no project" in photos._remove(studio)({"project": "../x", "id": "y"})["error"]
+    assert recrop({"project": project.id}) == {}
+    assert "There is no project" in remove({"project": "../x", "id": "y"})["error"]
 
 
 # Captions ---------------------------------------------------------------------------------------------
@@ -216,7 +227,9 @@ def test_a_wrong_bulk_change_is_one_sentence(
 
 
 def test_the_panels_functions_answer_errors_as_json(studio: Studio, project: Project) -> None:
-    functions = {function.__name__: function for function in captions._functions(studio)}
+    asked = (captions.about, captions.set_trigger, captions.count_tokens)
+    asked += (captions.preview, captions.apply_change, captions.undo)
+    functions = {function.__name__: function for function in served(studio, *asked)}
     assert set(functions) == {"about", "set_trigger", "count_tokens", "preview", "apply_change", "undo"}
     for function in functions.values():
         assert "There is no project" in function({"project": "nope"})["error"]
@@ -284,7 +297,10 @@ def test_no_tokenizer_no_count(studio: Studio, project: Project) -> None:
     assert counter_for("/no/such/folder.safetensors") is None
     config = parse({"model": {"base": "somebody/not-here"}})
     project.save_config(config.model_copy(update={"dataset": project.config().dataset}))
-    assert captions.count_tokens(project, {"texts": ["a"]}) == {"counts": None, "limit": None}
+    assert captions.count_tokens(studio, {"project": project.id, "texts": ["a"]}) == {
+        "counts": None,
+        "limit": None,
+    }
 
 
 # Recipe -----------------------------------------------------------------------------------------------

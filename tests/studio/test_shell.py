@@ -65,13 +65,13 @@ def test_buttons_reach_the_trainer_of_the_run_they_name(
     project: Project, supervise: Callable[..., Supervisor]
 ) -> None:
     studio = Studio(project.workspace, supervise(steps=10_000))
-    run_id = train.perform(studio, {"verb": "start", "project": project.id})
+    run_id = train.act(studio, {"verb": "start", "project": project.id})["run"]
     with pytest.raises(UserError, match="being trained now"):
-        train.perform(studio, {"verb": "start", "project": project.id})
-    assert train.perform(studio, {"verb": "stop", "run": run_id}) == run_id
+        train.act(studio, {"verb": "start", "project": project.id})
+    assert train.act(studio, {"verb": "stop", "run": run_id}) == {"run": run_id}
     for message in ({"verb": "stop", "run": "../../etc"}, {"verb": "erase", "run": run_id}, {}):
         with pytest.raises(UserError):
-            train.perform(studio, message)
+            train.act(studio, message)
 
 
 def test_a_finished_run_says_how_to_use_it(project: Project) -> None:
