@@ -97,6 +97,49 @@ def read_what_is_right(raw: Mapping[str, Any], config: TrainConfig) -> tuple[Tra
         return read(good, config), problems
 
 
+def with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
+    """The recipe with some settings, by dotted name, replaced. Raises ConfigError."""
+    return parse(nest({**flatten(config), **values}))
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A form's values put into the draft on disk.
+
+    ``known`` is what the form and the disk agreed on last, for the next merge; ``elsewhere`` has the
+    settings that somebody else changed since, and that the form still shows as they were.
+    """
+
+    config: TrainConfig
+    problems: dict[str, str]
+    known: dict[str, Any]
+    elsewhere: dict[str, Any]
+
+
+def merge_typed(raw: Mapping[str, Any], known: Mapping[str, Any], disk: TrainConfig) -> Merged:
+    """Write into ``disk`` only what was typed since ``known``: another tab may have changed the rest."""
+    before = with_values(disk, known)
+    typed_in, problems = read_what_is_right(raw, before)
+    was, now, there = flatten(before), flatten(typed_in), flatten(disk)
+    mine = {path: now[path] for path in raw if now[path] != was[path]}
+    elsewhere = {path: there[path] for path in raw if there[path] != was[path] and path not in mine}
+    return Merged(with_values(disk, mine), problems, {path: now[path] for path in raw}, elsewhere)
+
+
+def elsewhere_findings(elsewhere: Mapping[str, Any]) -> list[Finding]:
+    """What stands beside settings that were changed in another tab: the value, and a button that shows it."""
+    return [
+        Finding(
+            "warning",
+            path,
+            f"Changed in another tab to {_cut(_in_a_line(RECORDS[path], value))}.",
+            {path: value},
+            "Show it here",
+        )
+        for path, value in elsewhere.items()
+    ]
+
+
 # The widgets ----------------------------------------------------------------------------------------
 
 
@@ -162,6 +205,20 @@ class Form:
         """The widget values by dotted name, out of what such a handler got."""
         return {path: data[field.widget] for path, field in self.fields.items()}
 
+    def values(self, config: TrainConfig) -> dict[str, Any]:
+        """The settings that have a widget, by dotted name."""
+        values = flatten(config)
+        return {path: values[path] for path in self.fields}
+
+    def known(self, text: str) -> dict[str, Any]:
+        """Such settings back from JSON. The browser had it: what is no setting of the form is dropped."""
+        try:
+            values = json.loads(text)
+        except ValueError:
+            values = None
+        known = values if isinstance(values, dict) else {}
+        return {path: known[path] for path in self.fields if path in known}
+
     def filled(self, config: TrainConfig) -> dict[Component, Any]:
         """The value of every widget for a recipe."""
         values = flatten(config)
@@ -207,16 +264,24 @@ def note_html(record: Record, problem: str | None, findings: Iterable[Finding], 
         parts.append(f'<p class="say error" role="alert">{html.escape(sentence)}</p>')
     parts += [finding_html(finding) for finding in findings]
     if usual is not ...:
-        text = str(shown(record, usual)).replace("\n", " · ") or "empty"
-        if record.kind == "switch":
-            text = "on" if usual else "off"
-        short = text if len(text) <= 40 else text[:39] + "…"
+        text = _in_a_line(record, usual)
+        short = _cut(text)
         parts.append(
             f'<button type="button" class="reset" {_set_attribute({record.path: usual})} '
             f'aria-label="Set {html.escape(record.label)} back to {html.escape(text, quote=True)}" '
             f'title="Back to what the preset says">↺ {html.escape(short)}</button>'
         )
     return "".join(parts)
+
+
+def _in_a_line(record: Record, value: Any) -> str:
+    if record.kind == "switch":
+        return "on" if value else "off"
+    return str(shown(record, value)).replace("\n", " · ") or "empty"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 40 else text[:39] + "…"
 
 
 def finding_html(finding: Finding) -> str:

@@ -82,6 +82,15 @@ class Project:
     def set_preset(self, name: str) -> None:
         self._update_card(preset=name)
 
+    @property
+    def damaged_recipe(self) -> str:
+        """Name of the file that keeps a recipe which could not be read, "" once the new one was changed."""
+        return str(self._card().get("damaged_recipe") or "")
+
+    def set_damaged_recipe(self, name: str) -> None:
+        if name != self.damaged_recipe:
+            self._update_card(damaged_recipe=name)
+
     def rename(self, name: str) -> None:
         """Change the name that people see; the id stays."""
         self._update_card(name=_checked_name(name))
@@ -175,6 +184,16 @@ class Project:
         with writing(self.root):
             text = dump_recipe(config.model_copy(update={"dataset": dataset}))
             write_text(self.root / "recipe.toml", text)
+
+    def set_recipe_aside(self) -> str:
+        """Rename a recipe that cannot be read, so that a new one does not replace it; its new name."""
+        with writing(self.root):
+            for number in range(1, 10_000):
+                kept = self.root / ("recipe.toml.damaged" if number == 1 else f"recipe.toml.damaged-{number}")
+                if not kept.exists():
+                    break
+            (self.root / "recipe.toml").rename(kept)
+        return kept.name
 
     def resolution(self) -> int:
         """Side in pixels of the square bucket: the recipe's, else the base's native one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,16 +151,47 @@ def on_machine(config: TrainConfig, plan: Plan, gpu: dict[str, Any] | None) -> l
 # The draft ------------------------------------------------------------------------------------------
 
 
+changing = threading.RLock()
+"""Held from reading a draft until it is written, so that two tabs do not undo each other's changes."""
+
+
 def draft(project: Project, presets: list[Preset], gpu: dict[str, Any] | None) -> TrainConfig:
-    """The project's recipe. A project without one starts from the preset that suits the machine."""
+    """The project's recipe. A project without one starts from the preset that suits the machine.
+
+    So does one whose recipe is damaged or from another version: the page must open all the same. The
+    file is kept, and the project's card tells of it.
+    """
+    with changing:
+        try:
+            config = project.config()
+        except ConfigError:
+            _require_readable(project)
+            kept = project.set_recipe_aside()
+            key = project.preset
+            if key not in {preset.key for preset in presets}:
+                key = DEFAULT_PRESET[gpu is not None]
+            config = choose_preset(project, project.config(), presets, key)
+            project.set_damaged_recipe(kept)
+        if not project.preset and not (project.root / "recipe.toml").exists():
+            return choose_preset(project, config, presets, DEFAULT_PRESET[gpu is not None])
+        return config
+
+
+def _require_readable(project: Project) -> None:
+    """Raise UserError for a recipe that the disk does not give out: nothing is known to be wrong with it."""
+    path = project.root / "recipe.toml"
     try:
-        config = project.config()
-    except ConfigError:
-        # Damaged or from another version: the page must open all the same, with a recipe that works.
-        config = parse({"dataset": {"path": str(project.root), "trigger": project.dataset().trigger}})
-    if not project.preset and not (project.root / "recipe.toml").exists():
-        return choose_preset(project, config, presets, DEFAULT_PRESET[gpu is not None])
-    return config
+        path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"The recipe {path} cannot be read ({error.strerror}); check the disk and the permissions."
+        ) from None
+
+
+def keep_draft(project: Project, config: TrainConfig) -> None:
+    """Save what somebody chose. A damaged recipe before it need not be told of any longer."""
+    project.save_config(config)
+    project.set_damaged_recipe("")
 
 
 def choose_preset(project: Project, config: TrainConfig, presets: list[Preset], key: str) -> TrainConfig:
@@ -168,8 +200,9 @@ def choose_preset(project: Project, config: TrainConfig, presets: list[Preset], 
     if preset is None:
         raise UserError(f"There is no preset {key[:80]!r}; reload the page.")
     config = preset.apply(config)
-    project.save_config(config)
-    project.set_preset(preset.key)
+    with changing:
+        keep_draft(project, config)
+        project.set_preset(preset.key)
     return config
 
 
@@ -178,17 +211,21 @@ def rename_trigger(project: Project, presets: list[Preset], old: str, new: str) 
 
     Prompts that are still the preset's become those for the new word; in others the word is replaced.
     """
-    config = project.config()
-    prompts = config.samples.prompts
-    preset = next((preset for preset in presets if preset.key == project.preset), None)
-    if preset and prompts == preset.prompts_for(old):
-        renamed = preset.prompts_for(new)
-    elif old and new:
-        renamed = tuple(prompt.replace(old, new) for prompt in prompts)
-    else:
-        return
-    if renamed != prompts:
-        project.save_config(parse(merge(to_tables(config), {"samples": {"prompts": renamed}})))
+    with changing:
+        try:
+            config = project.config()
+        except ConfigError:
+            return  # the Recipe page will say so
+        prompts = config.samples.prompts
+        preset = next((preset for preset in presets if preset.key == project.preset), None)
+        if preset and prompts == preset.prompts_for(old):
+            renamed = preset.prompts_for(new)
+        elif old and new:
+            renamed = tuple(prompt.replace(old, new) for prompt in prompts)
+        else:
+            return
+        if renamed != prompts:
+            project.save_config(parse(merge(to_tables(config), {"samples": {"prompts": renamed}})))
 
 
 def export_text(project: Project) -> str:
@@ -211,6 +248,7 @@ def import_recipe(project: Project, file: Path) -> TrainConfig:
     trigger = project.dataset().trigger
     own = {"dataset": {"path": str(project.root)} | ({"trigger": trigger} if trigger else {})}
     config = parse(merge(tables, own))
-    project.save_config(config)
-    project.set_preset("")
+    with changing:
+        keep_draft(project, config)
+        project.set_preset("")
     return config

@@ -7,21 +7,40 @@ Buttons inside our own HTML (presets, fixes, "back to the preset") reach Python 
 from __future__ import annotations
 
 import html
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from studio.context import Studio
-from studio.form import Form, build_form, finding_html, read_what_is_right
+from studio.form import (
+    Form,
+    Merged,
+    build_form,
+    elsewhere_findings,
+    finding_html,
+    merge_typed,
+    with_values,
+)
 from studio.machine import Gpu
 from studio.projects import Project
-from studio.recipes import Verdict, choose_preset, draft, export_text, import_recipe, verdict
+from studio.recipes import (
+    Verdict,
+    changing,
+    choose_preset,
+    draft,
+    export_text,
+    import_recipe,
+    keep_draft,
+    verdict,
+)
 from studio.theme import scripts
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import UserError
 from trainer.contract.families import CATALOGUE
-from trainer.contract.fields import Record, flatten, nest, parse
+from trainer.contract.fields import RECORDS, Record
 from trainer.contract.presets import Preset, load_presets
 from trainer.contract.schedule import lr_curve, warmup_steps
 
@@ -66,59 +85,80 @@ def build(studio: Studio, project_id: Any) -> Page:
                         "Import recipe.toml", file_types=[".toml"], size="md", elem_id="recipe-import"
                     )
         started = gr.Textbox(visible="hidden", elem_id="recipe-started")
-        # Whose recipe the widgets show. The page's project changes earlier than they do.
+        # Whose recipe the widgets show (the page's project changes earlier than they do), and its values as
+        # they and the disk agreed on them last: what differs from these was typed here.
         owner = gr.Textbox(visible="hidden", elem_id="recipe-owner")
+        known = gr.Textbox(visible="hidden", elem_id="recipe-known")
 
-    shown = [cards, summary, start, *form.notes]
+    shown = [cards, summary, start, *form.notes, known]
     outputs = [*form.widgets, *shown, answer, owner]
 
-    def judged(project: Project, config: TrainConfig, problems: dict[str, str]) -> dict[Any, Any]:
-        """Everything on the page but the widgets, for a recipe and the settings that are wrong."""
+    def judged(project: Project, merged: Merged) -> dict[Any, Any]:
+        """Everything on the page but the widgets."""
+        config, problems = merged.config, merged.problems
         judgement = verdict(project, config, presets, gpu.state())
+        findings = [*elsewhere_findings(merged.elsewhere), *judgement.findings]
         return {
-            cards: cards_html(presets, judgement),
+            cards: cards_html(presets, judgement, project.damaged_recipe),
             summary: summary_html(config, judgement, problems, form),
             start: gr.update(interactive=not problems and not judgement.blockers),
-            **form.annotated(config, problems, judgement.findings, judgement.reference),
+            known: json.dumps(merged.known),
+            **form.annotated(config, problems, findings, judgement.reference),
         }
 
     def page_of(project: Project, config: TrainConfig) -> dict[Any, Any]:
-        return {**form.filled(config), **judged(project, config, {}), answer: "", owner: project.id}
+        merged = Merged(config, {}, form.values(config), {})
+        return {**form.filled(config), **judged(project, merged), answer: "", owner: project.id}
+
+    def take_in(data: dict[Any, Any]) -> tuple[Project, Merged]:
+        """Keep what was typed as the draft."""
+        project = studio.workspace.project(data[owner])
+        with changing:
+            told = project.damaged_recipe
+            disk = draft(project, presets, gpu.state())
+            merged = merge_typed(form.raw(data), form.known(data[known]), disk)
+            if merged.config != disk:
+                project.save_config(merged.config)
+                if project.damaged_recipe == told:  # and not found damaged just now
+                    project.set_damaged_recipe("")
+        return project, merged
 
     @shows_errors
     def check(data: dict[Any, Any]) -> Any:
-        """Something was typed: keep what is right as the draft, and say what is not."""
-        if not data[owner]:
-            return gr.skip()
-        project = studio.workspace.project(data[owner])
-        config, problems = read_what_is_right(form.raw(data), draft(project, presets, gpu.state()))
-        project.save_config(config)
-        return judged(project, config, problems)
+        """Something was typed: keep what is right, and say what is not."""
+        return judged(*take_in(data)) if data[owner] else gr.skip()
 
     @shows_errors
     def press(data: dict[Any, Any], event: gr.EventData) -> dict[Any, Any]:
         """A preset, or a button that puts settings in."""
-        project = studio.workspace.project(data[owner])
-        config, problems = read_what_is_right(form.raw(data), draft(project, presets, gpu.state()))
         message = event._data or {}
-        if key := message.get("preset"):
-            config = choose_preset(project, config, presets, str(key))
-            return page_of(project, config)
-        values = {path: value for path, value in (message.get("set") or {}).items() if path in form.fields}
-        config = parse(nest({**flatten(config), **values}))
-        problems = {path: text for path, text in problems.items() if path not in values}
-        project.save_config(config)
-        return {**form.patched(values), **judged(project, config, problems)}
+        with changing:
+            project, merged = take_in(data)
+            if key := message.get("preset"):
+                return page_of(project, choose_preset(project, merged.config, presets, str(key)))
+            values = {
+                path: value for path, value in (message.get("set") or {}).items() if path in form.fields
+            }
+            config = with_values(merged.config, values)
+            keep_draft(project, config)
+        merged = Merged(
+            config,
+            {path: text for path, text in merged.problems.items() if path not in values},
+            {**merged.known, **values},
+            {path: value for path, value in merged.elsewhere.items() if path not in values},
+        )
+        return {**form.patched(values), **judged(project, merged)}
 
     def launch(data: dict[Any, Any]) -> dict[Any, Any]:
         """Start. What is in the way is said below the button, where one is looking."""
         try:
-            project = studio.workspace.project(data[owner])
-            config, problems = read_what_is_right(form.raw(data), draft(project, presets, gpu.state()))
-            if problems:
+            project, merged = take_in(data)
+            if merged.problems:
                 raise UserError("Correct the settings marked in red first.")
-            project.save_config(config)
-            run = studio.jobs.start(project, config)
+            if merged.elsewhere:
+                page = page_of(project, merged.config)
+                return {**page, answer: notice_html(other_tab(merged.elsewhere), "warn"), started: ""}
+            run = studio.jobs.start(project, merged.config)
         except UserError as error:
             return {answer: notice_html(str(error), "bad"), started: ""}
         return {answer: "", started: run.id}
@@ -126,7 +166,8 @@ def build(studio: Studio, project_id: Any) -> Page:
     def take(file: str, project: str) -> dict[Any, Any]:
         try:
             target = studio.workspace.project(project)
-            config = import_recipe(target, Path(file))
+            with studio.uploads.taken([Path(file)]):
+                config = import_recipe(target, Path(file))
         except UserError as error:
             return {answer: notice_html(str(error), "bad")}
         imported = notice_html("Imported. Photos and trigger word of this project stay as they are.", "good")
@@ -138,7 +179,9 @@ def build(studio: Studio, project_id: Any) -> Page:
         return [values[component] for component in outputs]
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
-    inputs: set[Any] = form.inputs | {owner}
+    # Nothing can be typed while an answer is out that fills the form: it would overwrite what was typed.
+    hold, release = "(...values) => studio.recipe.hold(values)", "() => studio.recipe.release()"
+    inputs: set[Any] = form.inputs | {owner, known}
     gr.on(
         form.changes,
         check,
@@ -147,11 +190,11 @@ def build(studio: Studio, project_id: Any) -> Page:
         trigger_mode="always_last",
         **quiet,
     )
-    hub.select(press, inputs, outputs, **quiet)
-    start.click(launch, inputs, [answer, started], **quiet).then(
-        None, started, None, js="(run) => { if (run) studio.go('train'); }"
+    hub.select(press, inputs, outputs, **quiet).then(None, js=release)  # recipe.js holds it
+    start.click(launch, inputs, [*outputs, started], js=hold, **quiet).then(
+        None, started, None, js="(run) => { studio.recipe.release(); if (run) studio.go('train'); }"
     )
-    bring.upload(take, [bring, owner], outputs, **quiet)
+    bring.upload(take, [bring, owner], outputs, js=hold, **quiet).then(None, js=release)
     return Page(outputs=outputs, refresh=refresh)
 
 
@@ -167,8 +210,14 @@ def notice_html(text: str, kind: str) -> str:
     return f'<div class="notice {kind}" role="alert">{html.escape(text)}</div>'
 
 
-def cards_html(presets: list[Preset], judgement: Verdict) -> str:
-    """The presets side by side, and a line on the chosen one."""
+def other_tab(elsewhere: Iterable[str]) -> str:
+    """Why a start was held back: what would be trained is not what the page showed."""
+    names = ", ".join(RECORDS[path].label for path in elsewhere)
+    return f"Another tab changed {names}; look at what is shown now, and start again."
+
+
+def cards_html(presets: list[Preset], judgement: Verdict, damaged: str = "") -> str:
+    """The presets side by side, and a line on the chosen one; before them, where a damaged recipe went."""
     cards = []
     chosen = judgement.preset
     for preset in presets:
@@ -190,7 +239,12 @@ def cards_html(presets: list[Preset], judgement: Verdict) -> str:
                 f' <b class="changed">{judgement.changed} {many} changed.</b> '
                 f'<button type="button" class="link" data-preset="{key}">Back to the preset</button>'
             )
-    return f'<div class="presets">{"".join(cards)}</div><p class="preset-line">{line}</p>'
+    lost = damaged and notice_html(
+        f"The recipe of this project could not be read, so it is kept as {damaged} in the project's folder "
+        "and this one starts from the preset.",
+        "warn",
+    )
+    return f'{lost}<div class="presets">{"".join(cards)}</div><p class="preset-line">{line}</p>'
 
 
 def summary_html(config: TrainConfig, judgement: Verdict, problems: dict[str, str], form: Form) -> str:

@@ -10,7 +10,23 @@
     setTimeout(() => URL.revokeObjectURL(url), 10000);
   }
 
-  studio.panels.recipe = (element, server, tell) => {
+  // While an answer is out that fills the form, nothing can be typed into it.
+  let patience = 0;
+  studio.recipe = {
+    hold(values) {
+      document.querySelector("#recipe-form").inert = true;
+      clearTimeout(patience);
+      patience = setTimeout(studio.recipe.release, 20000); // no answer: better to type than to wait for ever
+      return values;
+    },
+    release() {
+      clearTimeout(patience);
+      document.querySelector("#recipe-form").inert = false;
+    },
+  };
+
+  studio.panels.recipe = (element, server, send) => {
+    const tell = (message) => { studio.recipe.hold(); send(message); };
     // The stepper tells of the recipe too; it follows when typing pauses.
     let timer = 0;
     const soon = () => { clearTimeout(timer); timer = setTimeout(() => studio.refreshBadges?.(), 1500); };

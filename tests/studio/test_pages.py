@@ -24,6 +24,7 @@ from studio.projects import Project, Workspace
 from studio.recipes import draft, export_text, import_recipe, rename_trigger, verdict
 from studio.tokens import Counter, counter_for
 from studio.trigger import trigger_hint
+from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError, RunError, UserError
 from trainer.contract.fields import dump_recipe, load_recipe, parse
 from trainer.contract.presets import PRESETS_DIR, load_preset, load_presets
@@ -313,10 +314,43 @@ def test_a_new_project_starts_from_the_preset_that_suits_the_machine(studio: Stu
     assert draft(strong, PRESETS, GPU).adapter.rank == 16 and strong.preset == "sdxl-subject"
 
 
-def test_a_damaged_draft_does_not_close_the_page(project: Project) -> None:
+def test_a_damaged_draft_is_kept_and_told(studio: Studio, project: Project) -> None:
     draft(project, PRESETS, None)
-    (project.root / "recipe.toml").write_text("[train]\nlearning_rat = 1\n", encoding="utf-8")
-    assert draft(project, PRESETS, None).dataset.trigger == "zwx cat"
+    project.set_preset("sdxl-style")
+    for number, damage in enumerate(("[train]\nlearning_rat = 1\n", "steps = = 3"), 1):
+        file = project.root / "recipe.toml"
+        file.write_text(damage, encoding="utf-8")
+        page = RecipePage(studio, project)
+        name = "recipe.toml.damaged" if number == 1 else "recipe.toml.damaged-2"
+        assert (project.root / name).read_text(encoding="utf-8") == damage
+        assert draft(project, PRESETS, None) == load_recipe_of(project), "a whole recipe is in its place"
+        assert (project.preset, project.config().dataset.trigger) == ("sdxl-style", "zwx cat")
+        assert f"could not be read, so it is kept as {name} in the project" in page.cards
+        page.call("check")
+        assert name in page.cards, "nothing was typed: said to whoever comes next"
+        page.call("check", train_steps=str(700 + number))
+        assert name not in page.cards and "damaged" not in RecipePage(studio, project).cards
+
+
+def test_a_draft_that_is_damaged_while_one_types_is_told_too(page: RecipePage, project: Project) -> None:
+    (project.root / "recipe.toml").write_bytes(b"\xff\xfe")
+    page.call("check", train_steps="900")
+    assert "recipe.toml.damaged" in page.cards and project.config().train.steps == 900
+
+
+def test_a_recipe_that_the_disk_does_not_give_out_is_left_where_it_is(project: Project) -> None:
+    draft(project, PRESETS, None)
+    (project.root / "recipe.toml").unlink()
+    (project.root / "recipe.toml").mkdir()
+    with pytest.raises(UserError, match=r"recipe\.toml cannot be read \(.*directory"):
+        draft(project, PRESETS, None)
+    assert (project.root / "recipe.toml").is_dir()
+
+
+def test_a_trigger_is_renamed_beside_a_damaged_recipe(project: Project) -> None:
+    (project.root / "recipe.toml").write_text("nonsense", encoding="utf-8")
+    rename_trigger(project, PRESETS, "zwx cat", "ohwx")
+    assert (project.root / "recipe.toml").read_text(encoding="utf-8") == "nonsense"
 
 
 def test_the_recipe_in_words(project: Project) -> None:
@@ -387,6 +421,10 @@ def test_export_then_import(project: Project, studio: Studio, tmp_path: Path) ->
     assert other.config().train == exported.train
 
 
+def load_recipe_of(project: Project) -> TrainConfig:
+    return load_recipe(project.root / "recipe.toml").model_copy(update={"dataset": project.config().dataset})
+
+
 class RecipePage:
     """The Recipe page, driven as Gradio would."""
 
@@ -407,6 +445,13 @@ class RecipePage:
         if isinstance(answer, dict):
             self.values.update({c: v for c, v in answer.items() if c in self.values})
         return answer
+
+    @property
+    def cards(self) -> str:
+        return unescape(str(self.values[self.by_id["recipe-presets"]]))
+
+    def shows(self, name: str) -> Any:
+        return self.values[self.by_id[f"recipe-{name}"]]
 
     def note(self, name: str) -> str:
         return unescape(str(self.values[self.by_id[f"recipe-{name}-note"]]))
@@ -437,6 +482,55 @@ def test_a_fix_and_the_way_back(page: RecipePage, project: Project) -> None:
     page.call("press", event={"set": {"adapter.alpha": float(rank), "output.evil": 1}})
     assert page.values[page.by_id["recipe-adapter-alpha"]] == str(rank)
     assert project.config().adapter.alpha == rank and page.note("adapter-alpha") == ""
+
+
+def test_two_tabs_write_only_what_was_changed_in_them(
+    studio: Studio, project: Project, page: RecipePage
+) -> None:
+    other = RecipePage(studio, project)
+    page.call("check", train_steps="900")
+    other.call("check", adapter_rank="5", samples_prompts="a boat\n")
+    page.call("check", train_seed="7", train_learning_rate="abc")
+    config = project.config()
+    assert (config.train.steps, config.train.seed, config.adapter.rank) == (900, 7, 5)
+    assert config.samples.prompts == ("a boat",)
+    assert "Changed in another tab to 5." in page.note("adapter-rank") and page.shows("adapter-rank") != "5"
+    assert "Changed in another tab to a boat." in page.note("samples-prompts")
+    assert "Changed" not in page.note("train-steps") + other.note("adapter-rank")
+    assert "learning_rate" in project.root.joinpath("recipe.toml").read_text() and "abc" in page.note(
+        "train-learning-rate"
+    ), "a wrong value stays where it was typed"
+
+    page.call("press", event={"set": {"adapter.rank": 5}})  # the button "Show it here"
+    assert page.shows("adapter-rank") == "5" and "another tab" not in page.note("adapter-rank")
+    page.call("check", samples_prompts="a ship")
+    assert "another tab" not in page.note("samples-prompts"), "who types over it has decided"
+    assert project.config().samples.prompts == ("a ship",)
+    other.call("check", train_batch_size="2")
+    assert "Changed in another tab to a ship." in other.note("samples-prompts")
+    assert "Changed in another tab to 900." in other.note("train-steps")
+
+
+def test_a_start_shows_first_what_another_tab_changed(
+    studio: Studio, project: Project, page: RecipePage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[TrainConfig] = []
+    monkeypatch.setattr(
+        studio.jobs, "start", lambda _, config: started.append(config) or SimpleNamespace(id="run-1")
+    )
+    RecipePage(studio, project).call("check", adapter_rank="5", train_steps="900")
+    answer = page.call("launch", train_seed="7")
+    assert "Another tab changed Rank, Steps; look at what is shown now" in str(list(answer.values()))
+    assert not started and (page.shows("adapter-rank"), page.shows("train-seed")) == ("5", "7")
+    page.call("launch")
+    assert (started[0].adapter.rank, started[0].train.steps, started[0].train.seed) == (5, 900, 7)
+
+
+def test_what_the_browser_sends_as_known_is_not_trusted(page: RecipePage, project: Project) -> None:
+    for nonsense in ("", "[]", "{", '{"output.evil": 1, "train.steps": "x"}', '{"train.steps": {}}'):
+        page.values[page.by_id["recipe-known"]] = nonsense
+        page.call("check", train_steps="901")
+        assert project.config().output.name and "evil" not in (project.root / "recipe.toml").read_text()
 
 
 def test_a_preset_fills_the_form(page: RecipePage, project: Project) -> None:
