@@ -25,6 +25,7 @@ from .files import file_routes
 from .guard import Guard
 from .http import error_response, http_error_response
 from .live import live_routes
+from .loading import show_placeholder
 from .login import login_routes
 
 MAX_UPLOAD = "4gb"
@@ -50,6 +51,7 @@ def create_app(
     app.include_router(live_routes(studio))
     app.include_router(file_routes(studio))
     app.include_router(asset_routes())
+    show_placeholder()
     gr.mount_gradio_app(
         app,
         blocks,

@@ -85,6 +85,7 @@ def build(studio: Studio, project_id: Any) -> Page:
         add,
         [drop, project_id],
         [drop, outcome],
+        js="(files, project) => [files, studio.droppedInto(project)]",
         show_progress="full",
         show_progress_on=[progress_bar],
         api_visibility="private",

@@ -10,6 +10,7 @@ import html
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import gradio as gr
@@ -85,13 +86,15 @@ def build(studio: Studio, project_id: Any) -> Page:
                         "Import recipe.toml", file_types=[".toml"], size="md", elem_id="recipe-import"
                     )
         started = gr.Textbox(visible="hidden", elem_id="recipe-started")
-        # Whose recipe the widgets show (the page's project changes earlier than they do), and its values as
-        # they and the disk agreed on them last: what differs from these was typed here.
-        owner = gr.Textbox(visible="hidden", elem_id="recipe-owner")
+        # Gradio puts an answer into the page piece by piece, and checks what it meets half-way. The first and
+        # the last piece of a recipe are its project with a mark: they are alike when all of it is there.
+        opening = gr.Textbox(visible="hidden", elem_id="recipe-opening")
+        opened = gr.Textbox(visible="hidden", elem_id="recipe-opened")
+        # The settings as form and disk agreed on them last: what differs from these was typed here.
         known = gr.Textbox(visible="hidden", elem_id="recipe-known")
 
     shown = [cards, summary, start, *form.notes, known]
-    outputs = [*form.widgets, *shown, answer, owner]
+    outputs = [opening, *form.widgets, *shown, answer, opened]
 
     def judged(project: Project, merged: Merged) -> dict[Any, Any]:
         """Everything on the page but the widgets."""
@@ -107,12 +110,18 @@ def build(studio: Studio, project_id: Any) -> Page:
         }
 
     def page_of(project: Project, config: TrainConfig) -> dict[Any, Any]:
+        mark = f"{project.id} {token_hex(4)}"
         merged = Merged(config, {}, form.values(config), {})
-        return {**form.filled(config), **judged(project, merged), answer: "", owner: project.id}
+        return {opening: mark, **form.filled(config), **judged(project, merged), answer: "", opened: mark}
+
+    def is_whole(data: dict[Any, Any]) -> bool:
+        return bool(data[opened]) and data[opened] == data[opening]
 
     def take_in(data: dict[Any, Any]) -> tuple[Project, Merged]:
         """Keep what was typed as the draft."""
-        project = studio.workspace.project(data[owner])
+        if not is_whole(data):
+            raise UserError("The recipe is just being opened; try again in a moment.")
+        project = studio.workspace.project(data[opened].split()[0])
         with changing:
             told = project.damaged_recipe
             disk = draft(project, presets, gpu.state())
@@ -126,7 +135,7 @@ def build(studio: Studio, project_id: Any) -> Page:
     @shows_errors
     def check(data: dict[Any, Any]) -> Any:
         """Something was typed: keep what is right, and say what is not."""
-        return judged(*take_in(data)) if data[owner] else gr.skip()
+        return judged(*take_in(data)) if is_whole(data) else gr.skip()
 
     @shows_errors
     def press(data: dict[Any, Any], event: gr.EventData) -> dict[Any, Any]:
@@ -163,9 +172,9 @@ def build(studio: Studio, project_id: Any) -> Page:
             return {answer: notice_html(str(error), "bad"), started: ""}
         return {answer: "", started: run.id}
 
-    def take(file: str, project: str) -> dict[Any, Any]:
+    def take(file: str, mark: str) -> dict[Any, Any]:
         try:
-            target = studio.workspace.project(project)
+            target = studio.workspace.project(mark.partition(" ")[0])
             with studio.uploads.taken([Path(file)]):
                 config = import_recipe(target, Path(file))
         except UserError as error:
@@ -181,7 +190,7 @@ def build(studio: Studio, project_id: Any) -> Page:
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
     # Nothing can be typed while an answer is out that fills the form: it would overwrite what was typed.
     hold, release = "(...values) => studio.recipe.hold(values)", "() => studio.recipe.release()"
-    inputs: set[Any] = form.inputs | {owner, known}
+    inputs: set[Any] = form.inputs | {opening, opened, known}
     gr.on(
         form.changes,
         check,
@@ -194,7 +203,7 @@ def build(studio: Studio, project_id: Any) -> Page:
     start.click(launch, inputs, [*outputs, started], js=hold, **quiet).then(
         None, started, None, js="(run) => { studio.recipe.release(); if (run) studio.go('train'); }"
     )
-    bring.upload(take, [bring, owner], outputs, js=hold, **quiet).then(None, js=release)
+    bring.upload(take, [bring, opened], outputs, js=hold, **quiet).then(None, js=release)
     return Page(outputs=outputs, refresh=refresh)
 
 

@@ -35,6 +35,18 @@
     });
   }
 
+  // Photos go to the project that was open when they were dropped; minutes later, when all of them have
+  // arrived, it may be another one.
+  let target = null;
+  for (const happening of ["drop", "change"]) {
+    document.addEventListener(happening, (event) => { if (event.target.closest?.("#photos-drop")) target = studio.project(); }, true);
+  }
+  studio.droppedInto = (open) => {
+    const project = target ?? open;
+    target = null;
+    return project;
+  };
+
   /** Project -> what became of the files that were dropped into it, until one goes elsewhere. */
   const reports = new Map();
 

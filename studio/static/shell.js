@@ -261,6 +261,7 @@
         place.step = "";
         go(early || news.step);
         document.body.classList.add("booted");
+        document.querySelector("#loading")?.remove();
       }
       keepAddress();
       emit("projects", place.projects);

@@ -48,7 +48,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 class StudioProcess:
     """``python app.py`` on a port of its own; ``kill`` and ``start`` again to restart it."""
 
-    def __init__(self, workspace: Path, *options: str, password: str = "") -> None:
+    def __init__(self, workspace: Path, *options: str, password: str = "", **environment: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -61,6 +61,7 @@ class StudioProcess:
             "http_proxy": "http://127.0.0.1:9",
             "https_proxy": "http://127.0.0.1:9",
             "no_proxy": "127.0.0.1",
+            **environment,
         }
         if password:
             self._environment["STUDIO_PASSWORD"] = password
@@ -117,11 +118,11 @@ def wait_until(
 
 @pytest.fixture
 def studio(tmp_path: Path) -> Iterator[Callable[..., StudioProcess]]:
-    """``studio(*options, password="")`` starts one; all are ended, with the trainings they began."""
+    """``studio(*options, password="", **environment)`` starts one; all are ended, and their trainings."""
     started: list[StudioProcess] = []
 
-    def start(*options: str, password: str = "") -> StudioProcess:
-        process = StudioProcess(tmp_path / "workspace", *options, password=password)
+    def start(*options: str, password: str = "", **environment: str) -> StudioProcess:
+        process = StudioProcess(tmp_path / "workspace", *options, password=password, **environment)
         started.append(process)
         process.start()
         return process

@@ -7,7 +7,7 @@ docs/screenshots/.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from safetensors import safe_open
 from trainer.contract.presets import PRESETS_DIR, load_preset
 
 from ..conftest import ROOT
+from ..studio.hub_server import Hub
 from .conftest import UPDATE_SCREENSHOTS, Console, StudioProcess
 
+TOKEN = "hf_" + "Canary7" * 5
 DEMO_STEPS = load_preset(PRESETS_DIR / "demo.toml").values["train"]["steps"]
 
 
@@ -49,6 +51,13 @@ def wait_for_step(page: Page, least: int) -> None:
     )
 
 
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    hub = Hub(TOKEN)
+    yield hub
+    hub.close()
+
+
 @pytest.mark.timeout(1800 if UPDATE_SCREENSHOTS else 900)
 def test_from_photos_to_a_lora(
     studio: Callable[..., StudioProcess],
@@ -56,8 +65,9 @@ def test_from_photos_to_a_lora(
     console: Console,
     picture: Callable[..., None],
     tmp_path: Path,
+    hub: Hub,
 ) -> None:
-    server = studio()
+    server = studio(HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "hf"), HF_TOKEN="", HF_HUB_OFFLINE="0")
     page = console.watch(context.new_page())
     page.goto(server.url)
 
@@ -197,3 +207,15 @@ def test_from_photos_to_a_lora(
     with safe_open(tmp_path / lora.suggested_filename, framework="numpy") as file:
         names: list[Any] = list(file.keys())
         assert names and all(file.get_tensor(name).size for name in names)
+
+    # Publish: the same file arrives at the Hub, and the page links to it.
+    page.get_by_label("Repository").fill("luna-lora")
+    page.get_by_label("Access token").fill(TOKEN)
+    page.locator("#publish").click()
+    published = page.get_by_role("region", name="Publish").get_by_role("link", name="Open it")
+    expect(published).to_have_attribute("href", f"{hub.url}/ada/luna-lora", timeout=120_000)
+    repository = hub.repositories["ada/luna-lora"]
+    assert repository.private
+    assert repository.files[lora.suggested_filename] == (tmp_path / lora.suggested_filename).read_bytes()
+    assert "zwx creature" in repository.files["README.md"].decode()
+    assert page.get_by_label("Access token").input_value() == ""

@@ -541,14 +541,24 @@ def test_a_preset_fills_the_form(page: RecipePage, project: Project) -> None:
     assert 'data-preset="sdxl-style" aria-pressed="true"' in str(page.values[page.by_id["recipe-presets"]])
 
 
-def test_nothing_happens_before_the_form_is_filled(
-    studio: Studio, project: Project, page: RecipePage
+@pytest.mark.parametrize("mark", ["", "luna", "other 01234567"])
+def test_nothing_is_kept_before_the_whole_recipe_is_there(
+    project: Project, page: RecipePage, mark: str
 ) -> None:
-    """While another project opens, the widgets still show the last one's recipe: it must not be saved."""
-    page.values[page.by_id["recipe-owner"]] = ""
+    """While another recipe opens, some widgets still show the last one's: they must not be saved."""
+    page.values[page.by_id["recipe-opened"]] = mark
     before = project.config()
     page.call("check", train_steps="5")
-    assert project.config() == before
+    page.call("press", event={"preset": "sdxl-style"})
+    assert "just being opened" in str(list(page.call("launch").values()))
+    assert project.config() == before and project.preset == "demo"
+
+
+def test_a_recipe_opens_between_its_two_marks(studio: Studio, project: Project, page: RecipePage) -> None:
+    """Gradio applies an answer in this order."""
+    ids = [component.elem_id for component in page.page.outputs]
+    assert (ids[0], ids[-1]) == ("recipe-opening", "recipe-opened")
+    assert page.shows("opening") == page.shows("opened") != RecipePage(studio, project).shows("opened")
 
 
 def test_start_says_what_is_in_the_way(

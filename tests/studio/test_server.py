@@ -321,3 +321,12 @@ def test_samples_are_served_and_nothing_else_of_a_run(serve, workspace: Workspac
             "checkpoints%2fstep-000001%2fx.safetensors",
         ):
             assert client.get(f"/studio/download/{run.id}/{name}").status_code == 404, name
+
+
+def test_the_page_that_is_served_shows_something_at_once(serve) -> None:
+    serve()
+    with serve().client() as client:  # the second application of this process
+        answer = client.get("/")
+    assert answer.text.count('<div id="loading" role="status">') == 1 and "{% " not in answer.text
+    assert answer.text.index("Loading…") < answer.text.index("<gradio-app")
+    assert "gradio_config" in answer.text and "content-security-policy" in answer.headers
