@@ -122,8 +122,24 @@ def merge_typed(raw: Mapping[str, Any], known: Mapping[str, Any], disk: TrainCon
     typed_in, problems = read_what_is_right(raw, before)
     was, now, there = flatten(before), flatten(typed_in), flatten(disk)
     mine = {path: now[path] for path in raw if now[path] != was[path]}
+    try:
+        config = with_values(disk, mine)
+    except ConfigError as error:  # right by itself, but not beside what the other tab changed
+        problems = {**problems, **error.problems}
+        mine = {path: value for path, value in mine.items() if path not in problems}
+        config = with_values(disk, mine)
     elsewhere = {path: there[path] for path in raw if there[path] != was[path] and path not in mine}
-    return Merged(with_values(disk, mine), problems, {path: now[path] for path in raw}, elsewhere)
+    return Merged(config, problems, {**was, **mine}, elsewhere)
+
+
+def known_settings(text: str) -> dict[str, Any]:
+    """``Merged.known`` back from JSON. The browser had it: what is no setting is dropped."""
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    known = values if isinstance(values, dict) else {}
+    return {path: known[path] for path in RECORDS if path in known}
 
 
 def elsewhere_findings(elsewhere: Mapping[str, Any]) -> list[Finding]:
@@ -204,20 +220,6 @@ class Form:
     def raw(self, data: Mapping[Any, Any]) -> dict[str, Any]:
         """The widget values by dotted name, out of what such a handler got."""
         return {path: data[field.widget] for path, field in self.fields.items()}
-
-    def values(self, config: TrainConfig) -> dict[str, Any]:
-        """The settings that have a widget, by dotted name."""
-        values = flatten(config)
-        return {path: values[path] for path in self.fields}
-
-    def known(self, text: str) -> dict[str, Any]:
-        """Such settings back from JSON. The browser had it: what is no setting of the form is dropped."""
-        try:
-            values = json.loads(text)
-        except ValueError:
-            values = None
-        known = values if isinstance(values, dict) else {}
-        return {path: known[path] for path in self.fields if path in known}
 
     def filled(self, config: TrainConfig) -> dict[Component, Any]:
         """The value of every widget for a recipe."""

@@ -22,6 +22,7 @@ from studio.form import (
     build_form,
     elsewhere_findings,
     finding_html,
+    known_settings,
     merge_typed,
     with_values,
 )
@@ -41,7 +42,7 @@ from studio.theme import scripts
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import UserError
 from trainer.contract.families import CATALOGUE
-from trainer.contract.fields import RECORDS, Record
+from trainer.contract.fields import RECORDS, Record, flatten
 from trainer.contract.presets import Preset, load_presets
 from trainer.contract.schedule import lr_curve, warmup_steps
 
@@ -111,7 +112,7 @@ def build(studio: Studio, project_id: Any) -> Page:
 
     def page_of(project: Project, config: TrainConfig) -> dict[Any, Any]:
         mark = f"{project.id} {token_hex(4)}"
-        merged = Merged(config, {}, form.values(config), {})
+        merged = Merged(config, {}, flatten(config), {})
         return {opening: mark, **form.filled(config), **judged(project, merged), answer: "", opened: mark}
 
     def is_whole(data: dict[Any, Any]) -> bool:
@@ -125,7 +126,7 @@ def build(studio: Studio, project_id: Any) -> Page:
         with changing:
             told = project.damaged_recipe
             disk = draft(project, presets, gpu.state())
-            merged = merge_typed(form.raw(data), form.known(data[known]), disk)
+            merged = merge_typed(form.raw(data), known_settings(data[known]), disk)
             if merged.config != disk:
                 project.save_config(merged.config)
                 if project.damaged_recipe == told:  # and not found damaged just now

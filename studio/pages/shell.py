@@ -17,7 +17,7 @@ from studio.context import Studio
 from studio.jobs import Supervisor
 from studio.projects import Project
 from studio.theme import scripts
-from trainer.contract.errors import UserError
+from trainer.contract.errors import ConfigError
 from trainer.contract.runs import RunFolder
 
 from . import (
@@ -199,17 +199,17 @@ def stop(studio: Studio, message: Message) -> dict[str, Any]:
 
 def badges(studio: Studio, message: Message) -> dict[str, Any]:
     """✓ or ! for each step of a project, with a sentence."""
-    try:
-        return step_states(studio.jobs, project_of(studio, message))
-    except UserError as error:
-        return {"recipe": {"state": "warn", "text": str(error)}}
+    return step_states(studio.jobs, project_of(studio, message))
 
 
 def step_states(jobs: Supervisor, project: Project) -> dict[str, dict[str, str]]:
     """{step: {"state": "done" | "warn" | "live" | "", "text": a few words}}."""
     photos, captions = _material(project)
-    config = project.config()
-    recipe = ("done" if photos[0] else "", f"{config.train.steps} steps, rank {config.adapter.rank}")
+    try:
+        config = project.config()
+        recipe = ("done" if photos[0] else "", f"{config.train.steps} steps, rank {config.adapter.rank}")
+    except ConfigError:
+        recipe = ("warn", "Cannot be read")
     train, results = _outcome(jobs, project.runs())
     states = {"photos": photos, "captions": captions, "recipe": recipe, "train": train, "results": results}
     return {step: {"state": state, "text": text} for step, (state, text) in states.items()}

@@ -201,7 +201,7 @@
       const project = studio.project();
       if (!project) return;
       const states = await studio.badges(project).catch(() => null);
-      if (!states || project !== studio.project()) return;
+      if (!states || states.error || project !== studio.project()) return;
       for (const [step, { button, mark, note, number }] of Object.entries(buttons)) {
         const { state = "", text = "" } = states[step] ?? {};
         button.className = state;

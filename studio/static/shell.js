@@ -204,6 +204,7 @@
     awaited = "";
     clearTimeout(patience);
     document.querySelector("#steps").inert = false;
+    window.studio.refreshBadges?.(); // opening a page may make what it shows: a recipe
     if (askedFor !== place.project) fillAgain(); // another project came before the answer for the first
   }
   /** Pages must show the project that the header names, whichever of two answers came first. */

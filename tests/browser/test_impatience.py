@@ -166,6 +166,7 @@ def test_a_damaged_recipe_is_told_on_its_page(page: Page, server: StudioProcess)
     notice = page.locator("#recipe-presets").get_by_role("alert")
     expect(notice).to_contain_text("could not be read, so it is kept as recipe.toml.damaged")
     assert (project.root / "recipe.toml.damaged").read_text(encoding="utf-8") == "steps = = 3"
+    expect(page.get_by_role("navigation", name="Steps")).not_to_contain_text("Cannot be read")
     page.locator("#recipe-train-steps input").fill("55")
     expect(notice).to_have_count(0)
 

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from running import Running, draw_photo, end_trainer, wait_for
 
 from studio.auth import SCRYPT
+from studio.context import Studio
 from studio.jobs import REPOSITORY, Supervisor
 from studio.projects import Project, Workspace
 
@@ -43,6 +45,27 @@ def project(workspace: Workspace, tmp_path: Path) -> Project:
     ingest([*photos, tmp_path / "red.txt", tmp_path / "green.txt"], made.root)
     made.set_trigger("zwx blob")
     crop_project(made.root, made.resolution(), models_dir=None)
+    return made
+
+
+@pytest.fixture
+def studio(workspace: Workspace) -> Studio:
+    return Studio(workspace, Supervisor(workspace))
+
+
+@pytest.fixture
+def luna(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Four pictures, three with captions; faces are not looked for."""
+    monkeypatch.setattr("dataset_tools.crop.ensure_face_model", lambda *_, **__: None)
+    made = studio.workspace.create_project("Luna")
+    source = tmp_path / "photos"
+    source.mkdir()
+    for index, caption in enumerate(["a cat, sofa", "zwx cat, garden", "a category, sofa", ""]):
+        Image.new("RGB", (200 + 20 * index, 200), (50 * index, 90, 90)).save(source / f"{index}.png")
+        if caption:
+            (source / f"{index}.txt").write_text(caption, encoding="utf-8")
+    made.add(sorted(source.iterdir()))
+    made.set_trigger("zwx cat")
     return made
 
 

@@ -73,3 +73,17 @@ def logged_in(studio: Running) -> httpx.Client:
     client = studio.client()
     assert client.post("/login", data={"password": PASSWORD}).status_code == 303
     return client
+
+
+def functions_of(build: Callable[..., Any], studio: Any) -> tuple[Any, dict[str, Any], Any]:
+    """(page, handler by name, project box) of a page built in Blocks of its own."""
+    import gradio as gr
+
+    with gr.Blocks() as blocks:
+        project_id = gr.Textbox()
+        page = build(studio, project_id)
+    handlers: dict[str, Any] = {}
+    for function in blocks.fns.values():
+        if function.fn is not None:
+            handlers[function.fn.__name__] = function
+    return page, handlers, project_id

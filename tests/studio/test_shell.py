@@ -37,6 +37,13 @@ def test_steps_tell_what_is_done_and_what_wants_attention(project: Project) -> N
     assert shell.step_states(Supervisor(project.workspace), project)["captions"]["state"] == "warn"
 
 
+def test_a_damaged_recipe_wants_attention_and_hides_no_other_step(project: Project) -> None:
+    (project.root / "recipe.toml").write_text("steps = = 3")
+    states = shell.step_states(Supervisor(project.workspace), project)
+    assert states["recipe"] == {"state": "warn", "text": "Cannot be read"}
+    assert states["photos"]["state"] == "done"
+
+
 @pytest.mark.parametrize(
     ("state", "badge"), [("finished", "done"), ("stopped", ""), ("failed", "warn"), ("training", "warn")]
 )

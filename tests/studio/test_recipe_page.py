@@ -1,0 +1,321 @@
+"""The Recipe page and the draft behind it, without a browser."""
+
+from __future__ import annotations
+
+from html import unescape
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from running import functions_of
+
+from studio.context import Studio
+from studio.form import merge_typed
+from studio.pages import recipe
+from studio.projects import Project
+from studio.recipes import draft, export_text, import_recipe, rename_trigger, verdict
+from trainer.contract.config import TrainConfig
+from trainer.contract.errors import ConfigError, RunError, UserError
+from trainer.contract.fields import dump_recipe, flatten, load_recipe, parse
+from trainer.contract.presets import PRESETS_DIR, load_preset, load_presets
+
+PRESETS = load_presets()
+GPU = {"name": "RTX 4090", "total_gib": 24.0}
+
+
+@pytest.fixture
+def project(luna: Project) -> Project:
+    return luna
+
+
+def test_a_new_project_starts_from_the_preset_that_suits_the_machine(studio: Studio) -> None:
+    plain = studio.workspace.create_project("plain")
+    assert draft(plain, PRESETS, None).model.base == "demo" and plain.preset == "demo"
+    strong = studio.workspace.create_project("strong")
+    assert draft(strong, PRESETS, GPU).adapter.rank == 16 and strong.preset == "sdxl-subject"
+
+
+def test_a_damaged_draft_is_kept_and_told(studio: Studio, project: Project) -> None:
+    draft(project, PRESETS, None)
+    project.set_preset("sdxl-style")
+    for number, damage in enumerate(("[train]\nlearning_rat = 1\n", "steps = = 3"), 1):
+        file = project.root / "recipe.toml"
+        file.write_text(damage, encoding="utf-8")
+        page = RecipePage(studio, project)
+        name = "recipe.toml.damaged" if number == 1 else "recipe.toml.damaged-2"
+        assert (project.root / name).read_text(encoding="utf-8") == damage
+        assert draft(project, PRESETS, None) == load_recipe_of(project), "a whole recipe is in its place"
+        assert (project.preset, project.config().dataset.trigger) == ("sdxl-style", "zwx cat")
+        assert f"could not be read, so it is kept as {name} in the project" in page.cards
+        page.call("check")
+        assert name in page.cards, "nothing was typed: said to whoever comes next"
+        page.call("check", train_steps=str(700 + number))
+        assert name not in page.cards and "damaged" not in RecipePage(studio, project).cards
+
+
+def test_a_draft_that_is_damaged_while_one_types_is_told_too(page: RecipePage, project: Project) -> None:
+    (project.root / "recipe.toml").write_bytes(b"\xff\xfe")
+    page.call("check", train_steps="900")
+    assert "recipe.toml.damaged" in page.cards and project.config().train.steps == 900
+
+
+def test_a_recipe_that_the_disk_does_not_give_out_is_left_where_it_is(project: Project) -> None:
+    draft(project, PRESETS, None)
+    (project.root / "recipe.toml").unlink()
+    (project.root / "recipe.toml").mkdir()
+    with pytest.raises(UserError, match=r"recipe\.toml cannot be read \(.*directory"):
+        draft(project, PRESETS, None)
+    assert (project.root / "recipe.toml").is_dir()
+
+
+def test_a_trigger_is_renamed_beside_a_damaged_recipe(project: Project) -> None:
+    (project.root / "recipe.toml").write_text("nonsense", encoding="utf-8")
+    rename_trigger(project, PRESETS, "zwx cat", "ohwx")
+    assert (project.root / "recipe.toml").read_text(encoding="utf-8") == "nonsense"
+
+
+def test_the_recipe_in_words(project: Project) -> None:
+    config = parse(
+        {
+            "dataset": {"trigger": "zwx cat"},
+            "train": {"steps": 200, "batch_size": 4},
+            "samples": {"prompts": ["a", "b"], "every": 50},
+            "checkpoints": {"every": 50, "keep": 1},
+        }
+    )
+    said = verdict(project, config, PRESETS, None)
+    assert said.words == [
+        "4 pictures, batch 4: 200 steps show each picture about 200 times.",
+        "2 sample images before the first step, every 50 steps and at the end.",
+        "A checkpoint every 50 steps; the last is kept.",
+    ]
+    assert any(
+        one.rule == "trigger_missing_in_captions" and "2 captions" in one.message for one in said.findings
+    )
+
+
+def test_the_fit_is_said_for_the_card(project: Project) -> None:
+    config = parse(
+        {"model": {"base": "stabilityai/stable-diffusion-xl-base-1.0"}, "train": {"batch_size": 64}}
+    )
+    lines = verdict(project, config, PRESETS, {"name": "GTX 1070", "total_gib": 8.0}).machine
+    assert lines[0].kind == "bad" and "GTX 1070 has 8 GiB" in lines[0].text
+    lines = verdict(project, parse({}), PRESETS, {"name": "H100", "total_gib": 80.0}).machine
+    assert lines[0].kind == "good"
+    assert "No GPU was found" in verdict(project, parse({}), PRESETS, None).machine[0].text
+
+
+def test_changed_settings_are_counted_against_the_preset(project: Project) -> None:
+    config = draft(project, PRESETS, None)
+    assert verdict(project, config, PRESETS, None).changed == 0
+    changed = config.model_copy(update={"train": config.train.model_copy(update={"steps": 7, "seed": 1})})
+    assert verdict(project, changed, PRESETS, None).changed == 2
+
+
+def test_a_new_trigger_reaches_the_sample_prompts(project: Project) -> None:
+    config = draft(project, PRESETS, None)
+    assert config.samples.prompts[0] == "a photo of zwx cat"
+    project.set_trigger("ohwx")
+    rename_trigger(project, PRESETS, "zwx cat", "ohwx")
+    assert project.config().samples.prompts[0] == "a photo of ohwx"
+    own = project.config()
+    samples = own.samples.model_copy(update={"prompts": ("my ohwx at sea", "a boat")})
+    project.save_config(own.model_copy(update={"samples": samples}))
+    project.set_trigger("qrs")
+    rename_trigger(project, PRESETS, "ohwx", "qrs")
+    assert project.config().samples.prompts == ("my qrs at sea", "a boat")
+
+
+def test_export_then_import(project: Project, studio: Studio, tmp_path: Path) -> None:
+    draft(project, PRESETS, None)
+    file = tmp_path / "recipe.toml"
+    file.write_text(export_text(project), encoding="utf-8")
+    exported = load_recipe(file)
+    assert exported == project.config() and Path(exported.dataset.path) == project.root
+    other = studio.workspace.create_project("Other")
+    taken = import_recipe(other, file)
+    assert Path(taken.dataset.path) == other.root and taken.dataset.trigger == "zwx cat"
+    assert taken.train == exported.train
+    file.write_text(dump_recipe(exported).replace("learning_rate", "learning_rat"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"did you mean train\.learning_rate"):
+        import_recipe(other, file)
+    assert other.config().train == exported.train
+
+
+def load_recipe_of(project: Project) -> TrainConfig:
+    return load_recipe(project.root / "recipe.toml").model_copy(update={"dataset": project.config().dataset})
+
+
+class RecipePage:
+    """The Recipe page, driven as Gradio would."""
+
+    def __init__(self, studio: Studio, project: Project) -> None:
+        self.page, self.handlers, _ = functions_of(recipe.build, studio)
+        values = dict(zip(self.page.outputs, self.page.refresh(project.id), strict=True))
+        self.values = values
+        self.by_id = {component.elem_id: component for component in values}
+
+    def call(self, name: str, *, event: Any = None, **typed: Any) -> Any:
+        """Call a handler with the widgets' values, some of them changed (ids with _ for -)."""
+        function = self.handlers[name]
+        for key, value in typed.items():
+            self.values[self.by_id["recipe-" + key.replace("_", "-")]] = value
+        data = {component: self.values[component] for component in function.inputs}
+        assert function.inputs_as_dict, "inputs are a set, not a list"
+        answer = function.fn(data) if event is None else function.fn(data, SimpleNamespace(_data=event))
+        if isinstance(answer, dict):
+            self.values.update({c: v for c, v in answer.items() if c in self.values})
+        return answer
+
+    @property
+    def cards(self) -> str:
+        return unescape(str(self.values[self.by_id["recipe-presets"]]))
+
+    def shows(self, name: str) -> Any:
+        return self.values[self.by_id[f"recipe-{name}"]]
+
+    def note(self, name: str) -> str:
+        return unescape(str(self.values[self.by_id[f"recipe-{name}-note"]]))
+
+
+@pytest.fixture
+def page(studio: Studio, project: Project) -> RecipePage:
+    return RecipePage(studio, project)
+
+
+def test_typing_is_checked_and_kept(page: RecipePage, project: Project) -> None:
+    page.call("check", train_steps="900", train_warmup="0.05")
+    assert project.config().train.steps == 900
+    steps = load_preset(PRESETS_DIR / "demo.toml").values["train"]["steps"]
+    assert f"↺ {steps}" in page.note("train-steps")
+    page.call("check", train_steps="abc", train_batch_size="4")
+    assert "Steps = 'abc' is not allowed; give a whole number from 1 to 1000000" in page.note("train-steps")
+    assert (project.config().train.steps, project.config().train.batch_size) == (900, 4), "the rest is kept"
+    start = page.values[page.by_id["recipe-start"]]
+    assert start["interactive"] is False
+    assert "Correct the settings marked in red" in str(page.values[page.by_id["recipe-summary"]])
+
+
+def test_a_fix_and_the_way_back(page: RecipePage, project: Project) -> None:
+    rank = project.config().adapter.rank
+    page.call("check", adapter_alpha="64")
+    assert f"Alpha 64 at rank {rank}" in page.note("adapter-alpha")
+    page.call("press", event={"set": {"adapter.alpha": float(rank), "output.evil": 1}})
+    assert page.values[page.by_id["recipe-adapter-alpha"]] == str(rank)
+    assert project.config().adapter.alpha == rank and page.note("adapter-alpha") == ""
+
+
+def test_two_tabs_write_only_what_was_changed_in_them(
+    studio: Studio, project: Project, page: RecipePage
+) -> None:
+    other = RecipePage(studio, project)
+    page.call("check", train_steps="900")
+    other.call("check", adapter_rank="5", samples_prompts="a boat\n")
+    page.call("check", train_seed="7", train_learning_rate="abc")
+    config = project.config()
+    assert (config.train.steps, config.train.seed, config.adapter.rank) == (900, 7, 5)
+    assert config.samples.prompts == ("a boat",)
+    assert "Changed in another tab to 5." in page.note("adapter-rank") and page.shows("adapter-rank") != "5"
+    assert "Changed in another tab to a boat." in page.note("samples-prompts")
+    assert "Changed" not in page.note("train-steps") + other.note("adapter-rank")
+    assert "learning_rate" in project.root.joinpath("recipe.toml").read_text() and "abc" in page.note(
+        "train-learning-rate"
+    ), "a wrong value stays where it was typed"
+
+    page.call("press", event={"set": {"adapter.rank": 5}})  # the button "Show it here"
+    assert page.shows("adapter-rank") == "5" and "another tab" not in page.note("adapter-rank")
+    page.call("check", samples_prompts="a ship")
+    assert "another tab" not in page.note("samples-prompts"), "who types over it has decided"
+    assert project.config().samples.prompts == ("a ship",)
+    other.call("check", train_batch_size="2")
+    assert "Changed in another tab to a ship." in other.note("samples-prompts")
+    assert "Changed in another tab to 900." in other.note("train-steps")
+
+
+def test_a_start_shows_first_what_another_tab_changed(
+    studio: Studio, project: Project, page: RecipePage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[TrainConfig] = []
+    monkeypatch.setattr(
+        studio.jobs, "start", lambda _, config: started.append(config) or SimpleNamespace(id="run-1")
+    )
+    RecipePage(studio, project).call("check", adapter_rank="5", train_steps="900")
+    answer = page.call("launch", train_seed="7")
+    assert "Another tab changed Rank, Steps; look at what is shown now" in str(list(answer.values()))
+    assert not started and (page.shows("adapter-rank"), page.shows("train-seed")) == ("5", "7")
+    page.call("launch")
+    assert (started[0].adapter.rank, started[0].train.steps, started[0].train.seed) == (5, 900, 7)
+
+
+def test_what_the_browser_sends_as_known_is_not_trusted(page: RecipePage, project: Project) -> None:
+    for nonsense in ("", "[]", "{", '{"output.evil": 1, "train.steps": "x"}', '{"train.steps": {}}'):
+        page.values[page.by_id["recipe-known"]] = nonsense
+        page.call("check", train_steps="901")
+        assert project.config().output.name and "evil" not in (project.root / "recipe.toml").read_text()
+
+
+def test_a_preset_fills_the_form(page: RecipePage, project: Project) -> None:
+    page.call("check", train_restarts="9")
+    page.call("press", event={"preset": "sdxl-style"})
+    assert page.values[page.by_id["recipe-train-restarts"]] == "3"
+    assert project.config().adapter.targets == "transformer+conv" and project.preset == "sdxl-style"
+    assert 'data-preset="sdxl-style" aria-pressed="true"' in str(page.values[page.by_id["recipe-presets"]])
+
+
+@pytest.mark.parametrize("mark", ["", "luna", "other 01234567"])
+def test_nothing_is_kept_before_the_whole_recipe_is_there(
+    project: Project, page: RecipePage, mark: str
+) -> None:
+    """While another recipe opens, some widgets still show the last one's: they must not be saved."""
+    page.values[page.by_id["recipe-opened"]] = mark
+    before = project.config()
+    page.call("check", train_steps="5")
+    page.call("press", event={"preset": "sdxl-style"})
+    assert "just being opened" in str(list(page.call("launch").values()))
+    assert project.config() == before and project.preset == "demo"
+
+
+def test_a_recipe_opens_between_its_two_marks(studio: Studio, project: Project, page: RecipePage) -> None:
+    """Gradio applies an answer in this order."""
+    ids = [component.elem_id for component in page.page.outputs]
+    assert (ids[0], ids[-1]) == ("recipe-opening", "recipe-opened")
+    assert page.shows("opening") == page.shows("opened") != RecipePage(studio, project).shows("opened")
+
+
+def test_start_says_what_is_in_the_way(
+    page: RecipePage, studio: Studio, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise RunError("20260101-cat is being trained now; stop it first, or wait until it ends.", "config")
+
+    monkeypatch.setattr(studio.jobs, "start", refuse)
+    answer = page.call("launch")
+    assert "20260101-cat is being trained now" in str(list(answer.values()))
+    started: list[Any] = []
+    monkeypatch.setattr(
+        studio.jobs, "start", lambda *arguments: started.append(arguments) or SimpleNamespace(id="run-1")
+    )
+    answer = page.call("launch", train_steps="50")
+    assert "run-1" in answer.values() and started[0][1].train.steps == 50
+    answer = page.call("launch", train_steps="")
+    assert len(started) == 1 and "Correct the settings" in str(list(answer.values()))
+
+
+def test_the_curve_is_drawn_without_a_crash_for_every_scheduler() -> None:
+    for scheduler in ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial"):
+        for steps in (1, 2, 5000):
+            drawn = recipe.curve_svg(parse({"train": {"scheduler": scheduler, "steps": steps}}))
+            assert "<polyline" in drawn and "nan" not in drawn
+
+
+def test_what_two_tabs_chose_may_not_go_together() -> None:
+    """Each is right by itself; the one that comes second is told, and nothing else is lost."""
+    shown = parse({"model": {"family": "sdxl"}})
+    disk = parse({"model": {"family": "sd15"}, "train": {"seed": 7}})  # a preset of the other tab
+    raw = {"train.text_encoder_2_lr": "1e-5", "train.steps": "900", "train.seed": str(shown.train.seed)}
+    merged = merge_typed(raw, flatten(shown), disk)
+    assert "can train only its first text encoder" in merged.problems["train.text_encoder_2_lr"]
+    assert (merged.config.train.steps, merged.config.train.seed) == (900, 7)
+    assert merged.config.train.text_encoder_2_lr == 0 and merged.elsewhere == {"train.seed": 7}
+    assert merged.known["model.family"] == "sdxl" and merged.known["train.steps"] == 900
