@@ -21,10 +21,6 @@ from studio.tokens import Counter, counter_for
 from studio.trigger import trigger_hint
 from trainer.contract.errors import UserError
 from trainer.contract.fields import parse
-from trainer.contract.presets import load_presets
-
-PRESETS = load_presets()
-GPU = {"name": "RTX 4090", "total_gib": 24.0}
 
 
 @pytest.fixture
