@@ -56,4 +56,35 @@ def full_size() -> dict[str, nn.Module]:
 
 
 def original(folder: Path) -> dict[str, Tensor] | None:
-    return None
+    """As Alpha-VLLM and Comfy-Org publish it: q, k and v in one layer; a last norm that nothing reads."""
+    state = Lumina2Transformer2DModel.from_pretrained(folder / "transformer").state_dict()
+    tensors = {"norm_final.weight": torch.ones(32)}
+    for name, tensor in state.items():
+        if ".to_q." in name:
+            rows = [state[name.replace("to_q", part)] for part in ("to_q", "to_k", "to_v")]
+            name, tensor = name.replace("to_q", "qkv"), torch.cat(rows)
+        elif ".to_k." in name or ".to_v." in name:
+            continue
+        if name.startswith("context_refiner."):  # without modulation
+            name = name.replace(".norm1.", ".attention_norm1.")
+        for ours, theirs in _NAMES.items():
+            name = name.replace(ours, theirs)
+        tensors[name] = tensor
+    return {f"model.diffusion_model.{name}": tensor for name, tensor in tensors.items()}
+
+
+_NAMES = {
+    ".attn.": ".attention.",
+    ".to_out.0.": ".out.",
+    ".norm_q.": ".q_norm.",
+    ".norm_k.": ".k_norm.",
+    "feed_forward.linear_": "feed_forward.w",
+    ".norm1.linear.": ".adaLN_modulation.1.",
+    ".norm1.norm.": ".attention_norm1.",
+    ".norm2.": ".attention_norm2.",
+    "time_caption_embed.caption_embedder.": "cap_embedder.",
+    "time_caption_embed.timestep_embedder.linear_1.": "t_embedder.mlp.0.",
+    "time_caption_embed.timestep_embedder.linear_2.": "t_embedder.mlp.2.",
+    "norm_out.linear_1.": "final_layer.adaLN_modulation.1.",
+    "norm_out.linear_2.": "final_layer.linear.",
+}

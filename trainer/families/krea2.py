@@ -6,7 +6,6 @@ through Qwen-Image's VAE. LoRAs are trained on Raw, as its makers advise, and dr
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -16,12 +15,13 @@ from transformers import Qwen2Tokenizer, Qwen3VLModel
 
 from ..contract import families as catalogue
 from .base import Geometry, Native, TextEmbeds
+from .native_file import renamed
 from .packing import pack, unpack
 from .qwen_vae import QwenVaeFamily
 
 _ATTENTION = r"attn\.(to_q|to_k|to_v|to_gate|to_out\.0)"
 _BLOCKS = r"transformer_blocks\.\d+"
-# diffusers' names, from the beginning of a module's name or behind a dot, and the original code's.
+# diffusers' names and the original code's.
 _NAMES = {
     "transformer_blocks": "blocks",
     "text_fusion": "txtfusion",
@@ -37,7 +37,14 @@ _NAMES = {
     "time_mod_proj": "tproj.1",
     "txt_in.linear_1": "txtmlp.1",
     "txt_in.linear_2": "txtmlp.3",
+    "txt_in.norm": "txtmlp.0",
+    "final_layer.scale_shift_table": "last.modulation.lin",
     "final_layer": "last",
+    "attn.norm_q": "attn.qknorm.qnorm",
+    "attn.norm_k": "attn.qknorm.knorm",
+    "norm1": "prenorm",
+    "norm2": "postnorm",
+    "scale_shift_table": "mod.lin",
 }
 
 
@@ -54,6 +61,8 @@ class Family(QwenVaeFamily):
         "transformer": rf"{_BLOCKS}\.({_ATTENTION}|ff\.(gate|up|down))",
     }
     targets["transformer+conv"] = targets["transformer"]  # there are no convolutions
+
+    landmark = "txtfusion.projector.weight"
 
     def setup(self) -> None:
         self.resolution = self.row.resolution  # no configuration says it
@@ -115,9 +124,7 @@ class Family(QwenVaeFamily):
         return {"guidance_scale": scale - 1}
 
     def native(self, module: str) -> Native:
-        for ours, theirs in _NAMES.items():
-            module = re.sub(rf"(^|(?<=\.)){re.escape(ours)}(?=\.|$)", theirs, module)
-        return Native(module)
+        return Native(renamed(module, _NAMES))
 
     def metadata(self) -> dict[str, str]:
         return {

@@ -7,7 +7,6 @@ counts time from noise (0) to picture (1), and so predicts picture - noise.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -17,13 +16,32 @@ from transformers import Gemma2Model, GemmaTokenizer
 
 from ..contract import families as catalogue
 from .base import Geometry, Native, TextEmbeds
-from .pipeline_family import PipelineFamily
+from .native_file import NativeFamily, renamed
 
 _ATTENTION = r"attn\.(to_q|to_k|to_v|to_out\.0)"
 _BLOCKS = r"(layers|noise_refiner|context_refiner)\.\d+"
 
+# diffusers' names and the original code's.
+_NAMES = {
+    "attn.to_out.0": "attention.out",
+    "attn.norm_q": "attention.q_norm",
+    "attn.norm_k": "attention.k_norm",
+    "feed_forward.linear_1": "feed_forward.w1",
+    "feed_forward.linear_2": "feed_forward.w2",
+    "feed_forward.linear_3": "feed_forward.w3",
+    "norm1.linear": "adaLN_modulation.1",
+    "norm1.norm": "attention_norm1",
+    "norm1": "attention_norm1",
+    "norm2": "attention_norm2",
+    "time_caption_embed.caption_embedder": "cap_embedder",
+    "time_caption_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_caption_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "norm_out.linear_1": "final_layer.adaLN_modulation.1",
+    "norm_out.linear_2": "final_layer.linear",
+}
 
-class Family(PipelineFamily):
+
+class Family(NativeFamily):
     """See :class:`trainer.families.base.ModelFamily` for when each member is called."""
 
     row = catalogue.LUMINA2
@@ -36,6 +54,9 @@ class Family(PipelineFamily):
         "transformer": rf"{_BLOCKS}\.({_ATTENTION}|feed_forward\.linear_[123])",
     }
     targets["transformer+conv"] = targets["transformer"]  # there are no convolutions
+
+    landmark = "cap_embedder.1.weight"
+    unused = ("norm_final.weight",)
 
     def setup(self) -> None:
         self.resolution = 8 * int(self.denoiser_config["sample_size"])
@@ -74,17 +95,13 @@ class Family(PipelineFamily):
         }
 
     def native(self, module: str) -> Native:
-        module = module.replace("attn.to_out.0", "attn.out")
-        module = re.sub(r"feed_forward\.linear_", "feed_forward.w", module)
         block, _, last = module.rpartition(".attn.")
-        if not block:
-            return Native(module)
+        if last not in ("to_q", "to_k", "to_v"):
+            return Native(renamed(module, _NAMES))
         width, heads = int(self.denoiser_config["hidden_size"]), self.denoiser_config["num_attention_heads"]
         few = width // int(heads) * int(self.denoiser_config["num_kv_heads"])
         rows = {"to_q": (0, width), "to_k": (width, width + few), "to_v": (width + few, width + 2 * few)}
-        if last in rows:
-            return Native(f"{block}.attention.qkv", rows[last], width + 2 * few)
-        return Native(f"{block}.attention.{last}")
+        return Native(f"{block}.attention.qkv", rows[last], width + 2 * few)
 
     def metadata(self) -> dict[str, str]:
         return {

@@ -11,11 +11,11 @@ import torch
 from diffusers import AutoencoderKLQwenImage
 from torch import Tensor
 
+from .native_file import NativeFamily
 from .packing import pack
-from .pipeline_family import PipelineFamily
 
 
-class QwenVaeFamily(PipelineFamily):
+class QwenVaeFamily(NativeFamily):
     """A family whose pictures go through this VAE."""
 
     vae_class = AutoencoderKLQwenImage

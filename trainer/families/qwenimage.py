@@ -35,6 +35,7 @@ class Family(QwenVaeFamily):
         "transformer": rf"{_BLOCKS}\.({_ATTENTION}|(img|txt)_mlp\.net\.(0\.proj|2))",
     }
     targets["transformer+conv"] = targets["transformer"]  # there are no convolutions
+    landmark = "txt_norm.weight"
     unread = r"attn\.(add_q_proj|to_add_out)|txt_mlp\.net\.(0\.proj|2)"
 
     def setup(self) -> None:

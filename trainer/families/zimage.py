@@ -20,7 +20,7 @@ from transformers import Qwen2Tokenizer, Qwen3Model
 
 from ..contract import families as catalogue
 from .base import Geometry, Native, TextEmbeds
-from .pipeline_family import PipelineFamily
+from .native_file import NativeFamily, renamed
 
 _ATTENTION = r"attention\.(to_q|to_k|to_v|to_out\.0)"
 _BLOCKS = r"(layers|noise_refiner|context_refiner)\.\d+"
@@ -30,10 +30,12 @@ _NAMES = {
     "all_x_embedder.2-1": "x_embedder",
     "all_final_layer.2-1": "final_layer",
     "attention.to_out.0": "attention.out",
+    "attention.norm_q": "attention.q_norm",
+    "attention.norm_k": "attention.k_norm",
 }
 
 
-class Family(PipelineFamily):
+class Family(NativeFamily):
     """See :class:`trainer.families.base.ModelFamily` for when each member is called."""
 
     row = catalogue.ZIMAGE
@@ -46,6 +48,9 @@ class Family(PipelineFamily):
         "transformer": rf"{_BLOCKS}\.({_ATTENTION}|feed_forward\.w[123])",
     }
     targets["transformer+conv"] = targets["transformer"]  # there are no convolutions
+
+    landmark = "cap_embedder.1.weight"
+    unused = ("norm_final.weight",)
 
     def setup(self) -> None:
         self.resolution = int(self.base.read_json("vae", "config.json")["sample_size"])
@@ -84,9 +89,7 @@ class Family(PipelineFamily):
             width = int(self.denoiser_config["dim"])
             first = _QKV.index(match[2]) * width
             return Native(f"{match[1]}.qkv", (first, first + width), 3 * width)
-        for ours, theirs in _NAMES.items():
-            module = module.replace(ours, theirs)
-        return Native(module)
+        return Native(renamed(module, _NAMES))
 
     def metadata(self) -> dict[str, str]:
         return {
