@@ -1,7 +1,8 @@
 """Latents and text embeddings, encoded once and kept on disk by content.
 
 A key is the hash of everything that the encoded tensor depends on, so an edited photo, another crop or
-another VAE is encoded anew, and only that. Tensors are looked up by image id or caption text, never by
+another VAE is encoded anew, and only that. A file holds the hash of its own tensors, so a damaged one is
+noticed and made again. Tensors are looked up by image id or caption text, never by
 position: no picture can meet another one's caption.
 """
 
@@ -14,16 +15,17 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dataset_tools.crop import render_crop
 from dataset_tools.images import open_image
 
+from .contract.config import TrainConfig
 from .contract.errors import RunError
 from .contract.files import staged
-from .data import Progress, TrainImage
+from .data import Progress, Stages, TrainImage
 from .families.base import ModelFamily, TextEmbeds
 
 
@@ -31,20 +33,39 @@ def _key(*parts: object) -> str:
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
 
 
+DAMAGED = "some files of the cache were damaged; they are made again"
+
+
 def _read(file: Path, warn: Callable[[str], None]) -> dict[str, Tensor] | None:
-    if not file.exists():
-        return None
+    """The tensors in a file of the cache; None where there is none, or a damaged one, which goes."""
     try:
-        return load_file(file)
-    except (SafetensorError, OSError):
-        warn(f"the cache file {file.name} was damaged; it is made again")
-        file.unlink(missing_ok=True)
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no dict)
+            told = (opened.metadata() or {}).get("sha256", "")
+    except FileNotFoundError:
         return None
+    except (SafetensorError, OSError):
+        told, tensors = "unreadable", {}
+    # Files of earlier versions have no hash of their own.
+    if not told or told == _digest(tensors):
+        return tensors
+    warn(DAMAGED)
+    file.unlink(missing_ok=True)
+    return None
 
 
 def _write(file: Path, tensors: dict[str, Tensor]) -> None:
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with staged(file) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        save_file(whole, temporary, metadata={"sha256": _digest(whole)})
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def pixels_of(root: Path, image: TrainImage, flip: bool = False) -> Tensor:
@@ -138,3 +159,30 @@ class TextCache:
 
     def embeds(self, captions: Sequence[str]) -> list[TextEmbeds]:
         return [self._embeds[caption] for caption in captions]
+
+
+def encode_captions(
+    config: TrainConfig,
+    folder: Path,
+    family: ModelFamily,
+    images: Sequence[TrainImage],
+    warn: Callable[[str], None],
+    preparing: Stages,
+) -> Texts:
+    """Every caption and prompt encoded, and the encoders let go; unless they are trained themselves."""
+    captions = [image.caption for image in images]
+    if cut := family.cut_captions(captions):
+        many = "1 caption is" if len(cut) == 1 else f"{len(cut)} captions are"
+        first = images[captions.index(cut[0])].original_name
+        warn(
+            f"{many} longer than the {family.tokens} tokens that {family.row.label} reads, such as that of "
+            f"{first}; what comes after is not learnt"
+        )
+    if config.text_encoder_rates():
+        family.free_encoders(keep_text=True)
+        return LiveTexts(family)
+    texts = TextCache(folder, family, warn)
+    prompts = [*config.samples.prompts, config.samples.negative]
+    texts.fill(captions + prompts, preparing("captions", "Encoding captions"))
+    family.free_encoders()
+    return texts

@@ -33,6 +33,7 @@ class Reporter:
         self._status = Status(state="starting", attempt=attempt, step=step, total=total, loss=loss)
         self._written = self._printed = self._staged = 0.0
         self._times: deque[float] = deque(maxlen=50)
+        self._warned: set[str] = set()
         self._bar: tqdm[Any] | None = None
         self._interactive = sys.stderr.isatty()
         self._write(force=True)
@@ -138,6 +139,10 @@ class Reporter:
         self.say(f"saved {file}")
 
     def warning(self, text: str) -> None:
+        """Said once, however often it happens."""
+        if text in self._warned:
+            return
+        self._warned.add(text)
         self._events.append("warning", text=text)
         self.say(f"warning: {text}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +13,13 @@ from torch import nn
 
 from .adapters import lora_weights
 from .assemble import assemble, find_base, open_family, warm_start
-from .cache import LatentCache, LiveTexts, Progress, TextCache, Texts
+from .cache import LatentCache, Progress, Texts, encode_captions
 from .checkpoints import TrainState, load_checkpoint, newest_whole, rotate, save_checkpoint
 from .contract.config import TrainConfig, TrainSettings
 from .contract.errors import RunError
 from .contract.runs import RunFolder
 from .contract.schedule import lr_scale
-from .data import BatchPlan, Sample, Stages, TrainImage, frozen_images, frozen_trigger, photo_folder
+from .data import BatchPlan, Sample, frozen_images, frozen_trigger, photo_folder
 from .export import save_lora
 from .failures import explain
 from .families.base import ModelFamily
@@ -121,7 +120,7 @@ def _train(
     flips = (False, True) if config.dataset.flip else (False,)
     latents.fill(root, images, flips, preparing("encode", "Encoding photos"))
     trains_text = bool(config.text_encoder_rates())
-    texts = encode_captions(config, folders, family, images, report.warning, preparing)
+    texts = encode_captions(config, folders.cache, family, images, report.warning, preparing)
 
     # The denoiser, its LoRA, and the optimizer.
     report.stage("load", 0, 0, "Loading the denoiser")
@@ -258,25 +257,6 @@ def sample_losses(
     )
     target_BCHW = family.noise.target(clean_BCHW, noise_BCHW, t_B)
     return mse(prediction_BCHW, target_BCHW) * family.noise.weight(t_B, config.train.min_snr_gamma)
-
-
-def encode_captions(
-    config: TrainConfig,
-    folders: Folders,
-    family: ModelFamily,
-    images: Sequence[TrainImage],
-    warn: Callable[[str], None],
-    preparing: Stages,
-) -> Texts:
-    """Every caption and prompt encoded, and the encoders let go; unless they are trained themselves."""
-    if config.text_encoder_rates():
-        family.free_encoders(keep_text=True)
-        return LiveTexts(family)
-    texts = TextCache(folders.cache, family, warn)
-    captions = [image.caption for image in images] + [*config.samples.prompts, config.samples.negative]
-    texts.fill(captions, preparing("captions", "Encoding captions"))
-    family.free_encoders()
-    return texts
 
 
 def use_checkpointing(settings: TrainSettings, device: torch.device) -> bool:

@@ -15,7 +15,7 @@ from dataset_tools.dataset import DatasetError, load_dataset, save_dataset
 from dataset_tools.images import ImageError
 from tests.pictures import draw_picture, draw_project
 from trainer.__main__ import main
-from trainer.cache import LatentCache, TextCache, pixels_of
+from trainer.cache import DAMAGED, LatentCache, TextCache, pixels_of
 from trainer.contract.config import DatasetSettings
 from trainer.contract.runs import RunFolder
 from trainer.data import (
@@ -171,7 +171,7 @@ def test_only_what_changed_is_encoded_again(tiny_base: Path, tmp_path: Path) -> 
     victim = max((tmp_path / "cache" / "latents").rglob("*.safetensors"), key=lambda p: p.stat().st_mtime)
     victim.write_bytes(victim.read_bytes()[:50])
     count, cache = encode()
-    assert count == 1 and len(warnings) == 1 and "damaged" in warnings[0]
+    assert count == 1 and warnings == [DAMAGED]
     # Looked up by id: every latent is that of its own picture, whatever the order.
     family = Family(resolve("sdxl", str(tiny_base)), torch.device("cpu"), torch.float32)
     for image in reversed(freeze(root)):

@@ -22,6 +22,8 @@ from trainer.adapters import add_lora, lora_parameters, lora_weights
 from trainer.after import weights_in
 from trainer.contract.config import AdapterSettings
 from trainer.contract.families import CATALOGUE
+from trainer.contract.headers import Header, read_header
+from trainer.contract.lora_header import families_of
 from trainer.contract.runs import RunFolder
 from trainer.export import FORMATS, save_lora, tensors_in
 from trainer.families.base import Geometry, ModelFamily, family_class, load_family
@@ -223,6 +225,9 @@ def test_a_run_and_its_files(key: str, bases: Any, photos: Path, tmp_path: Path)
             format=format,
             dtype=torch.float32,
         )
+        header = read_header(file)
+        assert families_of(header) == [key]
+        assert key in families_of(Header(header.tensors)), "not told by the keys alone"
         back = read_lora(file, family, list(weights))
         assert set(back) == set(weights)
         for name, lora in weights.items():

@@ -234,6 +234,16 @@ SANA = Family(
             (r"blocks\.0\.attn\.q_norm\.",),
         ),
     ),
+    lora_signatures=(
+        Signature(
+            "a Sana LoRA",
+            (
+                r"(transformer_blocks_\d+_(attn1|ff_conv)|blocks_\d+_(attn_qkv|cross_attn|mlp_(inverted|point)))_",
+            ),
+        ),
+    ),
+    architectures=("sana",),
+    linear_share=0.53,
 )
 
 SD3 = Family(
@@ -288,6 +298,14 @@ SD3 = Family(
     ),
     trainable_text=("text_encoder", "text_encoder_2"),
     trainable_text_params=(123.1, 694.7),
+    lora_signatures=(
+        Signature(
+            "an SD 3.5 LoRA",
+            (r"(joint_blocks|transformer_blocks_\d+_attn2?)_",),
+            (r"single_", r"transformer_blocks_\d+_(attn1|img_|txt_|attn_to_gate|ff_(gate|up|down))"),
+        ),
+    ),
+    architectures=("stable-diffusion-3", "sd3"),
 )
 
 ZIMAGE = Family(
@@ -317,6 +335,8 @@ ZIMAGE = Family(
         # Lumina's older code has a SiLU before the layer: adaLN_modulation.1.
         Signature("a Z-Image checkpoint", (r"layers\.0\.adaLN_modulation\.0\.", r"cap_embedder\.")),
     ),
+    lora_signatures=(Signature("a Z-Image LoRA", (r"((noise|context)_refiner|layers)_\d+_attention_",)),),
+    architectures=("z-image", "z_image", "zimage"),
 )
 
 FLUX = Family(
@@ -364,6 +384,12 @@ FLUX = Family(
             reference="black-forest-labs/FLUX.1-schnell",
         ),
     ),
+    lora_signatures=(
+        Signature(
+            "a FLUX.1 LoRA", (r"(double_blocks_|single_blocks_\d+_linear|single_transformer_blocks_)",)
+        ),
+    ),
+    architectures=("flux-1", "flux1"),
 )
 
 CHROMA = Family(
@@ -384,6 +410,14 @@ CHROMA = Family(
             (r"nerf_",),  # Radiance: in pixels, without a VAE
         ),
     ),
+    lora_signatures=(
+        Signature(
+            "a Chroma LoRA",
+            (r"(double_blocks_|single_blocks_\d+_linear|single_transformer_blocks_)",),
+            (r".*(_mod_lin|modulation_lin|norm1?_linear|norm1_context_linear)",),  # it has no modulations
+        ),
+    ),
+    architectures=("chroma",),
 )
 
 QWENIMAGE = Family(
@@ -408,6 +442,14 @@ QWENIMAGE = Family(
             (r"time_text_embed\.addition_t_embedding", r"__index_timestep_zero__"),
         ),
     ),
+    lora_signatures=(
+        Signature(
+            "a Qwen-Image LoRA",
+            (r"transformer_blocks_\d+_(attn_(to|add)|img_m|txt_m)",),
+            (r"single_", r"transformer_blocks_\d+_(attn2_|ff_|attn_to_gate)"),
+        ),
+    ),
+    architectures=("qwen-image", "qwen_image"),
 )
 
 LUMINA2 = Family(
@@ -424,6 +466,13 @@ LUMINA2 = Family(
     signatures=(
         Signature("a Lumina-Image 2.0 checkpoint", (r"layers\.0\.adaLN_modulation\.1\.", r"cap_embedder\.")),
     ),
+    lora_signatures=(
+        # In the original code's names Z-Image has the same modules.
+        Signature(
+            "a Lumina-Image 2.0 LoRA", (r"((noise|context)_refiner|layers)_\d+_(attn|attention_(qkv|out))",)
+        ),
+    ),
+    architectures=("lumina-2", "lumina2"),
 )
 
 KREA2 = Family(
@@ -449,6 +498,15 @@ KREA2 = Family(
     activation_gib=(35.5, 1.4),  # estimate, likewise
     pipelines=("Krea2Pipeline",),
     signatures=(Signature("a Krea 2 checkpoint", (r"txtfusion\.projector\.",)),),
+    lora_signatures=(
+        Signature(
+            "a Krea 2 LoRA",
+            (
+                r"(transformer_blocks_\d+_(attn_to_gate|ff_(gate|up|down))|blocks_\d+_(attn_w|attn_gate|mlp_gate))",
+            ),
+        ),
+    ),
+    architectures=("krea-2", "krea2"),
 )
 
 _FAMILIES = (SDXL, SD15, SANA, SD3, ZIMAGE, FLUX, CHROMA, QWENIMAGE, LUMINA2, KREA2)

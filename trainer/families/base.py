@@ -73,6 +73,7 @@ class ModelFamily(Protocol):
         row: the family's row in the catalogue.
         noise: the process that the base was trained under, known once constructed.
         resolution: native side of this base in pixels.
+        tokens: how many tokens of a caption this base reads.
         denoiser_part: the denoiser's name in diffusers' pipelines and LoRA files, "unet" or "transformer".
         targets: ``adapter.targets`` -> regular expression that full-matches the module names of the
             denoiser that get a LoRA.
@@ -84,6 +85,7 @@ class ModelFamily(Protocol):
     row: ClassVar[catalogue.Family]
     noise: Noise
     resolution: int
+    tokens: int
     denoiser_part: ClassVar[str]
     targets: ClassVar[dict[str, str]]
     trainable_text: ClassVar[tuple[str, ...]]
@@ -127,6 +129,10 @@ class ModelFamily(Protocol):
         OUT: one TextEmbeds per caption, on the CPU. The empty caption is encoded the way the base
         expects its unconditional input.
         """
+        ...
+
+    def cut_captions(self, captions: Sequence[str]) -> list[str]:
+        """WHEN: before captions are encoded. OUT: each of them that is longer than ``tokens``."""
         ...
 
     def text_encoders(self) -> dict[str, nn.Module]:

@@ -60,6 +60,7 @@ class PipelineFamily:
 
     noise: Noise
     resolution: int
+    tokens: int
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class PipelineFamily:
     ) -> None:
         self.base, self.device, self.dtype = base, device, dtype
         self._quantized, self._quantized_text = quantized, quantized_text
+        self.tokens = self.row.token_limit
         self._vae: Any = None
         self._text: Any = None  # a pipeline of tokenizers and text encoders
         self.index = base.read_json("model_index.json")
@@ -278,6 +280,16 @@ class PipelineFamily:
 
         embeds = self.embed_captions(captions)
         return [{name: kept(tensor) for name, tensor in one.items()} for one in embeds]
+
+    def cut_captions(self, captions: Sequence[str]) -> list[str]:
+        """Counted by the last tokenizer, which is that of the encoder that reads most."""
+        # A token is at least one byte of the text, and there are two special ones at most.
+        long = [caption for caption in captions if len(caption.encode()) + 2 > self.tokens]
+        if not long:
+            return []
+        part, cls = list(self.tokenizer_classes.items())[-1]
+        tokenizer = cls.from_pretrained(self.base.config / part)
+        return [caption for caption in long if len(tokenizer(caption).input_ids) > self.tokens]
 
     def embed_captions(self, captions: Sequence[str]) -> list[TextEmbeds]:
         if self._text is None:
