@@ -1,0 +1,90 @@
+"""What a row of the catalogue of model families says (:mod:`trainer.contract.families`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model that is offered by name. ``download_gib`` is what a first run fetches.
+
+    ``params``, ``activation_gib`` and ``lora_params_per_rank`` are given where a base differs from its
+    family. ``assistant`` is the Hub id (or id:file) of a LoRA that undoes a distillation: it is active
+    while training and off while sampling, so that training does not have to learn that too.
+    ``guidance`` is the usual scale for samples, 1 where a distilled base needs none.
+    """
+
+    id: str
+    label: str
+    licence: str
+    resolution: int
+    download_gib: float
+    gated: bool = False
+    note: str = ""
+    assistant: str = ""
+    guidance: float = 5.0
+    params: tuple[float, float, float] | None = None
+    activation_gib: tuple[float, float] | None = None
+    lora_params_per_rank: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How one kind of single-file checkpoint is recognised, by the names of its tensors.
+
+    ``phrase`` names it with its article. ``needed`` (all) and ``excluded`` (none) are regular expressions
+    for the beginning of a name, behind "model.diffusion_model." if that is there. ``width`` is a name and
+    the last dimension that its tensor must have. ``reference`` is the Hub id that lends the configuration
+    and the parts that are not in the file; empty for the family's first real base.
+    """
+
+    phrase: str
+    needed: tuple[str, ...]
+    excluded: tuple[str, ...] = ()
+    width: tuple[str, int] | None = None
+    reference: str = ""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture.
+
+    Attributes:
+        pipelines: beginnings of the names of the pipeline classes in diffusers folders.
+        signatures: how its single-file checkpoints are recognised.
+        file_parts: the parts that such a checkpoint holds; the others come from the reference base.
+        lora_signatures: how its LoRAs are recognised, by the denoiser's modules: their names in any format,
+            without the loaders' prefixes and with "_" for ".".
+        architectures: beginnings of the names that LoRAs' metadata have for it.
+        trainable_text: the text encoders that can get a LoRA of their own, in kohya's order.
+        trainable_text_params: millions of parameters of each of these.
+        linear_share: the share of the denoiser's weights that is in linear layers, which can be quantised.
+        resolution: native side in pixels where the base does not say otherwise.
+        size_multiple: image sides must be multiples of this many pixels (VAE factor).
+        token_limit: tokens of a caption that the text encoders see.
+        params: millions of parameters of denoiser, text encoders and VAE, for the memory plan.
+        lora_params_per_rank: thousands of LoRA parameters per unit of rank, by ``adapter.targets``.
+        activation_gib: activations of one training sample at the native resolution in half precision,
+            (stored, with gradient checkpointing).
+        fp16_vae: Hub id of a VAE to use where the family's own overflows in fp16; empty if it does not.
+    """
+
+    key: str
+    label: str
+    bases: tuple[Base, ...]
+    resolution: int
+    size_multiple: int
+    token_limit: int
+    params: tuple[float, float, float]
+    lora_params_per_rank: dict[str, float]
+    activation_gib: tuple[float, float]
+    pipelines: tuple[str, ...]
+    signatures: tuple[Signature, ...] = ()
+    file_parts: tuple[str, ...] = ("transformer",)
+    lora_signatures: tuple[Signature, ...] = ()
+    architectures: tuple[str, ...] = ()
+    trainable_text: tuple[str, ...] = ()
+    trainable_text_params: tuple[float, ...] = ()
+    linear_share: float = 1.0
+    fp16_vae: str = ""
