@@ -6,7 +6,9 @@ family is ``trainer/families/<key>.py``; a test holds rows and files to the same
 
 from __future__ import annotations
 
-from .family_types import Base, Family, Signature
+from .family_types import Base as Base
+from .family_types import Family as Family
+from .family_types import Signature as Signature
 
 DEMO_BASE = "demo"
 
