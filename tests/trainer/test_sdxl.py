@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,6 +158,31 @@ def test_one_step_against_a_straight_computation(prediction: str, tmp_path: Path
     for ours, hand in zip(gradients, hand_gradients, strict=True):
         assert hand is not None
         assert torch.allclose(ours, hand, rtol=1e-4, atol=1e-6 * float(hand.abs().max() + 1))
+
+
+def test_zero_terminal_snr_is_read_from_the_scheduler(tmp_path: Path) -> None:
+    """NoobAI's kind: v-prediction, and a last step that is nothing but noise (Lin et al. 2023)."""
+    from tests.tiny import tiny_sdxl
+
+    base = tiny_sdxl(tmp_path / "base")
+    plain = resolve("sdxl", str(base))
+    assert Family(plain, CPU, torch.float32).noise.alphas_cumprod[-1] > 0.004
+    # The repository's scheduler is plain SDXL's; the catalogue knows better.
+    corrected = Family(replace(plain, name="Laxhar/noobai-XL-Vpred-1.0"), CPU, torch.float32)
+    file = base / "scheduler" / "scheduler_config.json"
+    changes = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    said = Family(plain, CPU, torch.float32)
+    for family in (corrected, said):
+        noise = family.noise
+        assert noise.prediction == "v_prediction" and noise.alphas_cumprod[-1] == 0
+        picture, pure = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+        last = noise.sample_t(torch.tensor([0.9999]))
+        assert torch.equal(noise.mix(picture, pure, last), pure)
+        assert torch.equal(noise.target(picture, pure, last), -picture)
+        assert family.sampler().config.rescale_betas_zero_snr
+        assert family.metadata()["ss_v_parameterization"] == "True"
+    assert corrected.sampler().config.timestep_spacing == "trailing"
 
 
 def test_a_fresh_lora_changes_nothing_and_can_be_switched_off(family: Family) -> None:

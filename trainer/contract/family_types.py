@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -12,7 +13,8 @@ class Base:
     ``params``, ``activation_gib`` and ``lora_params_per_rank`` are given where a base differs from its
     family. ``assistant`` is the Hub id (or id:file) of a LoRA that undoes a distillation: it is active
     while training and off while sampling, so that training does not have to learn that too.
-    ``guidance`` is the usual scale for samples, 1 where a distilled base needs none.
+    ``guidance`` is the usual scale for samples, 1 where a distilled base needs none. ``schedule`` is what the
+    repository's scheduler configuration should say and does not.
     """
 
     id: str
@@ -24,6 +26,7 @@ class Base:
     note: str = ""
     assistant: str = ""
     guidance: float = 5.0
+    schedule: dict[str, Any] | None = None
     params: tuple[float, float, float] | None = None
     activation_gib: tuple[float, float] | None = None
     lora_params_per_rank: dict[str, float] | None = None

@@ -10,6 +10,7 @@ from diffusers import DDPMScheduler, EulerDiscreteScheduler, ModelMixin, UNet2DC
 from torch import nn
 from transformers import CLIPTextConfig
 
+from ..contract.families import known_base
 from ..noise import Ddpm
 from . import ldm_single_file as single_file
 from .base import Native
@@ -42,6 +43,8 @@ class UnetFamily(PipelineFamily):
         """The schedule and what is predicted (noise, or v) are the base's own."""
         if self.base.single_file:
             self.schedule |= single_file.schedule(self.base.header)
+        elif (known := known_base(self.row.key, self.base.name)) and known.schedule:
+            self.schedule |= known.schedule
         ddpm = DDPMScheduler.from_config(self.schedule)
         self.noise = Ddpm(ddpm.alphas_cumprod.float(), ddpm.config.prediction_type)
         vae_factor = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
