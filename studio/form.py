@@ -94,7 +94,14 @@ def read_what_is_right(raw: Mapping[str, Any], config: TrainConfig) -> tuple[Tra
     except ConfigError as error:
         problems = error.problems
         good = {path: value for path, value in raw.items() if path not in problems}
+    try:
         return read(good, config), problems
+    except ConfigError:  # their value of ``config`` does not go with the others either
+        return read(good, with_values(config, _defaults(problems))), problems
+
+
+def _defaults(paths: Iterable[str]) -> dict[str, Any]:
+    return {path: RECORDS[path].default for path in paths if path in RECORDS}
 
 
 def with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
@@ -127,7 +134,7 @@ def merge_typed(raw: Mapping[str, Any], known: Mapping[str, Any], disk: TrainCon
     except ConfigError as error:  # right by itself, but not beside what the other tab changed
         problems = {**problems, **error.problems}
         mine = {path: value for path, value in mine.items() if path not in problems}
-        config = with_values(disk, mine)
+        config = with_values(disk, {**mine, **_defaults(error.problems)})
     elsewhere = {path: there[path] for path in raw if there[path] != was[path] and path not in mine}
     return Merged(config, problems, {**was, **mine}, elsewhere)
 
@@ -269,7 +276,7 @@ def note_html(record: Record, problem: str | None, findings: Iterable[Finding], 
         text = _in_a_line(record, usual)
         short = _cut(text)
         parts.append(
-            f'<button type="button" class="reset" {_set_attribute({record.path: usual})} '
+            f'<button type="button" class="reset" {set_attribute({record.path: usual})} '
             f'aria-label="Set {html.escape(record.label)} back to {html.escape(text, quote=True)}" '
             f'title="Back to what the preset says">↺ {html.escape(short)}</button>'
         )
@@ -291,13 +298,13 @@ def finding_html(finding: Finding) -> str:
     button = ""
     if finding.fix:
         button = (
-            f' <button type="button" class="fix" {_set_attribute(finding.fix)}>'
+            f' <button type="button" class="fix" {set_attribute(finding.fix)}>'
             f"{html.escape(finding.fix_label)}</button>"
         )
     return f'<p class="say {finding.level}">{html.escape(finding.message)}{button}</p>'
 
 
-def _set_attribute(values: Mapping[str, Any]) -> str:
+def set_attribute(values: Mapping[str, Any]) -> str:
     """``data-set``: the settings that a button puts in, read by static/recipe.js."""
     return f'data-set="{html.escape(json.dumps(dict(values), ensure_ascii=False), quote=True)}"'
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dataset_tools.captions import missing_trigger
-from trainer.contract.config import TrainConfig
+from trainer.contract.config import TEXT_RATES, TrainConfig
 from trainer.contract.errors import ConfigError, UserError
-from trainer.contract.families import CATALOGUE, known_base
+from trainer.contract.families import CATALOGUE, DEMO_BASE, family_of, known_base
 from trainer.contract.fields import dump_recipe, flatten, merge, parse, read_tables, to_tables
 from trainer.contract.lint import Facts, Finding, lint, looks_per_picture
 from trainer.contract.lora_header import start_from_facts
@@ -146,6 +147,41 @@ def on_machine(config: TrainConfig, plan: Plan, gpu: dict[str, Any] | None) -> l
     download = f"; {plan.download_gib:.1f} GiB are downloaded first" if plan.download_gib else ""
     lines.append(Line(f"About {disk} on disk for checkpoints and samples{download}."))
     return lines
+
+
+# The base and its family ----------------------------------------------------------------------------
+
+
+def with_family(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name, with the family of a base from the catalogue."""
+    family = family_of(str(values.get("model.base", "")).strip())
+    return {**values, "model.family": family} if family else dict(values)
+
+
+def for_family(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that are put in, with what another family cannot have switched off."""
+    values = with_family(values)
+    if "model.family" in values:
+        row = CATALOGUE.get(str(values["model.family"]))
+        untrainable = TEXT_RATES[len(row.trainable_text) if row else 0 :]
+        values |= {f"train.{name}": 0.0 for name in untrainable}
+    return values
+
+
+def about_base(config: TrainConfig) -> list[Line]:
+    """What to know of a base before it is downloaded: size, licence, whose terms to accept."""
+    base = known_base(config.model.family, config.model.base)
+    if base is None:
+        return [Line(f"Trained as {CATALOGUE[config.model.family].label}.")]
+    if base.id == DEMO_BASE:
+        return [Line(f"Included, nothing is downloaded. Licence: {base.licence}.")]
+    size = f"{base.download_gib:.1f} GiB are downloaded once"
+    lines = [Line(f"{CATALOGUE[config.model.family].label}. {size}. Licence: {base.licence}.")]
+    if base.gated:
+        lines.append(
+            Line("Its makers ask you to accept their terms; start the studio with HF_TOKEN then.", "warning")
+        )
+    return lines + ([Line(base.note)] if base.note else [])
 
 
 # The draft ------------------------------------------------------------------------------------------

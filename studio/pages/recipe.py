@@ -24,24 +24,28 @@ from studio.form import (
     finding_html,
     known_settings,
     merge_typed,
+    set_attribute,
     with_values,
 )
 from studio.machine import Gpu
 from studio.projects import Project
 from studio.recipes import (
     Verdict,
+    about_base,
     changing,
     choose_preset,
     draft,
     export_text,
+    for_family,
     import_recipe,
     keep_draft,
     verdict,
+    with_family,
 )
 from studio.theme import scripts
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import UserError
-from trainer.contract.families import CATALOGUE
+from trainer.contract.families import CATALOGUE, DEMO_BASE, known_base
 from trainer.contract.fields import RECORDS, Record, flatten
 from trainer.contract.presets import Preset, load_presets
 from trainer.contract.schedule import lr_curve, warmup_steps
@@ -102,12 +106,14 @@ def build(studio: Studio, project_id: Any) -> Page:
         config, problems = merged.config, merged.problems
         judgement = verdict(project, config, presets, gpu.state())
         findings = [*elsewhere_findings(merged.elsewhere), *judgement.findings]
+        notes = form.annotated(config, problems, findings, judgement.reference)
+        notes[form.fields["model.base"].note] += base_html(config)
         return {
             cards: cards_html(presets, judgement, project.damaged_recipe),
             summary: summary_html(config, judgement, problems, form),
             start: gr.update(interactive=not problems and not judgement.blockers),
             known: json.dumps(merged.known),
-            **form.annotated(config, problems, findings, judgement.reference),
+            **notes,
         }
 
     def page_of(project: Project, config: TrainConfig) -> dict[Any, Any]:
@@ -126,7 +132,7 @@ def build(studio: Studio, project_id: Any) -> Page:
         with changing:
             told = project.damaged_recipe
             disk = draft(project, presets, gpu.state())
-            merged = merge_typed(form.raw(data), known_settings(data[known]), disk)
+            merged = merge_typed(with_family(form.raw(data)), known_settings(data[known]), disk)
             if merged.config != disk:
                 project.save_config(merged.config)
                 if project.damaged_recipe == told:  # and not found damaged just now
@@ -146,9 +152,9 @@ def build(studio: Studio, project_id: Any) -> Page:
             project, merged = take_in(data)
             if key := message.get("preset"):
                 return page_of(project, choose_preset(project, merged.config, presets, str(key)))
-            values = {
-                path: value for path, value in (message.get("set") or {}).items() if path in form.fields
-            }
+            settable = {*form.fields, "model.family"}
+            given = {path: value for path, value in (message.get("set") or {}).items() if path in settable}
+            values = for_family(given)
             config = with_values(merged.config, values)
             keep_draft(project, config)
         merged = Merged(
@@ -255,6 +261,26 @@ def cards_html(presets: list[Preset], judgement: Verdict, damaged: str = "") -> 
         "warn",
     )
     return f'{lost}<div class="presets">{"".join(cards)}</div><p class="preset-line">{line}</p>'
+
+
+def base_html(config: TrainConfig) -> str:
+    """Below the base: what a download brings with it; for one that was typed, a choice of family."""
+    said = [f'<p class="say {line.kind}">{html.escape(line.text)}</p>' for line in about_base(config)]
+    model = config.model
+    base = known_base(model.family, model.base)
+    if base and base.id != DEMO_BASE:
+        page = html.escape(f"https://huggingface.co/{base.id}", quote=True)
+        to = "Read and accept them" if base.gated else "Its page"
+        said.append(f'<p class="say"><a href="{page}" target="_blank" rel="noopener">{to}</a></p>')
+    if base is None:
+        others = [
+            f'<button type="button" class="fix" {set_attribute({"model.family": row.key})}>'
+            f"{html.escape(row.label)}</button>"
+            for row in CATALOGUE.values()
+            if row.key != model.family
+        ]
+        said.append(f'<details class="say"><summary>Another family</summary>{" ".join(others)}</details>')
+    return "".join(said)
 
 
 def summary_html(config: TrainConfig, judgement: Verdict, problems: dict[str, str], form: Form) -> str:

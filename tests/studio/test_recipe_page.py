@@ -17,6 +17,7 @@ from studio.projects import Project
 from studio.recipes import draft, export_text, import_recipe, rename_trigger, verdict
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError, RunError, UserError
+from trainer.contract.families import CATALOGUE
 from trainer.contract.fields import dump_recipe, flatten, load_recipe, parse
 from trainer.contract.presets import PRESETS_DIR, load_preset, load_presets
 
@@ -319,3 +320,59 @@ def test_what_two_tabs_chose_may_not_go_together() -> None:
     assert (merged.config.train.steps, merged.config.train.seed) == (900, 7)
     assert merged.config.train.text_encoder_2_lr == 0 and merged.elsewhere == {"train.seed": 7}
     assert merged.known["model.family"] == "sdxl" and merged.known["train.steps"] == 900
+
+
+# The base and its family ------------------------------------------------------------------------------
+
+DEV, XL = "black-forest-labs/FLUX.1-dev", "stabilityai/stable-diffusion-xl-base-1.0"
+
+
+def test_a_base_of_the_catalogue_brings_its_family(page: RecipePage, project: Project) -> None:
+    page.call("check", model_base=DEV)
+    assert (project.config().model.family, project.config().model.base) == ("flux", DEV)
+    page.call("check", model_base="demo")
+    assert project.config().model.family == "sdxl"
+
+
+def test_what_a_download_brings_is_said_before_it(page: RecipePage) -> None:
+    assert "Included, nothing is downloaded. Licence: apache-2.0" in page.note("model-base")
+    page.call("check", model_base=DEV)
+    said = page.note("model-base")
+    assert "GiB are downloaded once" in said and "Licence: flux-1-dev-non-commercial-license" in said
+    assert "accept their terms" in said and f'href="https://huggingface.co/{DEV}"' in said
+    page.call("check", model_base=XL)
+    assert "Licence: openrail++" in page.note("model-base") and "terms" not in page.note("model-base")
+
+
+def test_a_base_that_is_typed_keeps_the_family_and_offers_others(page: RecipePage, project: Project) -> None:
+    page.call("check", model_base=DEV)
+    page.call("check", model_base="me/my-own-<b>model")
+    assert project.config().model.family == "flux"
+    assert "Trained as FLUX.1." in page.note("model-base")
+    assert '"model.family": "sd15"' in page.note("model-base")
+    page.call("press", event={"set": {"model.family": "sd15"}})
+    assert project.config().model.family == "sd15" and project.config().model.base == "me/my-own-<b>model"
+    page.call("check", train_steps="77")  # and stays so
+    assert project.config().model.family == "sd15"
+
+
+def test_a_setting_that_the_new_family_cannot_have_is_told(page: RecipePage, project: Project) -> None:
+    page.call("check", train_text_encoder_2_lr="1e-5")
+    assert project.config().train.text_encoder_2_lr == 1e-5
+    page.call("check", model_base=DEV)
+    assert "FLUX.1 can train no text encoder; set it to 0" in page.note("train-text-encoder-2-lr")
+    assert page.shows("start")["interactive"] is False
+    page.call("check", train_text_encoder_2_lr="0")
+    assert page.shows("start")["interactive"] is True and project.config().model.family == "flux"
+    page.call("check", model_base="demo", train_text_encoder_2_lr="1e-5")
+    page.call("press", event={"set": {"model.base": DEV}})  # a button switches it off by itself
+    assert page.shows("train-text-encoder-2-lr") == "0"
+    assert project.config().model.family == "flux"
+
+
+def test_every_base_of_the_catalogue_can_be_chosen(page: RecipePage, project: Project) -> None:
+    for row in CATALOGUE.values():
+        for base in row.bases:
+            page.call("check", model_base=base.id)
+            assert project.config().model.family == row.key, base.id
+            assert base.licence in page.note("model-base")

@@ -466,6 +466,11 @@ def known_base(family: str, base: str) -> Base | None:
     return next((row for row in CATALOGUE[family].bases if row.id == base), None)
 
 
+def family_of(base: str) -> str:
+    """The family of a base in the catalogue, "" for others."""
+    return next((row.key for row in CATALOGUE.values() if known_base(row.key, base)), "")
+
+
 def assistant_of(family: str, base: str, given: str) -> str:
     """The assistant LoRA to train with: the recipe's, else the catalogue's for this base; "none" is none."""
     row = known_base(family, base)
