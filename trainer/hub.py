@@ -23,7 +23,7 @@ from .contract.errors import RunError
 Tell = Callable[[str], None]
 
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.fp16)?(-\d+-of-\d+)?\.safetensors")
-_SMALL = (".json", ".txt", ".model")  # configurations and tokenizers
+_SMALL = (".json", ".txt", ".model", ".jinja")  # configurations, tokenizers, chat templates
 
 
 def fetch_pipeline(

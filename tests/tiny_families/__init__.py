@@ -7,8 +7,9 @@ Each module has
 - ``full_size()``: {catalogue base id: its denoiser as published, on the meta device};
 - ``TARGETS``: {base id: {``adapter.targets``: number of modules}} that a LoRA gets at full size;
 - ``READ_BY_DIFFUSERS``: the export formats that diffusers' ``load_lora_weights`` reads for this family;
-- ``PROMPT_INPUTS`` (optional): more arguments of the pipeline's call with a prompt;
+- ``PROMPT_INPUTS`` (optional): more arguments of the pipeline's call with a prompt; None leaves one out;
 - ``encode(vae, pixels)`` (optional): what the VAE itself gives, where that is not a plain posterior's mode;
+- ``drawn(family, latents)`` (optional): what the pipeline gives as "latent", as it takes latents;
 - ``original(folder)``: the tensors of ``build``'s model as one checkpoint in the original code's layout, or
   None where there is no such file.
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ChromaPipeline
+from transformers import T5Tokenizer
 
 from tests.tiny_families.chroma import build
 from trainer.adapters import add_lora, lora_parameters
 from trainer.contract.config import AdapterSettings
+from trainer.contract.errors import RunError
 from trainer.families.base import Geometry
 from trainer.families.chroma import Family
 from trainer.families.packing import pack
+from trainer.families.t5_tokenizer import T5FolderTokenizer
 from trainer.source import resolve
 
 CAPTIONS = ["a fox", "two longer captions, of different length"]
@@ -74,6 +79,30 @@ def test_the_pipelines_own_mask_lets_padding_through(base: Path) -> None:
 
     theirs, masked = (drawn(cls.from_pretrained(base)) for cls in (ChromaPipeline, family.pipeline_class))
     assert np.abs(theirs - masked).max() > 1e-5
+
+
+def test_a_tokenizer_that_is_a_sentencepiece_model_alone(base: Path, tmp_path: Path) -> None:
+    """As in the published folder; the file is written here byte by byte, as protobuf defines it."""
+    whole = T5Tokenizer.from_pretrained(base / "tokenizer")
+    pieces = json.loads((base / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
+
+    def field(number: int, content: bytes) -> bytes:
+        assert len(content) < 128
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    def piece(text: str, score: float) -> bytes:
+        return field(1, text.encode()) + bytes([2 << 3 | 5]) + struct.pack("<f", score) + bytes([3 << 3, 1])
+
+    model = b"".join(field(1, piece(text, score)) for text, score in pieces)
+    (tmp_path / "spiece.model").write_bytes(
+        model + field(2, b"the trainer") + field(3, field(1, b"identity"))
+    )
+    alone = T5FolderTokenizer.from_pretrained(tmp_path)
+    for caption in ("", *CAPTIONS):
+        assert alone(caption).input_ids == whole(caption).input_ids
+    (tmp_path / "spiece.model").write_bytes(model[:-3])
+    with pytest.raises(RunError, match=r"spiece\.model is damaged"):
+        T5FolderTokenizer.from_pretrained(tmp_path)
 
 
 def test_recomputing_activations_changes_nothing(base: Path) -> None:

@@ -86,8 +86,8 @@ def test_samples_are_what_the_bases_own_pipeline_draws(key: str, bases: Any) -> 
 
 def inputs_for(key: str, prompt: str) -> dict[str, Any]:
     """Arguments of the pipeline's call, with what a family needs besides or leaves out."""
-    more = getattr(tiny(key), "PROMPT_INPUTS", {})
-    return {"prompt": prompt, "negative_prompt": "", **more}
+    inputs = {"prompt": prompt, "negative_prompt": "", **getattr(tiny(key), "PROMPT_INPUTS", {})}
+    return {name: value for name, value in inputs.items() if value is not None}
 
 
 @everywhere
@@ -132,6 +132,7 @@ def test_the_prediction_is_what_the_sampler_follows(key: str, bases: Any) -> Non
         **family.guidance(1.0),
         output_type="latent",
     ).images
+    final = getattr(tiny(key), "drawn", lambda family, latents: latents)(family, final)
     x = noise
     sigmas = pipeline.scheduler.sigmas
     with torch.no_grad():

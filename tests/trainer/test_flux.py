@@ -27,8 +27,9 @@ from trainer.adapters import (
 from trainer.contract.config import AdapterSettings
 from trainer.contract.errors import RunError
 from trainer.contract.events import read_events
+from trainer.contract.lora_header import families_of, read_lora_header
 from trainer.contract.runs import RunFolder
-from trainer.export import tensors_in
+from trainer.export import FORMATS, tensors_in
 from trainer.families.base import Geometry
 from trainer.families.flux import Family
 from trainer.losses import mse
@@ -167,6 +168,18 @@ def test_a_file_of_the_published_width_is_read_by_diffusers(dev: Path) -> None:
         ours = x @ lora.down.T @ lora.up.T * lora.scale
         theirs = x @ read[f"{name}.lora_A.weight"].T @ read[f"{name}.lora_B.weight"].T
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-2), name
+
+
+def test_a_lora_is_recognised_by_its_names(dev: Path, tmp_path: Path) -> None:
+    """Without metadata; one that adapts no modulation could be Chroma's too."""
+    family = opened(dev)
+    family.width = 3072
+    weights = full_width(family)
+    for format in FORMATS:
+        for left_out, expected in (("none", ["flux"]), (r".*norm.*linear", ["flux", "chroma"])):
+            kept = {name: lora for name, lora in weights.items() if not re.fullmatch(left_out, name)}
+            save_file(tensors_in(format, kept, family), tmp_path / "x.safetensors")
+            assert families_of(read_lora_header(tmp_path / "x.safetensors")) == expected, format
 
 
 def test_checkpoints_that_cannot_be_trained(

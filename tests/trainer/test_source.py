@@ -163,6 +163,8 @@ def test_half_precision_only_where_there_is_some() -> None:
         "model_index.json",
     ]
     assert wanted_files(files, []) == []
+    chat = ["tokenizer/chat_template.jinja", "tokenizer/tokenizer.json", "tokenizer/spiece.model"]
+    assert set(chat) < set(wanted_files([*files, *chat, "tokenizer/x.py"], ["vae", "tokenizer"]))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,9 @@ family is ``trainer/families/<key>.py``; a test holds rows and files to the same
 
 from __future__ import annotations
 
+from .families_flux import CHROMA as CHROMA
+from .families_flux import FLUX as FLUX
+from .families_flux import FLUX2 as FLUX2
 from .family_types import Base as Base
 from .family_types import Family as Family
 from .family_types import Signature as Signature
@@ -286,87 +289,6 @@ ZIMAGE = Family(
     architectures=("z-image", "z_image", "zimage"),
 )
 
-FLUX = Family(
-    key="flux",
-    label="FLUX.1",
-    bases=(
-        Base(
-            "black-forest-labs/FLUX.1-dev",
-            "FLUX.1 dev",
-            "flux-1-dev-non-commercial-license",
-            1024,
-            31.4,
-            gated=True,
-            guidance=3.5,
-        ),
-        Base(
-            "black-forest-labs/FLUX.1-schnell",
-            "FLUX.1 schnell (four steps)",
-            "apache-2.0",
-            1024,
-            31.4,
-            note="Trained with an assistant LoRA that undoes the distillation.",
-            assistant="ostris/FLUX.1-schnell-training-adapter",
-            guidance=1.0,
-            params=(11891.2, 4885.4, 83.8),
-        ),
-    ),
-    resolution=1024,
-    size_multiple=16,
-    token_limit=512,
-    params=(11901.4, 4885.4, 83.8),
-    lora_params_per_rank={"attention": 1634.3, "transformer": 5369.9, "transformer+conv": 5369.9},
-    activation_gib=(51.2, 1.5),  # estimate: saved tensors counted at 1024 px, flash attention assumed
-    pipelines=("FluxPipeline",),
-    signatures=(
-        Signature(
-            "a FLUX.1 checkpoint",
-            (r"double_blocks\.0\.img_attn\.qkv", r"guidance_in\."),
-            (r"double_stream_modulation_img\.", r"distilled_guidance_layer\."),
-        ),
-        Signature(
-            "a FLUX.1 checkpoint",
-            (r"double_blocks\.0\.img_attn\.qkv",),
-            (r"double_stream_modulation_img\.", r"distilled_guidance_layer\."),
-            reference="black-forest-labs/FLUX.1-schnell",
-        ),
-    ),
-    lora_signatures=(
-        Signature(
-            "a FLUX.1 LoRA", (r"(double_blocks_|single_blocks_\d+_linear|single_transformer_blocks_)",)
-        ),
-    ),
-    architectures=("flux-1", "flux1"),
-)
-
-CHROMA = Family(
-    key="chroma",
-    label="Chroma",
-    bases=(Base("lodestones/Chroma1-HD", "Chroma1-HD", "apache-2.0", 1024, 25.6, guidance=3.0),),
-    resolution=1024,
-    size_multiple=16,
-    token_limit=512,
-    params=(8900.0, 4762.3, 83.8),
-    lora_params_per_rank={"attention": 1634.3, "transformer": 4085.8, "transformer+conv": 4085.8},
-    activation_gib=(43.0, 1.4),  # estimate: saved tensors counted at 1024 px, flash attention assumed
-    pipelines=("ChromaPipeline",),
-    signatures=(
-        Signature(
-            "a Chroma checkpoint",
-            (r"double_blocks\.0\.img_attn\.qkv", r"distilled_guidance_layer\."),
-            (r"nerf_",),  # Radiance: in pixels, without a VAE
-        ),
-    ),
-    lora_signatures=(
-        Signature(
-            "a Chroma LoRA",
-            (r"(double_blocks_|single_blocks_\d+_linear|single_transformer_blocks_)",),
-            (r".*(_mod_lin|modulation_lin|norm1?_linear|norm1_context_linear)",),  # it has no modulations
-        ),
-    ),
-    architectures=("chroma",),
-)
-
 QWENIMAGE = Family(
     key="qwenimage",
     label="Qwen-Image",
@@ -456,7 +378,7 @@ KREA2 = Family(
     architectures=("krea-2", "krea2"),
 )
 
-_FAMILIES = (SDXL, SD15, SANA, SD3, ZIMAGE, FLUX, CHROMA, QWENIMAGE, LUMINA2, KREA2)
+_FAMILIES = (SDXL, SD15, SANA, SD3, ZIMAGE, FLUX, CHROMA, FLUX2, QWENIMAGE, LUMINA2, KREA2)
 
 CATALOGUE: dict[str, Family] = {family.key: family for family in _FAMILIES}
 

@@ -38,7 +38,8 @@ class Signature:
 
     ``phrase`` names it with its article. ``needed`` (all) and ``excluded`` (none) are regular expressions
     for the beginning of a name, behind "model.diffusion_model." if that is there. ``width`` is a name and
-    the last dimension that its tensor must have. ``reference`` is the Hub id that lends the configuration
+    the last dimension that its tensor must have; ``ratio`` are two names and how many times the first's last
+    dimension is the second's. ``reference`` is the Hub id that lends the configuration
     and the parts that are not in the file; empty for the family's first real base.
     """
 
@@ -46,6 +47,7 @@ class Signature:
     needed: tuple[str, ...]
     excluded: tuple[str, ...] = ()
     width: tuple[str, int] | None = None
+    ratio: tuple[str, str, int] | None = None
     reference: str = ""
 
 

@@ -77,4 +77,8 @@ def fits(header: Header, signature: Signature) -> bool:
         return False
     if any(header.has(_DENOISER + pattern) for pattern in signature.excluded):
         return False
+    if signature.ratio:
+        one, other = (header.width(_DENOISER + pattern) for pattern in signature.ratio[:2])
+        if not one or one != other * signature.ratio[2]:
+            return False
     return signature.width is None or header.width(_DENOISER + signature.width[0]) == signature.width[1]

@@ -14,12 +14,13 @@ from typing import Any, ClassVar
 import torch
 from diffusers import ChromaPipeline, ChromaTransformer2DModel
 from torch import Tensor, nn
-from transformers import T5EncoderModel, T5Tokenizer
+from transformers import T5EncoderModel
 
 from ..contract import families as catalogue
 from .base import Geometry, TextEmbeds
 from .flux_family import FluxFamily
 from .packing import pack, unpack
+from .t5_tokenizer import T5FolderTokenizer
 
 
 class MaskedPipeline(ChromaPipeline):
@@ -42,7 +43,7 @@ class Family(FluxFamily):
     pipeline_class = MaskedPipeline
     denoiser_class = ChromaTransformer2DModel
     text_classes: ClassVar[dict[str, Any]] = {"text_encoder": T5EncoderModel}
-    tokenizer_classes: ClassVar[dict[str, Any]] = {"tokenizer": T5Tokenizer}
+    tokenizer_classes: ClassVar[dict[str, Any]] = {"tokenizer": T5FolderTokenizer}
 
     def embed(self, text: Any, captions: list[str]) -> list[TextEmbeds]:
         prompts, _, masks, *_ = text.encode_prompt(

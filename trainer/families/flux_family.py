@@ -8,20 +8,17 @@ latents in 2x2 patches; rectified flow. The original code has one layer where di
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..noise import Flow
 from .base import Native
-from .identify import read_header
-from .native_file import load_native, prefix_of
+from .native_file import NativeFamily
 from .packing import pack
-from .pipeline_family import PipelineFamily
 
-_ATTENTION = r"attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
+ATTENTION = r"attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
 _BLOCKS = r"(single_)?transformer_blocks\.\d+"
 
 # diffusers' name -> the original code's, in a double block, in a single block, and outside of both.
@@ -59,15 +56,18 @@ _ADDED_QKV = {"attn.add_q_proj": 0, "attn.add_k_proj": 1, "attn.add_v_proj": 2}
 _LAYERS = {"linear_1": "in_layer", "linear_2": "out_layer"}
 
 
-class FluxFamily(PipelineFamily):
+class FluxFamily(NativeFamily):
     """``attention`` is what "attention" trains; "transformer" is every layer of the blocks, as kohya's."""
 
     targets: ClassVar[dict[str, str]] = {
-        "attention": rf"{_BLOCKS}\.{_ATTENTION}",
-        "transformer": rf"{_BLOCKS}\.({_ATTENTION}|ff(_context)?\.net\.(0\.proj|2)|norm(1|1_context)?\.linear"
+        "attention": rf"{_BLOCKS}\.{ATTENTION}",
+        "transformer": rf"{_BLOCKS}\.({ATTENTION}|ff(_context)?\.net\.(0\.proj|2)|norm(1|1_context)?\.linear"
         r"|proj_mlp|proj_out)",
     }
     targets["transformer+conv"] = targets["transformer"]  # there are no convolutions
+
+    landmark = "double_blocks.0.img_attn.qkv.weight"
+    swapped = ("norm_out.linear",)
 
     noise: Flow
 
@@ -111,24 +111,3 @@ class FluxFamily(PipelineFamily):
         if last in _LAYERS:
             return Native(f"{self.other_names.get(head, head)}.{_LAYERS[last]}")
         return Native(self.other_names.get(module, module))
-
-    # Checkpoints in one file ----------------------------------------------------------------------
-
-    def file_prefix(self, part: str, file: Path) -> str:
-        if part != self.denoiser_part:
-            return super().file_prefix(part, file)
-        return prefix_of(read_header(file), "double_blocks.0.img_attn.qkv.weight")
-
-    def load_from_file(self, cls: Any, part: str, file: Path, dtype: torch.dtype) -> Any:
-        if part != self.denoiser_part:
-            return super().load_from_file(cls, part, file, dtype)
-        return load_native(
-            file,
-            read_header(file),
-            self.file_prefix(part, file),
-            lambda: cls.from_config(self.denoiser_config),
-            self.native,
-            dtype,
-            self.row.label,
-            swapped=("norm_out.linear",),
-        )

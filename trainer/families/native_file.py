@@ -32,10 +32,12 @@ _KINDS = {"weight": ("weight", "scale"), "bias": ("bias",)}
 class NativeFamily(PipelineFamily):
     """A family whose checkpoints in one file are read by its ``native`` names.
 
-    ``landmark`` is a tensor of every such file, ``unused`` are those that nothing reads.
+    ``landmark`` is a tensor of every such file, ``unused`` are those that nothing reads, ``swapped`` modules
+    whose halves are the other way round (see :func:`load_native`).
     """
 
     landmark: ClassVar[str]
+    swapped: ClassVar[tuple[str, ...]] = ()
     unused: ClassVar[tuple[str, ...]] = ()
 
     def file_prefix(self, part: str, file: Path) -> str:
@@ -54,7 +56,8 @@ class NativeFamily(PipelineFamily):
             self.native,
             dtype,
             self.row.label,
-            unused=self.unused,
+            self.swapped,
+            self.unused,
         )
 
 
