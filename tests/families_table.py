@@ -22,7 +22,7 @@ _RUN = """## What was run, and what was not
 
 - **Small, on a CPU**: every family goes through the same tests (`tests/trainer/test_families.py`) with a
   model of a few hundred kB and random weights: its samples are those of diffusers' own pipeline, its
-  prediction is what the sampler follows, it overfits a batch, a quantised base trains, and the files of a run,
+  prediction is what the sampler follows, it overfits a batch, a quantised base trains, and a run's files,
   read back, give the same picture. "Read by diffusers" is of these models; some converters of diffusers have
   the published widths written in, and do not take small ones.
 - **Full size, without weights**: parameters and LoRA modules are counted on the meta device from the
