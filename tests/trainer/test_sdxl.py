@@ -198,3 +198,20 @@ def test_a_fresh_lora_changes_nothing_and_can_be_switched_off(family: Family) ->
         assert not torch.allclose(family.predict(unet, *inputs, geometry), before, atol=1e-3)
         with lora_off(unet):
             assert torch.allclose(family.predict(unet, *inputs, geometry), before, atol=1e-6)
+
+
+def test_tiles_are_smaller_than_the_picture() -> None:
+    """SDXL's own VAE has tiles of 1024 px, as large as its pictures: they would save nothing."""
+    from tests.tiny import tiny_vae
+    from trainer.families.pipeline_family import _tile
+
+    vae = tiny_vae()
+    vae.tile_sample_min_size, vae.tile_latent_min_size = 1024, 128
+    latents = torch.randn(1, 4, 80, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = vae.decode(latents).sample
+        _tile(vae)
+        assert vae.use_tiling and (vae.tile_sample_min_size, vae.tile_latent_min_size) == (512, 64)
+        tiled = vae.decode(latents).sample
+    assert tiled.shape == whole.shape and not torch.equal(tiled, whole)
+    assert (tiled - whole).abs().mean() < 0.1 * whole.abs().mean()
