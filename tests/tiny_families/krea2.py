@@ -1,4 +1,4 @@
-"""Krea 2 Raw as published, and small."""
+"""Krea 2 Raw at full size, and small."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def build(folder: Path, seed: int = 0) -> Path:
 
 
 def full_size() -> dict[str, nn.Module]:
-    """The published transformer/config.json has diffusers' defaults."""
+    """diffusers' defaults; the published transformer/config.json was not looked at."""
     with torch.device("meta"):
         return {RAW: Krea2Transformer2DModel()}
 

@@ -1,4 +1,4 @@
-"""Qwen-Image as published (both releases are alike), and small."""
+"""Qwen-Image at full size (both releases are alike), and small."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def build(folder: Path, seed: int = 0) -> Path:
 
 
 def full_size() -> dict[str, nn.Module]:
-    """The published transformer/config.json has diffusers' defaults."""
+    """diffusers' defaults; the published transformer/config.json was not looked at."""
     with torch.device("meta"):
         model = QwenImageTransformer2DModel()
     return {QWEN: model, QWEN_2512: model}

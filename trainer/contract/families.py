@@ -378,7 +378,37 @@ KREA2 = Family(
     architectures=("krea-2", "krea2"),
 )
 
-_FAMILIES = (SDXL, SD15, SANA, SD3, ZIMAGE, FLUX, CHROMA, FLUX2, QWENIMAGE, LUMINA2, KREA2)
+ERNIEIMAGE = Family(
+    key="ernieimage",
+    label="ERNIE-Image",
+    bases=(
+        Base(
+            "baidu/ERNIE-Image",
+            "ERNIE-Image",
+            "apache-2.0",
+            1024,
+            28.7,
+            note="A quarter of the download is a prompt enhancer, which training does not use.",
+            guidance=4.0,
+        ),
+    ),
+    resolution=1024,
+    size_multiple=16,
+    token_limit=2048,
+    params=(8033.5, 3849.1, 84.0),
+    lora_params_per_rank={"attention": 1179.6, "transformer": 2949.1, "transformer+conv": 2949.1},
+    activation_gib=(43.1, 1.4),  # estimate, likewise
+    pipelines=("ErnieImagePipeline",),
+    signatures=(Signature("an ERNIE-Image checkpoint", (r"layers\.0\.adaLN_sa_ln\.",)),),
+    lora_signatures=(
+        Signature(
+            "an ERNIE-Image LoRA", (r"layers_\d+_(self_attention|mlp_(gate_proj|up_proj|linear_fc2))",)
+        ),
+    ),
+    architectures=("ernie-image", "ernie_image"),
+)
+
+_FAMILIES = (SDXL, SD15, SANA, SD3, ZIMAGE, FLUX, CHROMA, FLUX2, QWENIMAGE, LUMINA2, KREA2, ERNIEIMAGE)
 
 CATALOGUE: dict[str, Family] = {family.key: family for family in _FAMILIES}
 
