@@ -408,7 +408,51 @@ ERNIEIMAGE = Family(
     architectures=("ernie-image", "ernie_image"),
 )
 
-_FAMILIES = (SDXL, SD15, SANA, SD3, ZIMAGE, FLUX, CHROMA, FLUX2, QWENIMAGE, LUMINA2, KREA2, ERNIEIMAGE)
+HUNYUANIMAGE = Family(
+    key="hunyuanimage",
+    label="HunyuanImage 2.1",
+    bases=(
+        Base(
+            "hunyuanvideo-community/HunyuanImage-2.1-Diffusers",
+            "HunyuanImage 2.1",
+            "tencent-hunyuan-community",
+            2048,
+            49.5,
+            note="Its licence does not hold in the EU, the UK and South Korea.",
+            guidance=3.5,
+        ),
+    ),
+    resolution=2048,
+    size_multiple=64,
+    token_limit=1000,
+    params=(17425.8, 8511.6, 405.6),
+    lora_params_per_rank={"attention": 2007.0, "transformer": 5017.6, "transformer+conv": 5017.6},
+    activation_gib=(38.5, 1.8),  # estimate: saved tensors counted at 2048 px, flash attention assumed
+    pipelines=("HunyuanImagePipeline",),
+    lora_signatures=(
+        # FLUX.1's modules, but one double block more.
+        Signature(
+            "a HunyuanImage LoRA", (r"(transformer|double)_blocks_19_", r"single_(transformer_)?blocks_")
+        ),
+    ),
+    architectures=("hunyuan-image", "hunyuan_image", "hunyuanimage"),
+)
+
+_FAMILIES = (
+    SDXL,
+    SD15,
+    SANA,
+    SD3,
+    ZIMAGE,
+    FLUX,
+    CHROMA,
+    FLUX2,
+    QWENIMAGE,
+    LUMINA2,
+    KREA2,
+    ERNIEIMAGE,
+    HUNYUANIMAGE,
+)
 
 CATALOGUE: dict[str, Family] = {family.key: family for family in _FAMILIES}
 
