@@ -103,7 +103,7 @@ def test_a_failed_drawing_costs_neither_checkpoint_nor_run(
 
     freed = 0
 
-    def free(family: Family) -> None:
+    def free(family: Family, keep_text: bool = False) -> None:
         nonlocal freed
         freed += 1
 
