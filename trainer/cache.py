@@ -153,6 +153,13 @@ class TextCache:
                 cached = _read(file, self._warn)
                 if cached is None:
                     cached = self._family.encode_captions([caption])[0]
+                    if not all(bool(tensor.isfinite().all()) for tensor in cached.values()):
+                        what = f"“{caption[:60]}”" if caption else "the empty caption"
+                        raise RunError(
+                            f"the text encoders turn {what} into infinite numbers; "
+                            "set model.precision to bf16 or fp32",
+                            "nan",
+                        )
                     _write(file, cached)
                 self._embeds[caption] = cached
             progress(number + 1, len(wanted))

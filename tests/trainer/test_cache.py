@@ -13,7 +13,9 @@ from torch import Tensor
 
 from dataset_tools.dataset import load_dataset, save_dataset
 from tests.pictures import draw_project
+from tests.tiny_families import tiny
 from trainer.cache import DAMAGED, LatentCache, TextCache, pixels_of
+from trainer.contract.errors import RunError
 from trainer.contract.events import read_events
 from trainer.contract.runs import RunFolder
 from trainer.data import load_frozen
@@ -184,3 +186,39 @@ def test_captions_that_are_cut_are_told_once(
     short.create(recipe(tiny_base, root, samples={"prompts": []}, train=train))
     assert train_here(short)
     assert not warnings_of(short)
+
+
+def test_families_that_share_encoders_do_not_share_what_is_encoded(tmp_path: Path) -> None:
+    """Qwen3 is read at one layer by Z-Image and at three by FLUX.2; both are bases of one text encoder."""
+    keys = ("zimage", "flux2")
+    bases = {key: tiny(key).build(tmp_path / key) for key in keys}
+    for part in ("text_encoder", "tokenizer", "vae"):
+        shutil.rmtree(bases["flux2"] / part)
+        shutil.copytree(bases["zimage"] / part, bases["flux2"] / part)
+    families = [load_family(key, resolve(key, str(bases[key])), CPU, torch.float32) for key in keys]
+    families[1].tokens = families[0].tokens
+    assert len({family.text_encoder_id() for family in families}) == 2
+    assert len({family.image_encoder_id() for family in families}) == 2
+    before = families[1].text_encoder_id()
+    families[1].tokens += 1
+    assert families[1].text_encoder_id() != before
+
+
+class Overflowing(Counted):
+    def encode_captions(self, captions: Sequence[str]) -> list[TextEmbeds]:
+        return [{"prompt": torch.full((2, 3), torch.inf)} for _ in captions]
+
+
+def test_captions_that_overflow_are_told_and_not_kept(tiny_base: Path, tmp_path: Path) -> None:
+    texts: Any = TextCache(tmp_path, Overflowing(tiny_base), pytest.fail)  # type: ignore[arg-type]
+    with pytest.raises(RunError, match=r"empty caption.*precision to bf16"):
+        texts.fill(["zwx"], lambda done, total: None)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_captions_stay_in_the_encoders_number_format(tiny_base: Path, tmp_path: Path) -> None:
+    family = load_family("sdxl", resolve("sdxl", str(tiny_base)), CPU, torch.bfloat16)
+    for _ in range(2):  # encoded, then read from the disk
+        texts = TextCache(tmp_path, family, pytest.fail)
+        texts.fill(["zwx"], lambda done, total: None)
+        assert {tensor.dtype for tensor in texts.embeds(["zwx"])[0].values()} == {torch.bfloat16}

@@ -39,9 +39,6 @@ class Family(FluxFamily):
         self.guided = bool(self.denoiser_config.get("guidance_embeds"))
         self.tokens = 512 if self.guided else 256
 
-    def text_options(self) -> Sequence[object]:
-        return (self.tokens,)
-
     def embed(self, text: Any, captions: list[str]) -> list[TextEmbeds]:
         prompts, pooled, _ = text.encode_prompt(captions, device=self.device, max_sequence_length=self.tokens)
         return [{"prompt": prompt, "pooled": pool} for prompt, pool in zip(prompts, pooled, strict=True)]

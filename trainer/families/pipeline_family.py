@@ -25,7 +25,6 @@ from ..noise import Flow, Noise
 from ..quantize import Quantization, quantize
 from ..source import BaseModel, fingerprint
 from .base import Native, TextEmbeds
-from .identify import read_header
 
 
 class PipelineFamily:
@@ -241,7 +240,8 @@ class PipelineFamily:
 
     def image_encoder_id(self) -> str:
         scale = {key: value for key, value in self.vae_config.items() if not key.startswith("_")}
-        return _digest(self._fingerprint("vae"), scale)
+        # Families that share a VAE need not normalise its latents alike (FLUX.2's).
+        return _digest(self.row.key, self._fingerprint("vae"), scale)
 
     def text_encoder_id(self) -> str:
         weights = [self._fingerprint(part) for part in self.text_classes]
@@ -251,10 +251,12 @@ class PipelineFamily:
             for file in sorted((self.base.config / part).glob("*"))
             if file.is_file()
         ]
-        return _digest(weights, files, str(self.dtype), self._quantized_text, *self.text_options())
+        # The family too: two that share an encoder read other layers of it (Qwen3).
+        options = (self.row.key, self.tokens, str(self.dtype), self._quantized_text, *self.text_options())
+        return _digest(weights, files, *options)
 
     def text_options(self) -> Sequence[object]:
-        """What else the embeddings depend on."""
+        """What the embeddings depend on beside weights, tokenizers, number format and length."""
         return ()
 
     def _load_vae(self, dtype: torch.dtype) -> Any:
@@ -275,11 +277,9 @@ class PipelineFamily:
 
     @torch.no_grad()
     def encode_captions(self, captions: Sequence[str]) -> list[TextEmbeds]:
-        def kept(tensor: Tensor) -> Tensor:
-            return tensor.float().cpu() if tensor.is_floating_point() else tensor.cpu()
-
+        # In the encoders' own number format: all captions of a run stay in memory.
         embeds = self.embed_captions(captions)
-        return [{name: kept(tensor) for name, tensor in one.items()} for one in embeds]
+        return [{name: tensor.cpu() for name, tensor in one.items()} for one in embeds]
 
     def cut_captions(self, captions: Sequence[str]) -> list[str]:
         """Counted by the last tokenizer, which is that of the encoder that reads most."""
@@ -378,9 +378,3 @@ def _variant(folder: Path) -> str | None:
     """ "fp16" where only half-precision weights were fetched."""
     names = [file.name for file in folder.glob("*.safetensors")]
     return "fp16" if names and all(".fp16" in name for name in names) else None
-
-
-def vae_prefix(file: Path) -> str:
-    """The beginning of a VAE's names in a file: of a whole checkpoint, or of a VAE alone."""
-    header = read_header(file)
-    return "first_stage_model." if header.has(r"first_stage_model\.") else ""
