@@ -60,14 +60,15 @@ def sample_run(run: RunFolder, prompts: list[str], out: Path | None, seed: int |
     checkpoint = _checkpoint(run)
     require_libraries(config)
     family, _ = _load(run, config)
-    model = assemble(family, config, run.path)
-    load_adapter(checkpoint, model.parameters())
     texts: Texts = LiveTexts(family)
     if not config.text_encoder_rates():
+        # Before the denoiser is loaded, as in training: the two together may not fit.
         cache = TextCache(Folders.of(run).cache, family, lambda text: None)
         cache.fill([*prompts, config.samples.negative], lambda done, total: None)
         family.free_encoders()
         texts = cache
+    model = assemble(family, config, run.path)
+    load_adapter(checkpoint, model.parameters())
     settings = config.samples.model_copy(update={} if seed is None else {"seed": seed})
     folder = out or run.path / "drawings"
     for number, prompt in enumerate(prompts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -100,12 +101,24 @@ def test_export_refuses_in_one_sentence(
 
 
 def test_sample_draws_with_the_trained_weights(
-    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from PIL import Image
 
+    order: list[str] = []
+
+    def watch(part: str, inner: Callable[[Family], object]) -> None:
+        def watched(self: Family) -> object:
+            order.append(part)
+            return inner(self)
+
+        monkeypatch.setattr(Family, part, watched)
+
+    watch("load_denoiser", Family.load_denoiser)
+    watch("free_encoders", Family.free_encoders)
     argv = ["sample", str(run.path), "--prompt", "zwx", "--out", str(tmp_path)]
     assert main(argv) == 0
+    assert order[:2] == ["free_encoders", "load_denoiser"]
     drawn = Path(capsys.readouterr().out.strip())
     # The recipe's own prompt, seed and size: the picture of the last step, again.
     assert np.array_equal(np.asarray(Image.open(drawn)), np.asarray(Image.open(run.sample(8, 0))))
