@@ -9,6 +9,9 @@ from typing import Literal
 import psutil
 import torch
 
+from .contract.config import TrainConfig
+from .contract.errors import RunError
+
 GIB = 2**30
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -30,6 +33,17 @@ def pick_dtype(precision: Literal["auto", "bf16", "fp16", "fp32"], device: torch
     if precision == "auto":
         precision = "bf16" if device.type != "cuda" or torch.cuda.is_bf16_supported() else "fp16"
     return _DTYPES[precision]
+
+
+def require_formats(config: TrainConfig, dtype: torch.dtype) -> None:
+    """Raise RunError(config) for a bf16 LoRA over a base in fp16: CUDA's loss scaler takes no bf16 gradients
+    (pytorch/pytorch#127176), and a processor's does, so that no test there would show it."""
+    if dtype == torch.float16 and config.adapter.precision == "bf16":
+        raise RunError(
+            "adapter.precision = bf16 cannot be trained over a base in fp16; set it to fp32, or "
+            "model.precision to bf16 where the GPU has that",
+            "config",
+        )
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from .export import save_lora
 from .failures import explain
 from .families.base import ModelFamily
 from .losses import mse, require_finite
-from .memory import describe, pick_device, pick_dtype
+from .memory import describe, pick_device, pick_dtype, require_formats
 from .optimizers import build_optimizer, scale_learning_rates
 from .quantize import require_libraries
 from .report import Reporter
@@ -109,6 +109,7 @@ def _train(
     # The base model, and the pictures as it wants them.
     report.state("downloading", f"Loading {config.model.base} on {describe(device)}")
     require_libraries(config)
+    require_formats(config, dtype)
     base = find_base(run, config, downloading)
     family = open_family(config, base, device, dtype)
     report.state("preparing")

@@ -103,6 +103,11 @@ CASES = [
         Facts(gpu="H100", vram_gib=80),
         ("12 GiB",),
     ),
+    Case(
+        "bf16_over_fp16",
+        {"adapter.precision": "bf16", "model.precision": "fp16"},
+        {"adapter.precision": "bf16", "model.precision": "auto"},
+    ),
     Case("alpha_above_rank", {"adapter.alpha": 64}, {"adapter.alpha": 32}, says=("64", "rank 16")),
     Case(
         "learning_rate_too_high",

@@ -176,3 +176,15 @@ def test_a_second_interrupt_ends_at_once_and_is_no_success(
     monkeypatch.setattr(trainer.train, "sample_losses", interrupted)
     assert main(["resume", str(run.path)]) == 1
     assert run.read_status().cause == "killed"
+
+
+def test_a_bf16_lora_over_fp16_is_refused_before_anything_loads(
+    tiny_base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path / "runs" / "formats")
+    run.create(recipe(tiny_base, photos, adapter={"precision": "bf16"}, model={"precision": "fp16"}))
+    monkeypatch.setattr(trainer.train, "pick_dtype", lambda precision, device: torch.float16)  # as on a GPU
+    monkeypatch.setattr(trainer.train, "find_base", lambda *args: pytest.fail("the base was looked for"))
+    with pytest.raises(RunError, match="set it to fp32"):
+        train_here(run)
+    assert run.raw_status().cause == "config"

@@ -127,6 +127,19 @@ def bf16_at_low_rank(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
 
 
 @rule
+def bf16_over_fp16(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if config.adapter.precision == "bf16" and config.model.precision == "fp16":
+        yield Finding(
+            "error",
+            "adapter.precision",
+            "A bf16 LoRA cannot be trained over a base in fp16: the loss scaling that fp16 needs takes no "
+            "bf16 gradients.",
+            {"adapter.precision": "fp32"},
+            "Use fp32",
+        )
+
+
+@rule
 def text_encoder_faster_than_the_denoiser(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     for name in TEXT_RATES:
         rate = getattr(config.train, name)
