@@ -18,7 +18,7 @@ import tomlkit
 
 from .contract.config import TEXT_RATES, OutputSettings, TrainSettings
 from .contract.errors import ConfigError
-from .contract.families import CATALOGUE, DEMO_BASE, Family
+from .contract.families import CATALOGUE, Family, first_base
 from .contract.fields import parse
 from .contract.files import write_text
 from .contract.headers import Header
@@ -96,7 +96,7 @@ def _take_base(found: Imported, row: Family, name: str) -> None:
     if name in known:
         found.take("model.base", name, "its metadata")
         return
-    base = next(base for base in row.bases if base.id != DEMO_BASE)
+    base = first_base(row)
     said = f"; its metadata name {name!r}, so use that file where you have it" if name else ""
     found.take("model.base", base.id, f"the family's first base, assumed{said}")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .contract.errors import RunError
-from .contract.families import CATALOGUE, DEMO_BASE
+from .contract.families import CATALOGUE, DEMO_BASE, first_base
 from .families.identify import VAE, Header, Kind, kind_of_file, kind_of_pipeline, read_header, require
 from .hub import fetch_pipeline
 
@@ -120,7 +120,7 @@ def resolve(
 def _reference(family: str, kind: Kind, name: str, on_download: Tell) -> Path:
     """What a single file lacks: configuration and tokenizers, and the weights of the parts not in it."""
     row = CATALOGUE[family]
-    reference = kind.reference or next(base.id for base in row.bases if base.id != DEMO_BASE)
+    reference = kind.reference or first_base(row).id
     try:
         return fetch_pipeline(reference, tell=on_download, without_weights=row.file_parts)
     except RunError as error:

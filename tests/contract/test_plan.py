@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from trainer.contract.config import TrainConfig
+from trainer.contract.families import CATALOGUE
 from trainer.contract.fields import merge, parse
 from trainer.contract.plan import Machine, Plan, estimate
 
@@ -91,3 +95,21 @@ def test_tiles_bound_the_decoding() -> None:
     assert tiled.breakdown["decode"] == pytest.approx(plan().breakdown["decode"] / 4, rel=1e-2)
     assert tiled.vram_gib["sample"] < plain.vram_gib["sample"]
     assert tiled.vram_gib["train"] == plain.vram_gib["train"]
+
+
+def test_the_download_of_a_base_that_is_not_in_the_catalogue(tmp_path: Path) -> None:
+    """A Hub id counts as the family's first base; a file that is a denoiser alone lacks the rest."""
+    mine: dict[str, Any] = {"family": "flux2", "base": "someone/klein-finetune"}
+    assert plan(model=mine).download_gib == CATALOGUE["flux2"].bases[0].download_gib
+    file = tmp_path / "mine.safetensors"
+    file.touch()
+    row = CATALOGUE["flux2"]
+    others = (row.params[1] + row.params[2]) * 1e6 * 2 / 2**30
+    assert plan(model={**mine, "base": str(file)}).download_gib == pytest.approx(others, abs=0.01)
+    assert plan(model={**mine, "base": str(tmp_path)}).download_gib == 0
+    assert plan(model={"family": "sdxl", "base": str(file)}).download_gib == 0
+
+
+def test_ram_beside_a_gpu_is_that_of_the_largest_part() -> None:
+    dev = plan(model={"family": "flux2", "base": "black-forest-labs/FLUX.2-dev"})
+    assert dev.ram_gib == pytest.approx(dev.breakdown["denoiser"] + 2, abs=0.1)

@@ -462,6 +462,11 @@ def known_base(family: str, base: str) -> Base | None:
     return next((row for row in CATALOGUE[family].bases if row.id == base), None)
 
 
+def first_base(row: Family) -> Base:
+    """The base that stands for a family where none is named: its first full-size one."""
+    return next(base for base in row.bases if base.id != DEMO_BASE)
+
+
 def family_of(base: str) -> str:
     """The family of a base in the catalogue, "" for others."""
     return next((row.key for row in CATALOGUE.values() if known_base(row.key, base)), "")

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .config import Quantization, TrainConfig
-from .families import CATALOGUE, DEMO_BASE, known_base
+from .families import CATALOGUE, DEMO_BASE, first_base, known_base
 
 GIB = 2**30
 CONTEXT_GIB = 0.6
@@ -144,18 +144,28 @@ def estimate(config: TrainConfig, machine: Machine, *, seconds_per_step: float |
     checkpoints = (config.checkpoints.keep + 1) * (lora + optimizer) + lora / 2
     pictures = len(config.samples.prompts) * (config.train.steps // max(config.samples.every, 1) + 2)
     disk = checkpoints + pictures * 1.5 * area * megapixels / 1024
-    local = os.path.exists(config.model.base)
     return Plan(
         vram_gib={phase: round(gib, 2) if on_gpu else 0.0 for phase, gib in phases.items()},
-        ram_gib=round(peak + 1.0 if not on_gpu else weights(denoiser_m + encoder_m) + 2.0, 2),
+        # With a GPU the parts pass through one after the other.
+        ram_gib=round(peak + 1.0 if not on_gpu else weights(max(denoiser_m, encoder_m)) + 2.0, 2),
         disk_gib=round(disk, 3),
-        download_gib=0.0 if local else (base or family.bases[-1]).download_gib,
+        download_gib=round(_download(config, encoder_m + vae_m), 2),
         steps=config.train.steps,
         seconds_per_step=seconds_per_step,
         fits=fits,
         breakdown={part: round(gib, 3) for part, gib in breakdown.items()},
         warnings=tuple(warnings),
     )
+
+
+def _download(config: TrainConfig, others_m: float) -> float:
+    """GiB to fetch for a base; ``others_m`` are millions of parameters beside the denoiser's."""
+    row, base = CATALOGUE[config.model.family], config.model.base
+    if os.path.isfile(base):  # what the file does not hold is fetched, in 16 bits
+        return 0.0 if "vae" in row.file_parts else others_m * 1e6 * 2 / GIB
+    if os.path.exists(base):
+        return 0.0
+    return (known_base(row.key, base) or first_base(row)).download_gib
 
 
 def _trained_text(config: TrainConfig) -> float:
