@@ -105,7 +105,7 @@ def warm_start(
     if not config.adapter.start_from:
         return ""
     path = _lora_path(config.adapter.start_from, beside, tell)
-    weights = _finished_lora(family, model, path)
+    weights = _finished_lora(family, model, config, path)
     taken = start_from(model.parts, weights)
     said = f"goes on from {path.name}: {taken.modules} of {taken.of} modules"
     ranks = {lora.rank for lora in weights.values()}
@@ -119,7 +119,9 @@ def _span(numbers: set[int]) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def _finished_lora(family: ModelFamily, model: Model, path: Path) -> dict[str, LoraWeights]:
+def _finished_lora(
+    family: ModelFamily, model: Model, config: TrainConfig, path: Path
+) -> dict[str, LoraWeights]:
     """The LoRA to go on from. Raises RunError(config) where it would lose modules that it has."""
     found = encoders_in(read_lora_header(path), family.trainable_text)
     encoders = [part for part in found if part not in model.parts]
@@ -137,10 +139,12 @@ def _finished_lora(family: ModelFamily, model: Model, path: Path) -> dict[str, L
         if name not in adapted
     ]
     weights = read_lora(path, family, [*adapted, *others])
-    if lost := sorted(set(weights) - adapted):
+    beside = sorted(set(weights) - adapted)
+    if lost := [name for name in beside if family.is_read(name.removeprefix(f"{family.denoiser_part}."))]:
+        widest = config.adapter.targets == "transformer+conv"
         raise RunError(
             f"{path.name} adapts {len(lost)} modules that this recipe does not (such as {lost[0]}); "
-            "set adapter.targets wider",
+            + ("they cannot be trained here, choose another LoRA" if widest else "set adapter.targets wider"),
             "config",
         )
     return weights

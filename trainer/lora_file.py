@@ -12,7 +12,7 @@ from torch import Tensor
 from .adapters import LoraWeights
 from .contract.errors import RunError
 from .contract.families import CATALOGUE
-from .contract.lora_header import DOWN, UP, families_of, read_lora_header
+from .contract.lora_header import DOWN, UP, encoders_in, families_of, read_lora_header
 from .export import diffusers_name, original_name
 from .families.base import ModelFamily
 
@@ -62,6 +62,13 @@ def read_lora(path: Path, family: ModelFamily, modules: Iterable[str]) -> dict[s
         raise RunError(
             f"{path.name} holds no LoRA for {family.row.label} that can be read ({what}); "
             "choose another file",
+            "model_missing",
+        )
+    encoders = encoders_in(header, ("text_encoder", "text_encoder_2"))
+    if left and not set(encoders) <= set(family.trainable_text):
+        raise RunError(
+            f"{path.name} adapts text encoders too, which cannot be trained for {family.row.label}; "
+            "choose a LoRA of the denoiser alone",
             "model_missing",
         )
     if left:

@@ -20,12 +20,14 @@ from torch import nn
 from tests.tiny_families import KEYS, tiny
 from trainer.adapters import add_lora, lora_parameters, lora_weights
 from trainer.after import weights_in
+from trainer.assemble import assemble, warm_start
 from trainer.contract.config import AdapterSettings
+from trainer.contract.errors import RunError
 from trainer.contract.families import CATALOGUE
 from trainer.contract.headers import Header, read_header
 from trainer.contract.lora_header import families_of
 from trainer.contract.runs import RunFolder
-from trainer.export import FORMATS, save_lora, tensors_in
+from trainer.export import FORMATS, Format, save_lora, tensors_in
 from trainer.families.base import Geometry, ModelFamily, family_class, load_family
 from trainer.lora_file import read_lora
 from trainer.losses import mse
@@ -108,6 +110,38 @@ def plain_latents(vae: Any, pixels_BCHW: torch.Tensor) -> torch.Tensor:
     """Latents as the VAE gives them; families with another kind of VAE have an ``encode`` of their own."""
     latents: torch.Tensor = vae.encode(pixels_BCHW).latent_dist.mode()
     return latents
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if family_class(key).unread])
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_lora_of_others_with_modules_that_nothing_reads_can_be_gone_on_from(
+    key: str, format: Format, bases: Any, photos: Path, tmp_path: Path
+) -> None:
+    """Other programs put a LoRA on the text's side of the last block as well."""
+    family = opened(key, bases(key))
+    every = AdapterSettings(rank=2, alpha=2.0)
+    denoiser = family.load_denoiser()
+    add_lora(denoiser, every, type(family).targets["transformer"], seed=1)  # type: ignore[misc]
+    theirs = lora_weights({family.denoiser_part: denoiser})
+    model = {"family": key, "base": str(bases(key))}
+    file = tmp_path / "theirs.safetensors"
+    adapter = {"rank": 2, "targets": "transformer", "start_from": str(file)}
+    config = recipe(bases(key), photos, model=model, adapter=adapter)
+    save_lora(file, theirs, family, config, trigger="", step=1, base_name="x", format=format)
+    begun = assemble(family, config, tmp_path)
+    said = warm_start(begun, family, config, tmp_path)
+    ours = lora_weights(begun.parts)
+    assert 0 < len(ours) < len(theirs) and f"{len(ours)} of {len(ours)} modules" in said
+
+
+def test_a_lora_with_text_encoders_that_cannot_be_trained_is_told_so(bases: Any, tmp_path: Path) -> None:
+    family = opened("zimage", bases("zimage"))
+    stems = ("layers.0.attention.to_q", "text_encoder.text_model.encoder.layers.0.self_attn.q_proj")
+    sides = {"lora_A": torch.ones(1, 8), "lora_B": torch.ones(8, 1)}
+    file = tmp_path / "x.safetensors"
+    save_file({f"{stem}.{side}.weight": sides[side].clone() for stem in stems for side in sides}, file)
+    with pytest.raises(RunError, match="cannot be trained for Z-Image; choose a LoRA of the denoiser alone"):
+        read_lora(file, family, ["transformer.layers.0.attention.to_q"])
 
 
 @everywhere

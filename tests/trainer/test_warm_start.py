@@ -228,6 +228,10 @@ def test_damaged_missing_and_misfitting_files(
     wide = changed(config, adapter={"targets": "transformer"})
     more = lora_weights(assemble(family, wide, Path()).parts)
     assert "set adapter.targets wider" in refusal(family, config, written(file, more, family, wide))
+    widest = changed(config, adapter={"targets": "transformer+conv"})
+    odd = tmp_path / "odd.safetensors"
+    save_file({**load_file(file), **keys("lora_unet_time_embed_0")}, odd)
+    assert "cannot be trained here, choose another LoRA" in refusal(family, widest, odd)
     text = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
     save_file({**load_file(file), **keys(text, width=16)}, file)
     assert "set train.text_encoder_lr above 0" in refusal(family, config, file)

@@ -152,6 +152,11 @@ class ModelFamily(Protocol):
         """WHEN: after caching. OUT: the denoiser on the device, frozen, in ``dtype``."""
         ...
 
+    def is_read(self, module: str) -> bool:
+        """WHEN: going on from a LoRA. OUT: whether anything reads the output of this module of the denoiser;
+        where nothing does, a LoRA has no effect, though other programs put one there."""
+        ...
+
     def predict(
         self,
         denoiser: nn.Module,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -88,9 +89,17 @@ class PipelineFamily:
         """``targets`` for a denoiser of this configuration: without what is ``unread`` in its last block."""
         if not cls.unread:
             return cls.targets
-        last = int(denoiser_config["num_layers"]) - 1
-        unread = rf"transformer_blocks\.{last}\.({cls.unread})"
+        unread = cls._unread_in(denoiser_config)
         return {name: rf"(?!{unread}$)({pattern})" for name, pattern in cls.targets.items()}
+
+    @classmethod
+    def _unread_in(cls, denoiser_config: Mapping[str, Any]) -> str:
+        last = int(denoiser_config["num_layers"]) - 1
+        return rf"transformer_blocks\.{last}\.({cls.unread})"
+
+    def is_read(self, module: str) -> bool:
+        """Whether anything reads the output of this module of the denoiser."""
+        return not (self.unread and re.fullmatch(self._unread_in(self.denoiser_config), module))
 
     # What a family may say differently ------------------------------------------------------------
 
