@@ -224,11 +224,19 @@ def draw_pattern(pen: Pen, body: str, pattern: str, colour: RGB) -> None:
 
 
 def draw_eyes(pen: Pen, eyes: str, half_width: float, y: float, gaze: tuple[float, float]) -> None:
+    """Eyes around the height `y`; the third one sits above the others, since three in a row look like two
+    to a model that sees 8 pixels at a time."""
     radius = {"one eye": 0.38, "two eyes": 0.29, "three eyes": 0.22}[eyes]
-    apart = {"one eye": 0.0, "two eyes": 0.38, "three eyes": 0.51}[eyes] * (0.9 if half_width < 0.8 else 1.0)
-    for x in {"one eye": (0,), "two eyes": (-1, 1), "three eyes": (-1, 0, 1)}[eyes]:
-        pen.ellipse(x * apart, y, radius, radius, WHITE)
-        pen.ellipse(x * apart + gaze[0] * radius, y + gaze[1] * radius, 0.52 * radius, 0.52 * radius, DARK)
+    apart = 0.38 * (0.9 if half_width < 0.8 else 1.0)
+    places = {
+        "one eye": [(0.0, y)],
+        "two eyes": [(-apart, y), (apart, y)],
+        "three eyes": [(-apart, 0.6 * y), (0.0, 2.3 * y), (apart, 0.6 * y)],
+    }
+    for x, height in places[eyes]:
+        pen.ellipse(x, height, radius, radius, WHITE)
+        at = x + gaze[0] * radius, height + gaze[1] * radius
+        pen.ellipse(*at, 0.52 * radius, 0.52 * radius, DARK)
 
 
 def draw_mouth(pen: Pen, mouth: str, y: float) -> None:

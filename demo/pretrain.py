@@ -67,6 +67,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=Path, help="go on from this model folder, its autoencoder kept")
+    parser.add_argument("--steps", type=int, default=GENERATOR_STEPS, help="of denoiser and encoders")
+    parser.add_argument("--lr", type=float, default=1.2e-3, help="of denoiser and encoders, at its highest")
     parser.add_argument("--export-only", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -78,7 +80,7 @@ def main() -> None:
         else:
             vae = train_vae(args.work, VAE_STEPS, args.seed)
         tokenizer = load_tokenizer(args.work / "tokenizer")
-        train_generator(args.work, vae, tokenizer, GENERATOR_STEPS, DRAWINGS, args.seed, args.start)
+        train_generator(args.work, vae, tokenizer, args.steps, DRAWINGS, args.seed, args.start, args.lr)
     export(args.work, args.out)
 
 
