@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .adapters import LoraWeights, add_assistant, add_lora, lora_parameters, start_from
 from .contract.config import TEXT_RATES, TrainConfig
@@ -60,9 +61,14 @@ class Model:
         for module in self.parts.values():
             each: Any = module
             if hasattr(each, "enable_gradient_checkpointing"):
-                each.enable_gradient_checkpointing()
+                each.enable_gradient_checkpointing(_recomputed)
             else:
                 each.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _recomputed(block: nn.Module, *inputs: Any, **more: Any) -> Any:
+    """diffusers' own takes no named arguments, which HunyuanImage's transformer gives it (0.42)."""
+    return checkpoint(block, *inputs, use_reentrant=False, **more)
 
 
 def open_family(

@@ -20,7 +20,7 @@ from torch import nn
 from tests.tiny_families import KEYS, tiny
 from trainer.adapters import add_lora, lora_parameters, lora_weights
 from trainer.after import weights_in
-from trainer.assemble import assemble, warm_start
+from trainer.assemble import Model, assemble, warm_start
 from trainer.contract.config import AdapterSettings
 from trainer.contract.errors import RunError
 from trainer.contract.families import CATALOGUE
@@ -192,6 +192,30 @@ def test_a_sample_is_the_same_alone_and_in_a_batch(key: str, bases: Any) -> None
             one = slice(i, i + 1)
             alone = family.predict(denoiser, noisy[one], t_B[one], embeds[one], sizes[one])
             assert torch.allclose(both[one], alone, atol=1e-4), (both[one] - alone).abs().max()
+
+
+@everywhere
+def test_checkpointing_in_half_precision_as_on_a_gpu(key: str, bases: Any) -> None:
+    """What a GPU does by default, on a processor: a base in bf16 under autocast, activations recomputed."""
+    family = load_family(key, resolve(key, str(bases(key))), CPU, torch.bfloat16)
+    clean = family.encode_images(torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2)))
+    embeds = family.encode_captions(["a fox", "two longer captions, of different length"])
+    denoiser = family.load_denoiser()
+    add_lora(denoiser, AdapterSettings(rank=2, alpha=2), family.targets["transformer"], 0)
+    parameters = lora_parameters({"": denoiser}).values()
+    for parameter in parameters:
+        torch.nn.init.normal_(parameter, std=0.1)
+    denoiser.train()
+    t_B, sizes = torch.tensor([0.3, 0.6]), [Geometry.whole(SIDE, SIDE)] * 2
+
+    def gradients() -> list[torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = family.predict(denoiser, clean, t_B, embeds, sizes).float().square().mean()
+        return list(torch.autograd.grad(loss, list(parameters)))
+
+    stored = gradients()
+    Model(denoiser, {family.denoiser_part: denoiser}).use_checkpointing()
+    assert all(map(torch.equal, stored, gradients()))
 
 
 @everywhere
