@@ -199,7 +199,8 @@ def distilled_without_assistant(config: TrainConfig, facts: Facts) -> Iterator[F
 
 @rule
 def checkpointing_off_on_a_small_gpu(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    stored, recomputed = CATALOGUE[config.model.family].activation_gib
+    base = known_base(config.model.family, config.model.base)
+    stored, recomputed = (base and base.activation_gib) or CATALOGUE[config.model.family].activation_gib
     if (
         config.train.gradient_checkpointing == "off"
         and config.model.base != DEMO_BASE
