@@ -69,13 +69,13 @@ def train(config: TrainConfig, folder: Path, settings: tuple[str, ...] = ()) -> 
 def measure(creature: str, settings: tuple[str, ...], count: int, folder: Path, base: Path = MODEL) -> Result:
     """Train and judge; ``count`` pictures a row."""
     painter = {"pet": pet, "stranger": stranger}[creature]
-    photos, trigger = PHOTOS, TRIGGER
+    photos = PHOTOS
     if creature != "pet":
-        photos, trigger = folder / "photos", "qux animal"
-        make_photos(painter, photos, trigger)
+        photos = folder / "photos"
+        make_photos(painter, photos)
     name = "demo" if base == MODEL else str(base)
-    lora, seconds, steps_seconds = train(demo_recipe(photos, trigger, name), folder, settings)
-    figures, images = evaluate_lora(load_pipeline(base), lora, painter, trigger, count)
+    lora, seconds, steps_seconds = train(demo_recipe(photos, TRIGGER, name), folder, settings)
+    figures, images = evaluate_lora(load_pipeline(base), lora, painter, TRIGGER, count)
     return Result(seconds, steps_seconds, figures, images)
 
 

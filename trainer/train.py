@@ -172,7 +172,7 @@ def _train(
                 report.stage("sample", number + 1, len(config.samples.prompts), "Drawing samples")
                 if requests.stop():
                     break
-        except (RuntimeError, MemoryError) as error:  # out of memory, mostly: the training is worth more
+        except (RuntimeError, MemoryError, ValueError, TypeError) as error:  # the training is worth more
             report.warning(f"drawing samples at step {step} failed ({error}); the training goes on")
         finally:
             family.free_encoders(keep_text=trains_text)

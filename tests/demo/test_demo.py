@@ -65,8 +65,9 @@ def test_prompts_of_held_out_combinations_are_followed(pipeline):
     for attribute in ("background", "colour"):
         right, asked = counts[attribute]
         assert right >= 0.95 * asked, attribute
-    parts = [counts[attribute] for attribute in ("shape", "body", "eyes", "ears")]
-    assert sum(right for right, _ in parts) >= 0.5 * sum(asked for _, asked in parts)  # chance gives 0.25
+    for attribute in ("shape", "body", "eyes", "ears"):
+        right, asked = counts[attribute]
+        assert right >= 0.85 * asked, attribute  # chance gives 0.12 to 0.33
 
 
 def test_following_tells_right_pictures_from_wrong_ones():

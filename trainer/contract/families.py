@@ -356,7 +356,7 @@ KREA2 = Family(
             32.6,
             gated=True,
             note="LoRAs of it are used with Krea 2 Turbo.",
-            guidance=4.5,
+            guidance=5.5,
         ),
     ),
     resolution=1024,
