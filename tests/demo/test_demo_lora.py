@@ -1,4 +1,4 @@
-"""What a LoRA does to the demo model, trained by the product's own trainer: half the demo preset's steps."""
+"""What a LoRA does to the demo model, trained by the product's own trainer: in fewer steps than the demo preset has."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from bench.demo_lora import measure
 
 @pytest.mark.timeout(900)
 def test_the_pet_is_learnt_and_the_rest_is_left_alone(tmp_path):
-    figures = measure("pet", ("train.steps=200",), 6, tmp_path).figures
-    # demo/README.md has the figures of the whole preset: 0.34, and drifts of 0.015 and 0.010.
+    figures = measure("pet", ("train.steps=200", "train.batch_size=8"), 6, tmp_path).figures
+    # demo/README.md has the figures of the whole preset: 0.35, and drifts of 0.018 and 0.007.
     assert figures["ratio LoRA / base"] <= 0.6
     assert figures["LoRA, another creature"] >= 0.8 * figures["base, another creature"]
     assert figures["drift, another creature"] <= 0.025
