@@ -1,4 +1,4 @@
-"""What a LoRA does to the demo model, trained by the product's own trainer: in fewer steps than the demo preset has."""
+"""What a LoRA does to the demo model, trained by the trainer itself, in fewer steps than the preset has."""
 
 from __future__ import annotations
 
