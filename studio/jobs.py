@@ -254,11 +254,14 @@ class Supervisor:
 
     def _reap_publisher(self, child: subprocess.Popen[bytes], run: RunFolder) -> None:
         code = child.wait()
-        status = read_publish_status(run)
-        if status["state"] == "running" and self._publishers.get(run.id) is child:
-            message = f"Publishing ended unexpectedly (exit code {code}); publish.log in the run has details."
-            with suppress(OSError):
-                write_publish_status(run, **{**status, "state": "failed", "message": message})
+        with self._starting:  # else the status of a next one, just begun, could be taken for this one's
+            status = read_publish_status(run)
+            if status["state"] == "running" and self._publishers.get(run.id) is child:
+                message = (
+                    f"Publishing ended unexpectedly (exit code {code}); publish.log in the run has details."
+                )
+                with suppress(OSError):
+                    write_publish_status(run, **{**status, "state": "failed", "message": message})
 
     def publish_status(self, run: RunFolder) -> dict[str, Any]:
         """``{"state": none|running|done|failed, "repo_id", "private", "message", "url", "time"}``."""
