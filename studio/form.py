@@ -28,8 +28,10 @@ from trainer.contract.lint import Finding
 SECTION_TITLES = {
     "model": "Model",
     "dataset": "Photos",
+    "captions": "Captions",
     "adapter": "LoRA",
     "train": "Training",
+    "loss": "Loss",
     "samples": "Sample images",
     "checkpoints": "Checkpoints",
     "output": "Result",

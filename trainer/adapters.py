@@ -16,8 +16,8 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .contract.config import AdapterSettings
 from .contract.errors import RunError
+from .contract.settings.adapter import AdapterSettings
 
 ADAPTER, ASSISTANT = "default", "assistant"
 

@@ -21,8 +21,8 @@ from .export import Format, save_lora
 from .families.base import ModelFamily
 from .memory import GIB, pick_device, pick_dtype
 from .quantize import require_libraries
-from .sampling import draw, save_sample
-from .train import Folders, sample_size
+from .sampling import draw, sample_size, save_sample
+from .train import Folders
 
 
 def this_machine() -> Machine:

@@ -20,9 +20,10 @@ from dataset_tools.dataset import DatasetError, ImageRecord
 from dataset_tools.folder import load_photos
 from dataset_tools.models import ensure_face_model
 
-from .contract.config import DatasetSettings, TrainConfig
+from .contract.config import TrainConfig
 from .contract.files import read_json, write_json
 from .contract.runs import RunFolder
+from .contract.settings.dataset import DatasetSettings
 from .contract.sizes import bucket_step, rounded
 from .families.base import Geometry, ModelFamily
 

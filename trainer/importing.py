@@ -16,13 +16,15 @@ from typing import Any
 
 import tomlkit
 
-from .contract.config import TEXT_RATES, OutputSettings, TrainSettings
+from .contract.config import TEXT_RATES
 from .contract.errors import ConfigError
 from .contract.families import CATALOGUE, Family, first_base
 from .contract.fields import parse
 from .contract.files import write_text
 from .contract.headers import Header
 from .contract.lora_header import DOWN, encoders_in, families_of, flat_name, read_lora_header
+from .contract.settings.files import OutputSettings
+from .contract.settings.train import TrainSettings
 
 
 @dataclass

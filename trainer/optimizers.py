@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from .contract.config import TrainSettings
+from .contract.settings.train import TrainSettings
 
 
 def build_optimizer(

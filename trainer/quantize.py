@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .contract.config import Quantization, TrainConfig
+from .contract.config import TrainConfig
 from .contract.errors import RunError
+from .contract.settings.model import Quantization
 
 _LIBRARIES = {"int8": "torchao", "nf4": "bitsandbytes"}
 

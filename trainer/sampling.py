@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -10,10 +14,66 @@ from PIL import Image
 from .adapters import assistant_off
 from .assemble import Model
 from .cache import Texts
-from .contract.config import SampleSettings
+from .contract.config import TrainConfig
 from .contract.files import staged
+from .contract.runs import RunFolder
+from .contract.settings.samples import SampleSettings
+from .contract.sizes import square_side
 from .data import derived_seed
 from .families.base import ModelFamily
+from .report import Reporter
+from .requests import Asks
+
+
+def sample_size(config: TrainConfig, family: ModelFamily) -> tuple[int, int]:
+    """(width, height) of the validation images: the training resolution unless the recipe says more."""
+    side = square_side(config.dataset.resolution or family.resolution, family.row.size_multiple)
+    return config.samples.width or side, config.samples.height or side
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """The validation images of a run: one of each prompt, at regular steps."""
+
+    run: RunFolder
+    family: ModelFamily
+    model: Model
+    texts: Texts
+    config: TrainConfig
+    report: Reporter
+    requests: Asks
+    autocast: Callable[[], AbstractContextManager[Any]]
+
+    def due(self, step: int) -> bool:
+        """Before the first step (what the base draws by itself), after the last, and every so many."""
+        every = self.config.samples.every
+        return step in (0, self.config.train.steps) or bool(every and step % every == 0)
+
+    def draw(self, step: int) -> None:
+        """Draw what is not there yet. A failure is told and the training goes on: it is worth more."""
+        prompts = self.config.samples.prompts
+        size = sample_size(self.config, self.family)
+        try:
+            for number, prompt in enumerate(prompts):
+                file = self.run.sample(step, number)
+                if not file.exists():
+                    with self.autocast():
+                        image = draw(
+                            self.family,
+                            self.model,
+                            self.texts,
+                            self.config.samples,
+                            prompt,
+                            number=number,
+                            size=size,
+                        )
+                    save_sample(image, file)
+                self.report.sample(step, number, prompt, file.name)
+                self.report.stage("sample", number + 1, len(prompts), "Drawing samples")
+                if self.requests.stop():
+                    break
+        except (RuntimeError, MemoryError, ValueError, TypeError) as error:
+            self.report.warning(f"drawing samples at step {step} failed ({error}); the training goes on")
 
 
 def draw(

@@ -9,27 +9,27 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from .adapters import lora_weights
 from .assemble import assemble, find_base, open_family, warm_start
-from .cache import LatentCache, Progress, Texts, encode_captions
+from .cache import LatentCache, Progress, encode_captions
 from .checkpoints import TrainState, load_checkpoint, newest_whole, rotate, save_checkpoint
-from .contract.config import TrainConfig, TrainSettings
+from .contract.config import TrainConfig
 from .contract.errors import RunError
 from .contract.runs import RunFolder
 from .contract.schedule import lr_scale
-from .data import BatchPlan, Sample, frozen_images, frozen_trigger, photo_folder
+from .contract.settings.train import TrainSettings
+from .data import BatchPlan, frozen_images, frozen_trigger, photo_folder
 from .export import save_lora
 from .failures import explain
-from .families.base import ModelFamily
-from .losses import mse, require_finite
+from .losses import require_finite
 from .memory import describe, pick_device, pick_dtype, require_formats
+from .objective import Objective
 from .optimizers import build_optimizer, scale_learning_rates
 from .quantize import require_libraries
 from .report import Reporter
 from .requests import Asks
-from .sampling import draw, save_sample
+from .sampling import Drawings
 
 LOSS_MEMORY = 0.98
 """Weight of the past in the running mean of the loss."""
@@ -143,6 +143,8 @@ def _train(
     optimizer = accelerator.prepare(optimizer)
     for module in model.parts.values():
         module.train()
+    drawings = Drawings(run, family, model, texts, config, report, requests, accelerator.autocast)
+    objective = Objective(family, model, latents, texts, config, device)
     plan = BatchPlan(images, settings.batch_size, settings.seed)
 
     def save(state: TrainState) -> None:
@@ -152,33 +154,13 @@ def _train(
         report.checkpoint(state.step, folder.name)
         rotate(folder, config.checkpoints.keep)
 
-    def sample_due(step: int) -> bool:
-        every = config.samples.every
-        return step in (0, settings.steps) or bool(every and step % every == 0)
-
     def sample(step: int) -> None:
-        if not config.samples.prompts:
-            return
         report.state("sampling")
-        size = sample_size(config, family)
-        try:
-            for number, prompt in enumerate(config.samples.prompts):
-                file = run.sample(step, number)
-                if not file.exists():
-                    with accelerator.autocast():
-                        image = draw(family, model, texts, config.samples, prompt, number=number, size=size)
-                    save_sample(image, file)
-                report.sample(step, number, prompt, file.name)
-                report.stage("sample", number + 1, len(config.samples.prompts), "Drawing samples")
-                if requests.stop():
-                    break
-        except (RuntimeError, MemoryError, ValueError, TypeError) as error:  # the training is worth more
-            report.warning(f"drawing samples at step {step} failed ({error}); the training goes on")
-        finally:
-            family.free_encoders(keep_text=trains_text)
+        drawings.draw(step)
+        family.free_encoders(keep_text=trains_text)
 
     report.started(state.step, settings.steps, state.loss)
-    if sample_due(state.step):
+    if drawings.due(state.step):
         # Step 0 is the baseline, what the base draws before it has learnt anything. A resumed run draws
         # what it was killed over; pictures that are there are not drawn again.
         sample(state.step)
@@ -191,7 +173,7 @@ def _train(
         for micro in range(settings.gradient_accumulation):
             batch = plan.batch(state.step * settings.gradient_accumulation + micro)
             with accelerator.autocast():
-                losses_B = sample_losses(family, model.denoiser, batch, latents, texts, config, device)
+                losses_B = objective.losses(batch)
             looks += batch
             require_finite("loss", losses_B, state.step + 1, looks)
             part = losses_B.mean() / settings.gradient_accumulation
@@ -221,7 +203,7 @@ def _train(
             save(state)  # before sampling: a failed drawing must not cost a checkpoint
         if stop and not last:
             raise Stopped(f"Stopped and saved at step {state.step} of {settings.steps}.")
-        if sample_due(state.step) or requests.take("sample"):
+        if drawings.due(state.step) or requests.take("sample"):
             sample(state.step)
 
     report.state("saving")
@@ -232,41 +214,7 @@ def _train(
     report.saved(state.step, path.name)
 
 
-def sample_losses(
-    family: ModelFamily,
-    denoiser: nn.Module,
-    batch: list[Sample],
-    latents: LatentCache,
-    texts: Texts,
-    config: TrainConfig,
-    device: torch.device,
-) -> torch.Tensor:
-    """The loss of each sample of a batch, (B,)."""
-    flips = [config.dataset.flip and look.uniform("flip") < 0.5 for look in batch]
-    dropped = [look.uniform("caption") < config.dataset.caption_dropout for look in batch]
-    clean = [latents.get(look.image.id, flip) for look, flip in zip(batch, flips, strict=True)]
-    noise = [look.noise_like(latent) for look, latent in zip(batch, clean, strict=True)]
-    t_B = family.noise.sample_t(torch.tensor([look.uniform("t") for look in batch]))
-    clean_BCHW, noise_BCHW = torch.stack(clean).to(device), torch.stack(noise).to(device)
-    t_B = t_B.to(device)
-    prediction_BCHW = family.predict(
-        denoiser,
-        family.noise.mix(clean_BCHW, noise_BCHW, t_B),
-        t_B,
-        texts.embeds(["" if drop else look.image.caption for look, drop in zip(batch, dropped, strict=True)]),
-        [look.image.geometry(flip) for look, flip in zip(batch, flips, strict=True)],
-    )
-    target_BCHW = family.noise.target(clean_BCHW, noise_BCHW, t_B)
-    return mse(prediction_BCHW, target_BCHW) * family.noise.weight(t_B, config.train.min_snr_gamma)
-
-
 def use_checkpointing(settings: TrainSettings, device: torch.device) -> bool:
     """Whether activations are recomputed: "auto" is yes on a GPU."""
     choice = settings.gradient_checkpointing
     return choice == "on" or (choice == "auto" and device.type != "cpu")
-
-
-def sample_size(config: TrainConfig, family: ModelFamily) -> tuple[int, int]:
-    """(width, height) of the validation images: the training resolution unless the recipe says more."""
-    side = config.dataset.resolution or family.resolution
-    return config.samples.width or side, config.samples.height or side

@@ -80,8 +80,8 @@ CASES = [
     ),
     Case(
         "caption_dropout_high",
-        {"dataset.caption_dropout": 0.5},
-        {"dataset.caption_dropout": 0.3},
+        {"captions.dropout": 0.5},
+        {"captions.dropout": 0.3},
         says=("50%",),
     ),
     Case(

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from trainer.contract.config import TrainSettings
 from trainer.contract.schedule import lr_curve, lr_scale, warmup_steps
+from trainer.contract.settings.train import TrainSettings
 
 SCHEDULERS = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
 

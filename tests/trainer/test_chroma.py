@@ -15,8 +15,8 @@ from transformers import T5Tokenizer
 
 from tests.tiny_families.chroma import build
 from trainer.adapters import add_lora, lora_parameters
-from trainer.contract.config import AdapterSettings
 from trainer.contract.errors import RunError
+from trainer.contract.settings.adapter import AdapterSettings
 from trainer.families.base import Geometry
 from trainer.families.chroma import Family
 from trainer.families.packing import pack

@@ -16,8 +16,8 @@ from dataset_tools.images import ImageError
 from tests.pictures import draw_picture, draw_project
 from trainer.__main__ import main
 from trainer.cache import DAMAGED, LatentCache, TextCache, pixels_of
-from trainer.contract.config import DatasetSettings
 from trainer.contract.runs import RunFolder
+from trainer.contract.settings.dataset import DatasetSettings
 from trainer.data import (
     BatchPlan,
     Progress,

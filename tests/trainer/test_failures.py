@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import trainer.objective
+import trainer.sampling
 import trainer.train
 from trainer.__main__ import main
 from trainer.checkpoints import is_whole, list_checkpoints
@@ -42,7 +44,7 @@ def test_an_infinite_loss_stops_the_run_and_names_the_pictures(
         losses = (prediction - target).square().mean(dim=(1, 2, 3))
         return losses * (torch.inf if calls == 5 else 1.0)
 
-    monkeypatch.setattr(trainer.train, "mse", mse)
+    monkeypatch.setattr(trainer.objective, "mse", mse)
     with pytest.raises(RunError, match=r"infinite at step 5 on photo \d\.png"):
         train_here(run)
     status = run.read_status()
@@ -63,7 +65,7 @@ def test_an_infinite_gradient_stops_the_run_too(run: RunFolder, monkeypatch: pyt
         losses = (prediction - target).square().mean(dim=(1, 2, 3))
         return losses + (losses - losses).sqrt() if calls == 5 else losses  # the root's slope at 0
 
-    monkeypatch.setattr(trainer.train, "mse", mse)
+    monkeypatch.setattr(trainer.objective, "mse", mse)
     with pytest.raises(RunError, match=r"the gradient became infinite at step 5 on photo \d\.png"):
         train_here(run)
     assert run.read_status().cause == "nan"
@@ -107,7 +109,7 @@ def test_a_failed_drawing_costs_neither_checkpoint_nor_run(
         nonlocal freed
         freed += 1
 
-    monkeypatch.setattr(trainer.train, "draw", fails)
+    monkeypatch.setattr(trainer.sampling, "draw", fails)
     monkeypatch.setattr(Family, "free_encoders", free)
     assert train_here(run)
     assert freed == 3  # after caching, and after each drawing that failed
@@ -121,7 +123,7 @@ def test_running_out_of_gpu_memory_is_told_apart(run: RunFolder, monkeypatch: py
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr(trainer.train, "sample_losses", fails)
+    monkeypatch.setattr(trainer.objective.Objective, "losses", fails)
     with pytest.raises(RunError, match="lower the batch size"):
         train_here(run)
     status = run.read_status()
@@ -173,7 +175,7 @@ def test_a_second_interrupt_ends_at_once_and_is_no_success(
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer.train, "sample_losses", interrupted)
+    monkeypatch.setattr(trainer.objective.Objective, "losses", interrupted)
     assert main(["resume", str(run.path)]) == 1
     assert run.read_status().cause == "killed"
 

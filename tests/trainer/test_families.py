@@ -21,12 +21,12 @@ from tests.tiny_families import KEYS, tiny
 from trainer.adapters import add_lora, lora_parameters, lora_weights
 from trainer.after import weights_in
 from trainer.assemble import Model, assemble, warm_start
-from trainer.contract.config import AdapterSettings
 from trainer.contract.errors import RunError
 from trainer.contract.families import CATALOGUE
 from trainer.contract.headers import Header, read_header
 from trainer.contract.lora_header import families_of
 from trainer.contract.runs import RunFolder
+from trainer.contract.settings.adapter import AdapterSettings
 from trainer.export import FORMATS, Format, save_lora, tensors_in
 from trainer.families.base import Geometry, ModelFamily, family_class, load_family
 from trainer.lora_file import read_lora

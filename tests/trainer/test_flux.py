@@ -24,11 +24,11 @@ from trainer.adapters import (
     lora_parameters,
     lora_weights,
 )
-from trainer.contract.config import AdapterSettings
 from trainer.contract.errors import RunError
 from trainer.contract.events import read_events
 from trainer.contract.lora_header import families_of, read_lora_header
 from trainer.contract.runs import RunFolder
+from trainer.contract.settings.adapter import AdapterSettings
 from trainer.export import FORMATS, tensors_in
 from trainer.families.base import Geometry
 from trainer.families.flux import Family

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from tests.tiny_families.flux2 import build, build_dev
 from trainer.adapters import add_lora, lora_parameters, lora_weights
-from trainer.contract.config import AdapterSettings
+from trainer.contract.settings.adapter import AdapterSettings
 from trainer.families.base import Geometry
 from trainer.families.flux2 import Family
 from trainer.families.identify import kind_of_file, kind_of_pipeline, read_header

@@ -24,7 +24,7 @@ from trainer.contract.runs import RunFolder
 
 from .helpers import Script, recipe, sha256, train_here, weights_hash
 
-DROPOUT = {"adapter": {"dropout": 0.1}, "dataset": {"flip": True, "caption_dropout": 0.2}}
+DROPOUT = {"adapter": {"dropout": 0.1}, "dataset": {"flip": True}, "captions": {"dropout": 0.2}}
 
 
 def make(path: Path, config: TrainConfig) -> RunFolder:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from tests.tiny_families import sd3 as tiny
 from trainer.adapters import add_lora, lora_parameters, lora_weights
-from trainer.contract.config import AdapterSettings
+from trainer.contract.settings.adapter import AdapterSettings
 from trainer.families.base import Geometry
 from trainer.families.identify import kind_of_file, read_header
 from trainer.families.sd3 import Family

@@ -12,8 +12,8 @@ import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 from trainer.adapters import add_lora, lora_off, lora_parameters, lora_weights
-from trainer.contract.config import AdapterSettings
 from trainer.contract.families import SDXL
+from trainer.contract.settings.adapter import AdapterSettings
 from trainer.families.base import Geometry, load_family
 from trainer.families.ldm_single_file import sgm_name
 from trainer.families.sdxl import Family

@@ -265,7 +265,7 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Every setting of a recipe. This page is generated from `trainer/contract/config.py` by",
+        "Every setting of a recipe. This page is generated from `trainer/contract/settings/` by",
         "`python -m trainer.contract.fields > docs/settings.md`; a test holds it current.",
         "",
     ]

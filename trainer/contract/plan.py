@@ -10,8 +10,9 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .config import Quantization, TrainConfig
+from .config import TrainConfig
 from .families import CATALOGUE, DEMO_BASE, first_base, known_base
+from .settings.model import Quantization
 
 GIB = 2**30
 CONTEXT_GIB = 0.6

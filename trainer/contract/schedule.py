@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from .config import TrainSettings
+from .settings.train import TrainSettings
 
 POLYNOMIAL_END = 1e-7
 """Learning rate that "polynomial" ends at (transformers' ``lr_end``)."""

@@ -1,0 +1,35 @@
+"""[checkpoints] and [output]: what is saved."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import field_validator
+
+from .section import Section, setting
+
+
+class CheckpointSettings(Section):
+    """Resumable states, saved while training."""
+
+    every: int = setting(250, label="Every", unit="steps", basic=True, ge=1, le=1_000_000)
+    """Steps between checkpoints: the most that a crash or a power cut can cost."""
+    keep: int = setting(3, label="Keep", ge=1, le=1000)
+    """How many checkpoints stay on disk; the oldest goes first."""
+
+
+class OutputSettings(Section):
+    """The finished file."""
+
+    name: str = setting("lora", label="File name", basic=True)
+    """Name of the .safetensors file, without the ending. Letters, digits, dot, dash, underscore."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_safe_as_a_file(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
+            raise ValueError(
+                f"{name!r} cannot be a file name here; use up to 80 letters, digits, dots, dashes and "
+                "underscores, with a letter or digit first"
+            )
+        return name

@@ -1,0 +1,77 @@
+"""What a step minimises: the loss of each sample of a batch, from its cached latents and caption."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .assemble import Model
+from .cache import LatentCache, Texts
+from .contract.config import TrainConfig
+from .data import Sample
+from .families.base import Geometry, ModelFamily, TextEmbeds
+from .losses import mse
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples ready for the denoiser, on its device. All of one bucket.
+
+    Attributes:
+        clean_BCHW, noise_BCHW: latents of the pictures, and the noise that is mixed in.
+        t_B: how much of it, from 0 (clean) to 1 (noise).
+    """
+
+    clean_BCHW: Tensor
+    noise_BCHW: Tensor
+    t_B: Tensor
+    embeds: list[TextEmbeds]
+    geometry: list[Geometry]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a recipe. Everything random in it is a function of the sample (:class:`Sample`)."""
+
+    family: ModelFamily
+    model: Model
+    latents: LatentCache
+    texts: Texts
+    config: TrainConfig
+    device: torch.device
+
+    def losses(self, samples: list[Sample]) -> Tensor:
+        """(B,), float32, with gradients."""
+        batch = self.batch(samples)
+        noise = self.family.noise
+        target_BCHW = noise.target(batch.clean_BCHW, batch.noise_BCHW, batch.t_B)
+        losses_B = mse(self.predict(batch), target_BCHW)
+        return losses_B * noise.weight(batch.t_B, self.config.loss.min_snr_gamma)
+
+    def batch(self, samples: list[Sample]) -> Batch:
+        """What is looked up and drawn for the samples."""
+        data = self.config.dataset
+        flips = [data.flip and sample.uniform("flip") < 0.5 for sample in samples]
+        captions = [self.caption(sample) for sample in samples]
+        clean = [self.latents.get(one.image.id, flip) for one, flip in zip(samples, flips, strict=True)]
+        noise = [one.noise_like(latent) for one, latent in zip(samples, clean, strict=True)]
+        t_B = self.family.noise.sample_t(torch.tensor([one.uniform("t") for one in samples]))
+        return Batch(
+            torch.stack(clean).to(self.device),
+            torch.stack(noise).to(self.device),
+            t_B.to(self.device),
+            self.texts.embeds(captions),
+            [one.image.geometry(flip) for one, flip in zip(samples, flips, strict=True)],
+        )
+
+    def caption(self, sample: Sample) -> str:
+        """The text that a sample is shown with."""
+        dropped = sample.uniform("caption") < self.config.captions.dropout
+        return "" if dropped else sample.image.caption
+
+    def predict(self, batch: Batch) -> Tensor:
+        """The denoiser's answer to a noisy batch, (B, C, h, w)."""
+        noisy_BCHW = self.family.noise.mix(batch.clean_BCHW, batch.noise_BCHW, batch.t_B)
+        return self.family.predict(self.model.denoiser, noisy_BCHW, batch.t_B, batch.embeds, batch.geometry)
