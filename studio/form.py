@@ -32,6 +32,7 @@ SECTION_TITLES = {
     "adapter": "LoRA",
     "train": "Training",
     "loss": "Loss",
+    "prior": "Prior preservation",
     "samples": "Sample images",
     "checkpoints": "Checkpoints",
     "output": "Result",

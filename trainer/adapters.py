@@ -197,6 +197,20 @@ def assistant_off(denoiser: nn.Module) -> Iterator[None]:
             _activate(denoiser, [ADAPTER, ASSISTANT])
 
 
+@contextmanager
+def trained_off(module: nn.Module) -> Iterator[None]:
+    """Inside this block the module is the base as it is trained on: without the LoRA, with the assistant."""
+    if any(ASSISTANT in layer.lora_A for layer in _lora_layers(module).values()):
+        _activate(module, [ASSISTANT])
+        try:
+            yield
+        finally:
+            _activate(module, [ADAPTER, ASSISTANT])
+    else:
+        with lora_off(module):
+            yield
+
+
 class lora_off:
     """Inside this block the denoiser behaves as the plain base model."""
 

@@ -27,6 +27,7 @@ from .contract.errors import RunError
 from .contract.files import staged
 from .data import Progress, Stages, TrainImage
 from .families.base import ModelFamily, TextEmbeds
+from .prior import kept_captions
 
 
 def _key(*parts: object) -> str:
@@ -173,6 +174,7 @@ def encode_captions(
     folder: Path,
     family: ModelFamily,
     images: Sequence[TrainImage],
+    trigger: str,
     warn: Callable[[str], None],
     preparing: Stages,
 ) -> Texts:
@@ -189,6 +191,8 @@ def encode_captions(
         family.free_encoders(keep_text=True)
         return LiveTexts(family)
     texts = TextCache(folder, family, warn)
+    if config.prior.method == "output":
+        captions += [kept for caption in captions for kept in kept_captions(config.prior, caption, trigger)]
     prompts = [*config.samples.prompts, config.samples.negative]
     texts.fill(captions + prompts, preparing("captions", "Encoding captions"))
     family.free_encoders()

@@ -13,6 +13,7 @@ from .contract.config import TrainConfig
 from .data import Sample
 from .families.base import Geometry, ModelFamily, TextEmbeds
 from .losses import mse
+from .prior import base_alone, kept_caption
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,16 @@ class Batch:
     embeds: list[TextEmbeds]
     geometry: list[Geometry]
 
+    def part(self, numbers: list[int], embeds: list[TextEmbeds]) -> Batch:
+        """Some of the samples, with other captions."""
+        return Batch(
+            self.clean_BCHW[numbers],
+            self.noise_BCHW[numbers],
+            self.t_B[numbers],
+            embeds,
+            [self.geometry[number] for number in numbers],
+        )
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -41,6 +52,7 @@ class Objective:
     texts: Texts
     config: TrainConfig
     device: torch.device
+    trigger: str
 
     def losses(self, samples: list[Sample]) -> Tensor:
         """(B,), float32, with gradients."""
@@ -48,7 +60,27 @@ class Objective:
         noise = self.family.noise
         target_BCHW = noise.target(batch.clean_BCHW, batch.noise_BCHW, batch.t_B)
         losses_B = mse(self.predict(batch), target_BCHW)
-        return losses_B * noise.weight(batch.t_B, self.config.loss.min_snr_gamma)
+        losses_B = losses_B * noise.weight(batch.t_B, self.config.loss.min_snr_gamma)
+        if self.config.prior.method == "output":
+            losses_B = losses_B + self.config.prior.weight * self.output_change(samples, batch)
+        return losses_B
+
+    def output_change(self, samples: list[Sample], batch: Batch) -> Tensor:
+        """How far the LoRA moves the answers to captions without the trigger, (B,); 0 for samples that
+        are not asked (``prior.share``)."""
+        captions = {
+            number: caption
+            for number, one in enumerate(samples)
+            if (caption := kept_caption(self.config.prior, one, self.trigger)) is not None
+        }
+        change_B = torch.zeros(len(samples), device=self.device)
+        if not captions:
+            return change_B
+        asked, texts = list(captions), list(captions.values())
+        with base_alone(self.model):
+            target = self.predict(batch.part(asked, self.texts.embeds(texts)))
+        losses = mse(self.predict(batch.part(asked, self.texts.embeds(texts))), target)
+        return change_B.index_put((torch.tensor(asked, device=self.device),), losses)
 
     def batch(self, samples: list[Sample]) -> Batch:
         """What is looked up and drawn for the samples."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from PIL import Image
 
@@ -43,6 +45,7 @@ class Drawings:
     report: Reporter
     requests: Asks
     autocast: Callable[[], AbstractContextManager[Any]]
+    cache: Path
 
     def due(self, step: int) -> bool:
         """Before the first step (what the base draws by itself), after the last, and every so many."""
@@ -57,23 +60,52 @@ class Drawings:
             for number, prompt in enumerate(prompts):
                 file = self.run.sample(step, number)
                 if not file.exists():
-                    with self.autocast():
-                        image = draw(
-                            self.family,
-                            self.model,
-                            self.texts,
-                            self.config.samples,
-                            prompt,
-                            number=number,
-                            size=size,
-                        )
-                    save_sample(image, file)
+                    kept = self.cache / f"{self._baseline_key(prompt, number, size)}.webp"
+                    baseline = step == 0 and not self.config.adapter.start_from
+                    if not (baseline and _copied(kept, file)):
+                        with self.autocast():
+                            image = draw(
+                                self.family,
+                                self.model,
+                                self.texts,
+                                self.config.samples,
+                                prompt,
+                                number=number,
+                                size=size,
+                            )
+                        save_sample(image, file)
+                        if baseline:
+                            save_sample(image, kept)
                 self.report.sample(step, number, prompt, file.name)
                 self.report.stage("sample", number + 1, len(prompts), "Drawing samples")
                 if self.requests.stop():
                     break
         except (RuntimeError, MemoryError, ValueError, TypeError) as error:
             self.report.warning(f"drawing samples at step {step} failed ({error}); the training goes on")
+
+    def _baseline_key(self, prompt: str, number: int, size: tuple[int, int]) -> str:
+        """Of everything that a picture by the base alone depends on: runs over one base share theirs."""
+        settings = self.config.samples
+        parts = (
+            self.family.denoiser_id(),
+            self.family.text_encoder_id(),
+            self.family.image_encoder_id(),
+            (prompt, settings.negative, number, settings.seed, size),
+            (settings.steps, settings.guidance, settings.tiling),
+            (torch.__version__, diffusers.__version__),
+        )
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _copied(source: Path, target: Path) -> bool:
+    """Whether a picture that was kept could be taken; a damaged one is drawn again."""
+    try:
+        with Image.open(source) as image:
+            image.load()
+            save_sample(image, target)
+    except (OSError, SyntaxError):
+        return False
+    return True
 
 
 def draw(

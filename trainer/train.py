@@ -121,7 +121,8 @@ def _train(
     flips = (False, True) if config.dataset.flip else (False,)
     latents.fill(root, images, flips, preparing("encode", "Encoding photos"))
     trains_text = bool(config.text_encoder_rates())
-    texts = encode_captions(config, folders.cache, family, images, report.warning, preparing)
+    trigger = frozen_trigger(run.dataset)
+    texts = encode_captions(config, folders.cache, family, images, trigger, report.warning, preparing)
 
     # The denoiser, its LoRA, and the optimizer.
     report.stage("load", 0, 0, "Loading the denoiser")
@@ -143,8 +144,9 @@ def _train(
     optimizer = accelerator.prepare(optimizer)
     for module in model.parts.values():
         module.train()
-    drawings = Drawings(run, family, model, texts, config, report, requests, accelerator.autocast)
-    objective = Objective(family, model, latents, texts, config, device)
+    baselines = folders.cache / "baselines"
+    drawings = Drawings(run, family, model, texts, config, report, requests, accelerator.autocast, baselines)
+    objective = Objective(family, model, latents, texts, config, device, trigger)
     plan = BatchPlan(images, settings.batch_size, settings.seed)
 
     def save(state: TrainState) -> None:
@@ -209,7 +211,6 @@ def _train(
     report.state("saving")
     path = run.result(config)
     weights = lora_weights(model.parts)
-    trigger = frozen_trigger(run.dataset)
     save_lora(path, weights, family, config, trigger=trigger, step=state.step, base_name=base.name)
     report.saved(state.step, path.name)
 

@@ -202,6 +202,23 @@ CASES = [
     Case(
         "checkpoints_never", {"checkpoints.every": 2000}, {"checkpoints.every": 1500}, says=("1500", "2000")
     ),
+    Case(
+        "class_has_the_trigger",
+        {"prior.method": "output", "prior.class_name": "zwx cat cat"},
+        {"prior.method": "output", "prior.class_name": "cat"},
+        says=("“zwx cat cat”", "such as cat"),
+    ),
+    Case(
+        "kept_caption_has_the_trigger",
+        {"prior.method": "output", "prior.captions": ("a dog", "a Zwx Cat")},
+        {"prior.method": "output", "prior.captions": ("a dog", "a cat")},
+    ),
+    Case("prior_settings_without_a_method", {"prior.class_name": "cat"}, {}),
+    Case(
+        "keeping_outweighs_learning",
+        {"prior.method": "output", "prior.class_name": "cat", "prior.weight": 6},
+        {"prior.method": "output", "prior.class_name": "cat", "prior.weight": 5},
+    ),
 ]
 
 

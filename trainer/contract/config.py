@@ -20,6 +20,7 @@ from .settings.dataset import DatasetSettings
 from .settings.files import CheckpointSettings, OutputSettings
 from .settings.loss import LossSettings
 from .settings.model import ModelSettings
+from .settings.prior import PriorSettings
 from .settings.samples import SampleSettings
 from .settings.section import Section
 from .settings.train import TrainSettings
@@ -42,6 +43,7 @@ class TrainConfig(Section):
     adapter: AdapterSettings = Field(default_factory=AdapterSettings)
     train: TrainSettings = Field(default_factory=TrainSettings)
     loss: LossSettings = Field(default_factory=LossSettings)
+    prior: PriorSettings = Field(default_factory=PriorSettings)
     samples: SampleSettings = Field(default_factory=SampleSettings)
     checkpoints: CheckpointSettings = Field(default_factory=CheckpointSettings)
     output: OutputSettings = Field(default_factory=OutputSettings)
@@ -62,6 +64,12 @@ class TrainConfig(Section):
             if getattr(self.train, name) and number >= len(row.trainable_text):
                 can = "only its first text encoder" if row.trainable_text else "no text encoder"
                 raise _problem(f"train.{name}", f"{row.label} can train {can}; set it to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_something_to_keep(self) -> TrainConfig:
+        if self.prior.method == "output" and not (self.prior.class_name or self.prior.captions):
+            raise _problem("prior.class_name", 'say what the subject is one of, such as "cat"')
         return self
 
     def text_encoder_rates(self) -> dict[str, float]:

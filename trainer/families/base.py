@@ -112,6 +112,10 @@ class ModelFamily(Protocol):
         """WHEN: before caching. OUT: a fingerprint of the VAE, part of the latents' cache keys."""
         ...
 
+    def denoiser_id(self) -> str:
+        """WHEN: before the baseline is drawn. OUT: a fingerprint of the frozen denoiser and its schedule."""
+        ...
+
     def text_encoder_id(self) -> str:
         """WHEN: before caching. OUT: a fingerprint of tokenizers, encoders and how they are used."""
         ...

@@ -1,0 +1,141 @@
+"""Differential output preservation: what is kept, from which captions, and that it is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainer.adapters import lora_parameters
+from trainer.assemble import assemble, open_family
+from trainer.cache import LatentCache, TextCache
+from trainer.checkpoints import load_adapter
+from trainer.contract.config import TrainConfig
+from trainer.contract.errors import ConfigError
+from trainer.contract.runs import RunFolder
+from trainer.contract.settings.prior import PriorSettings
+from trainer.data import Sample, load_frozen
+from trainer.objective import Objective
+from trainer.prior import base_alone, class_caption, kept_caption, kept_captions
+from trainer.source import resolve
+
+from .helpers import Script, recipe, train_here, weights_hash
+
+KEEP = {"method": "output", "class_name": "cat", "share": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("caption", "trigger", "expected"),
+    [
+        ("zwx cat on a sofa", "zwx cat", "cat on a sofa"),
+        ("a photo of ZWX Cat, zwx cat", "zwx cat", "a photo of cat, cat"),
+        ("party art", "art", "party cat"),
+        ("a.b on a sofa, aXb", "a.b", "cat on a sofa, aXb"),
+        ("a sofa", "zwx", "a sofa"),
+        ("a sofa", "", "a sofa"),
+    ],
+)
+def test_the_class_takes_the_place_of_the_trigger(caption: str, trigger: str, expected: str) -> None:
+    assert class_caption(caption, trigger, "cat") == expected
+
+
+def test_a_caption_without_the_trigger_is_not_kept_itself() -> None:
+    prior = PriorSettings(**KEEP, captions=("a dog",))  # type: ignore[arg-type]
+    assert kept_captions(prior, "zwx cat runs", "zwx cat") == ["cat runs", "a dog"]
+    assert kept_captions(prior, "something else", "zwx cat") == ["cat", "a dog"]
+
+
+def test_nothing_to_keep_is_refused(tiny_base: Path, photos: Path) -> None:
+    with pytest.raises(ConfigError, match="say what the subject is one of"):
+        recipe(tiny_base, photos, prior={"method": "output"})
+
+
+def objective_of(config: TrainConfig, run: RunFolder, cache: Path) -> tuple[Objective, list[Sample]]:
+    """The objective of a run that was trained, over a fresh LoRA, and a batch of its pictures."""
+    cpu = torch.device("cpu")
+    family = open_family(config, resolve("sdxl", config.model.base), cpu, torch.float32)
+    images = load_frozen(run.dataset)
+    latents, texts = LatentCache(cache, family, pytest.fail), TextCache(cache, family, pytest.fail)
+    latents.fill(Path(config.dataset.path), images, (False,), lambda done, total: None)
+    captions = [image.caption for image in images]
+    captions += [kept for one in captions for kept in kept_captions(config.prior, one, "zwx")]
+    texts.fill(captions, lambda done, total: None)
+    model = assemble(family, config, run.path)
+    samples = [Sample(image, 0, 0, 3) for image in images if image.bucket == images[0].bucket]
+    return Objective(family, model, latents, texts, config, cpu, "zwx"), samples
+
+
+def test_what_the_lora_changes_is_what_counts(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
+    config = recipe(tiny_base, photos, dataset={"trigger": "zwx"}, prior=KEEP)
+    run = RunFolder(tmp_path / "runs" / "one")
+    run.create(config)
+    assert train_here(run)
+    objective, samples = objective_of(config, run, tmp_path / "cache")
+    batch = objective.batch(samples)
+    change = objective.output_change(samples, batch)
+    assert change.abs().max() == 0, "a fresh LoRA changes nothing"
+    parameters = lora_parameters(objective.model.parts)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.1)
+    change = objective.output_change(samples, batch)
+    kept = objective.texts.embeds([kept_caption(config.prior, one, "zwx") or "" for one in samples])
+    shown = batch.part([*range(len(samples))], kept)
+    with torch.no_grad():
+        with_lora = objective.predict(shown)
+        with base_alone(objective.model):
+            without = objective.predict(shown)
+    assert torch.allclose(change, (with_lora - without).square().mean(dim=(1, 2, 3)), atol=1e-6)
+    assert change.min() > 0 and change.requires_grad
+    assert all(parameter.requires_grad for parameter in parameters.values())
+    half = objective.config.model_copy(update={"prior": PriorSettings(**{**KEEP, "share": 0.5})})  # type: ignore[arg-type]
+    some = Objective(
+        objective.family,
+        objective.model,
+        objective.latents,
+        objective.texts,
+        half,
+        objective.device,
+        "zwx",
+    ).output_change(samples, batch)
+    asked = torch.tensor([one.uniform("prior") < 0.5 for one in samples])
+    assert torch.allclose(some, torch.where(asked, change, 0), atol=1e-6)
+
+
+def drift(tiny_base: Path, photos: Path, folder: Path, **prior: Any) -> float:
+    """How far a trained LoRA moves the answers to the class from the base's."""
+    more = {
+        "dataset": {"trigger": "zwx"},
+        "prior": {**KEEP, **prior},
+        "samples": {"prompts": []},
+        "train": {"steps": 30, "learning_rate": 1e-2, "text_encoder_lr": 1e-2},
+    }
+    config = recipe(tiny_base, photos, **more)
+    run = RunFolder(folder / "runs" / "one")
+    run.create(config)
+    assert train_here(run)
+    objective, samples = objective_of(config, run, folder / "cache")
+    load_adapter(run.checkpoint(30), objective.model.parameters())
+    with torch.no_grad():
+        return objective.output_change(samples, objective.batch(samples)).mean().item()
+
+
+def test_the_class_stays_nearer_to_the_base(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
+    free = drift(tiny_base, photos, tmp_path / "free", weight=0)
+    kept = drift(tiny_base, photos, tmp_path / "kept", weight=5)
+    assert kept < 0.5 * free
+
+
+def test_resume_is_exact(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
+    prior = {**KEEP, "captions": ["a dog"], "share": 0.6}
+    config = recipe(tiny_base, photos, dataset={"trigger": "zwx"}, prior=prior, adapter={"dropout": 0.1})
+    whole, broken = RunFolder(tmp_path / "runs" / "whole"), RunFolder(tmp_path / "runs" / "broken")
+    for run in (whole, broken):
+        run.create(config)
+    assert train_here(whole)
+    assert not train_here(broken, Script(broken, "stop", 4))
+    assert train_here(broken)
+    assert weights_hash(whole, 8) == weights_hash(broken, 8)

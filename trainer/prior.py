@@ -1,0 +1,61 @@
+"""Differential output preservation: the base's own answer as the target of captions without the trigger.
+
+The idea is ai-toolkit's ("DOP") and OneTrainer's ("prior prediction"): what the LoRA makes of a photo with
+the class in the trigger's place is held to what the base makes of it. No pictures are needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from .adapters import trained_off
+from .assemble import Model
+from .contract.settings.prior import PriorSettings
+from .data import Sample
+
+
+def class_caption(caption: str, trigger: str, class_name: str) -> str:
+    """The caption with the class wherever the trigger was, in whatever case; without it, the same caption.
+
+    >>> class_caption("Zwx cat on a sofa", "zwx cat", "cat")
+    'cat on a sofa'
+    """
+    if not trigger:
+        return caption
+    # Whole words: the trigger "art" is not in "party".
+    pattern = rf"(?<!\w){re.escape(trigger)}(?!\w)"
+    return re.sub(pattern, lambda match: class_name, caption, flags=re.IGNORECASE)
+
+
+def kept_captions(prior: PriorSettings, caption: str, trigger: str) -> list[str]:
+    """What a photo with this caption may be shown with the second time.
+
+    A caption without the trigger is not kept itself, which the LoRA is to learn: the bare class is.
+    """
+    named = class_caption(caption, trigger, prior.class_name) if prior.class_name else ""
+    if named == caption:
+        named = prior.class_name
+    return [*([named] if named else []), *prior.captions]
+
+
+def kept_caption(prior: PriorSettings, sample: Sample, trigger: str) -> str | None:
+    """That of one look at a photo; None where it is not shown a second time (``prior.share``)."""
+    if sample.uniform("prior") >= prior.share:
+        return None
+    choices = kept_captions(prior, sample.image.caption, trigger)
+    return choices[int(sample.uniform("prior caption") * len(choices))]
+
+
+@contextmanager
+def base_alone(model: Model) -> Iterator[None]:
+    """Inside this block every part behaves as if it had no LoRA, and no gradient flows."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(model.drawing())
+        for module in model.parts.values():
+            stack.enter_context(trained_off(module))
+        yield
