@@ -13,15 +13,17 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
-from trainer.contract.config import TrainConfig
+from trainer.contract.config import TrainConfig, go_with_family
 from trainer.contract.errors import ConfigError
+from trainer.contract.families import CATALOGUE
 from trainer.contract.fields import RECORDS, SECTIONS, Record, flatten, nest, parse
 from trainer.contract.lint import Finding
 
@@ -92,19 +94,23 @@ def read(raw: Mapping[str, Any], config: TrainConfig | None = None) -> TrainConf
 
 def read_what_is_right(raw: Mapping[str, Any], config: TrainConfig) -> tuple[TrainConfig, dict[str, str]]:
     """Like :func:`read`, but wrong settings keep their value of ``config``: (recipe, sentences)."""
-    try:
-        return read(raw, config), {}
-    except ConfigError as error:
-        problems = error.problems
-        good = {path: value for path, value in raw.items() if path not in problems}
-    try:
-        return read(good, config), problems
-    except ConfigError:  # their value of ``config`` does not go with the others either
-        return read(good, with_values(config, _defaults(problems))), problems
+    return _what_is_right({path: typed(RECORDS[path], value) for path, value in raw.items()}, config)
 
 
-def _defaults(paths: Iterable[str]) -> dict[str, Any]:
-    return {path: RECORDS[path].default for path in paths if path in RECORDS}
+def _what_is_right(values: Mapping[str, Any], config: TrainConfig) -> tuple[TrainConfig, dict[str, str]]:
+    """:func:`with_values` of the right ones. One whose old value is not right either gets its default."""
+    before = flatten(config)
+    after = {**before, **values}
+    problems: dict[str, str] = {}
+    while True:
+        try:
+            return parse(nest(after)), problems
+        except ConfigError as error:
+            for path, sentence in error.problems.items():
+                if path not in RECORDS or (path in problems and after[path] == RECORDS[path].default):
+                    raise
+                after[path] = RECORDS[path].default if path in problems else before[path]
+                problems.setdefault(path, sentence)
 
 
 def with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
@@ -112,34 +118,60 @@ def with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     return parse(nest({**flatten(config), **values}))
 
 
+def put_in(config: TrainConfig, values: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, str]]:
+    """Like :func:`with_values`, and {setting: why} of what a family among the values cannot have."""
+    try:
+        return with_values(config, values), {}
+    except ConfigError:
+        others = {path: value for path, value in values.items() if path != "model.family"}
+        family = values.get("model.family")
+        if family not in CATALOGUE or family == config.model.family:
+            raise
+        return go_with_family(with_values(config, others), family)
+
+
 @dataclass(frozen=True)
 class Merged:
     """A form's values put into the draft on disk.
 
     ``known`` is what the form and the disk agreed on last, for the next merge; ``elsewhere`` has the
-    settings that somebody else changed since, and that the form still shows as they were.
+    settings that somebody else changed since, and that the form still shows as they were; ``settled`` those
+    that the family that was chosen cannot have, with the reason: the form still shows them as they were.
     """
 
     config: TrainConfig
     problems: dict[str, str]
     known: dict[str, Any]
     elsewhere: dict[str, Any]
+    settled: dict[str, str] = field(default_factory=dict)
 
 
 def merge_typed(raw: Mapping[str, Any], known: Mapping[str, Any], disk: TrainConfig) -> Merged:
     """Write into ``disk`` only what was typed since ``known``: another tab may have changed the rest."""
     before = with_values(disk, known)
     typed_in, problems = read_what_is_right(raw, before)
+    settled: dict[str, str] = {}
+    family = raw.get("model.family", before.model.family)
+    if problems and family != before.model.family:
+        # What the chosen family cannot have was not typed just now, and need not be put right by hand.
+        others = {path: value for path, value in raw.items() if path != "model.family"}
+        right, wrong = read_what_is_right(others, before)
+        with suppress(ConfigError):
+            typed_in, settled = go_with_family(right, family)
+            problems = wrong
     was, now, there = flatten(before), flatten(typed_in), flatten(disk)
     mine = {path: now[path] for path in raw if now[path] != was[path]}
     try:
-        config = with_values(disk, mine)
-    except ConfigError as error:  # right by itself, but not beside what the other tab changed
-        problems = {**problems, **error.problems}
+        config, more = put_in(disk, mine)
+        settled |= more
+    except ConfigError:  # right by itself, but not beside what the other tab changed
+        config, more = _what_is_right(mine, disk)
+        problems = {**problems, **more}
         mine = {path: value for path, value in mine.items() if path not in problems}
-        config = with_values(disk, {**mine, **_defaults(error.problems)})
+    kept = flatten(config)
+    mine |= {path: kept[path] for path in settled}
     elsewhere = {path: there[path] for path in raw if there[path] != was[path] and path not in mine}
-    return Merged(config, problems, {**was, **mine}, elsewhere)
+    return Merged(config, problems, {**was, **mine}, elsewhere, settled)
 
 
 def known_settings(text: str) -> dict[str, Any]:
@@ -152,13 +184,33 @@ def known_settings(text: str) -> dict[str, Any]:
     return {path: known[path] for path in RECORDS if path in known}
 
 
+def known_text(known: Mapping[str, Any], settled: Mapping[str, str]) -> str:
+    """``Merged.known`` as JSON, with what was settled for the family, which stays said."""
+    return json.dumps({**known, "settled": settled})
+
+
+def settled_before(text: str, config: TrainConfig) -> dict[str, str]:
+    """What :func:`known_text` said was settled, as far as it still holds."""
+    values = flatten(config)
+    try:
+        told = json.loads(text)
+        if told["model.family"] != config.model.family:
+            return {}
+        rows = {str(path): str(why) for path, why in told["settled"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}
+    return {
+        path: why for path, why in rows.items() if path in RECORDS and values[path] == RECORDS[path].default
+    }
+
+
 def elsewhere_findings(elsewhere: Mapping[str, Any]) -> list[Finding]:
     """What stands beside settings that were changed in another tab: the value, and a button that shows it."""
     return [
         Finding(
             "warning",
             path,
-            f"Changed in another tab to {_cut(_in_a_line(RECORDS[path], value))}.",
+            f"Changed in another tab to {_cut(in_a_line(RECORDS[path], value))}.",
             {path: value},
             "Show it here",
         )
@@ -252,8 +304,7 @@ class Form:
         reference: TrainConfig | None,
     ) -> dict[Component, str]:
         """The line below every widget: what is wrong, what the linter says, how to go back to the preset."""
-        values = flatten(config)
-        usual = flatten(reference) if reference else values
+        usual = {path: value for path, value in _ways_back(config, reference).items() if path not in problems}
         by_field: dict[str, list[Finding]] = {}
         for finding in findings:
             by_field.setdefault(finding.field, []).append(finding)
@@ -262,10 +313,23 @@ class Form:
                 field.record,
                 problems.get(path),
                 by_field.get(path, ()),
-                usual[path] if usual[path] != values[path] else ...,
+                usual.get(path, ...),
             )
             for path, field in self.fields.items()
         }
+
+
+def _ways_back(config: TrainConfig, reference: TrainConfig | None) -> dict[str, Any]:
+    """The preset's value of each setting that differs from it, where it goes with the others."""
+    if reference is None:
+        return {}
+    values, back = flatten(config), {}
+    for path, value in flatten(reference).items():
+        if value != values[path]:
+            with suppress(ConfigError):
+                with_values(config, {path: value})
+                back[path] = value
+    return back
 
 
 def note_html(record: Record, problem: str | None, findings: Iterable[Finding], usual: Any = ...) -> str:
@@ -276,7 +340,7 @@ def note_html(record: Record, problem: str | None, findings: Iterable[Finding], 
         parts.append(f'<p class="say error" role="alert">{html.escape(sentence)}</p>')
     parts += [finding_html(finding) for finding in findings]
     if usual is not ...:
-        text = _in_a_line(record, usual)
+        text = in_a_line(record, usual)
         short = _cut(text)
         parts.append(
             f'<button type="button" class="reset" {set_attribute({record.path: usual})} '
@@ -286,7 +350,7 @@ def note_html(record: Record, problem: str | None, findings: Iterable[Finding], 
     return "".join(parts)
 
 
-def _in_a_line(record: Record, value: Any) -> str:
+def in_a_line(record: Record, value: Any) -> str:
     if record.kind == "switch":
         return "on" if value else "off"
     return str(shown(record, value)).replace("\n", " · ") or "empty"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset_tools.captions import missing_trigger
-from trainer.contract.config import TEXT_RATES, TrainConfig
+from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError, UserError
 from trainer.contract.families import CATALOGUE, DEMO_BASE, family_of, known_base
 from trainer.contract.fields import dump_recipe, flatten, merge, parse, read_tables, to_tables
@@ -156,16 +156,6 @@ def with_family(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by dotted name, with the family of a base from the catalogue."""
     family = family_of(str(values.get("model.base", "")).strip())
     return {**values, "model.family": family} if family else dict(values)
-
-
-def for_family(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that are put in, with what another family cannot have switched off."""
-    values = with_family(values)
-    if "model.family" in values:
-        row = CATALOGUE.get(str(values["model.family"]))
-        untrainable = TEXT_RATES[len(row.trainable_text) if row else 0 :]
-        values |= {f"train.{name}": 0.0 for name in untrainable}
-    return values
 
 
 def about_base(config: TrainConfig) -> list[Line]:

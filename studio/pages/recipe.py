@@ -7,10 +7,10 @@ Buttons inside our own HTML (presets, fixes, "back to the preset") reach Python 
 from __future__ import annotations
 
 import html
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from secrets import token_hex
+from time import monotonic
 from typing import Any
 
 import gradio as gr
@@ -22,10 +22,13 @@ from studio.form import (
     build_form,
     elsewhere_findings,
     finding_html,
+    in_a_line,
     known_settings,
+    known_text,
     merge_typed,
+    put_in,
     set_attribute,
-    with_values,
+    settled_before,
 )
 from studio.machine import Gpu
 from studio.projects import Project
@@ -36,7 +39,6 @@ from studio.recipes import (
     choose_preset,
     draft,
     export_text,
-    for_family,
     import_recipe,
     keep_draft,
     verdict,
@@ -54,6 +56,9 @@ from . import Message, Page, project_of, served, shows_errors
 
 HIDDEN = ("dataset.path", "dataset.trigger", "model.family")
 """Settings that this page does not ask for: they follow from the project and from the base model."""
+
+PATIENCE = 20.0
+"""Seconds after which a form that was to be replaced is taken to be in use still: the answer was lost."""
 
 
 def base_widget(record: Record, options: dict[str, Any]) -> gr.Dropdown:
@@ -101,31 +106,43 @@ def build(studio: Studio, project_id: Any) -> Page:
     shown = [cards, summary, start, *form.notes, known]
     outputs = [opening, *form.widgets, *shown, answer, opened]
 
-    def judged(project: Project, merged: Merged) -> dict[Any, Any]:
-        """Everything on the page but the widgets."""
+    def judged(project: Project, merged: Merged, told: Mapping[str, str]) -> dict[Any, Any]:
+        """Everything on the page but the widgets; ``told`` is what was settled for the family."""
         config, problems = merged.config, merged.problems
         judgement = verdict(project, config, presets, gpu.state())
         findings = [*elsewhere_findings(merged.elsewhere), *judgement.findings]
         notes = form.annotated(config, problems, findings, judgement.reference)
-        notes[form.fields["model.base"].note] += base_html(config)
+        notes[form.fields["model.base"].note] += settled_html(config, told) + base_html(config)
         return {
             cards: cards_html(presets, judgement, project.damaged_recipe),
             summary: summary_html(config, judgement, problems, form),
             start: gr.update(interactive=not problems and not judgement.blockers),
-            known: json.dumps(merged.known),
+            known: known_text(merged.known, told),
             **notes,
         }
 
     def page_of(project: Project, config: TrainConfig) -> dict[Any, Any]:
         mark = f"{project.id} {token_hex(4)}"
         merged = Merged(config, {}, flatten(config), {})
-        return {opening: mark, **form.filled(config), **judged(project, merged), answer: "", opened: mark}
+        return {opening: mark, **form.filled(config), **judged(project, merged, {}), answer: "", opened: mark}
+
+    # Marks of forms that a preset or a file has just replaced, and when. What was typed into one of them
+    # milliseconds before may come in later than that, and must not be written over it.
+    replaced: dict[str, float] = {}
+
+    def replace_form(mark: str, project: Project, config: TrainConfig) -> dict[Any, Any]:
+        for old in [old for old, when in replaced.items() if monotonic() - when > PATIENCE]:
+            del replaced[old]
+        replaced[mark] = monotonic()
+        return page_of(project, config)
 
     def is_whole(data: dict[Any, Any]) -> bool:
-        return bool(data[opened]) and data[opened] == data[opening]
+        mark = data[opened]
+        there = bool(mark) and mark == data[opening]
+        return there and monotonic() - replaced.get(mark, -PATIENCE) >= PATIENCE
 
-    def take_in(data: dict[Any, Any]) -> tuple[Project, Merged]:
-        """Keep what was typed as the draft."""
+    def take_in(data: dict[Any, Any]) -> tuple[Project, Merged, dict[str, str]]:
+        """Keep what was typed as the draft; with them, what :func:`judged` is told."""
         if not is_whole(data):
             raise UserError("The recipe is just being opened; try again in a moment.")
         project = studio.workspace.project(data[opened].split()[0])
@@ -137,38 +154,47 @@ def build(studio: Studio, project_id: Any) -> Page:
                 project.save_config(merged.config)
                 if project.damaged_recipe == told:  # and not found damaged just now
                     project.set_damaged_recipe("")
-        return project, merged
+        return project, merged, {**settled_before(data[known], merged.config), **merged.settled}
 
     @shows_errors
     def check(data: dict[Any, Any]) -> Any:
         """Something was typed: keep what is right, and say what is not."""
-        return judged(*take_in(data)) if is_whole(data) else gr.skip()
+        if not is_whole(data):
+            return gr.skip()
+        project, merged, told = take_in(data)
+        values = flatten(merged.config)
+        settled = {path: values[path] for path in merged.settled}
+        return {**judged(project, merged, told), **form.patched(settled)}
 
     @shows_errors
     def press(data: dict[Any, Any], event: gr.EventData) -> dict[Any, Any]:
         """A preset, or a button that puts settings in."""
         message = event._data or {}
         with changing:
-            project, merged = take_in(data)
+            project, merged, told = take_in(data)
             if key := message.get("preset"):
-                return page_of(project, choose_preset(project, merged.config, presets, str(key)))
+                config = choose_preset(project, merged.config, presets, str(key))
+                return replace_form(data[opened], project, config)
             settable = {*form.fields, "model.family"}
             given = {path: value for path, value in (message.get("set") or {}).items() if path in settable}
-            values = for_family(given)
-            config = with_values(merged.config, values)
+            values = with_family(given)
+            config, settled = put_in(merged.config, values)
             keep_draft(project, config)
+        kept = flatten(config)
+        values = {path: kept[path] for path in {**values, **settled}}
         merged = Merged(
             config,
             {path: text for path, text in merged.problems.items() if path not in values},
             {**merged.known, **values},
             {path: value for path, value in merged.elsewhere.items() if path not in values},
         )
-        return {**form.patched(values), **judged(project, merged)}
+        told = {path: why for path, why in {**told, **settled}.items() if path not in given}
+        return {**form.patched(values), **judged(project, merged, told)}
 
     def launch(data: dict[Any, Any]) -> dict[Any, Any]:
         """Start. What is in the way is said below the button, where one is looking."""
         try:
-            project, merged = take_in(data)
+            project, merged, _ = take_in(data)
             if merged.problems:
                 raise UserError("Correct the settings marked in red first.")
             if merged.elsewhere:
@@ -187,7 +213,7 @@ def build(studio: Studio, project_id: Any) -> Page:
         except UserError as error:
             return {answer: notice_html(str(error), "bad")}
         imported = notice_html("Imported. Photos and trigger word of this project stay as they are.", "good")
-        return {**page_of(target, config), answer: imported}
+        return {**replace_form(mark, target, config), answer: imported}
 
     def refresh(project: str) -> list[Any]:
         opened = studio.workspace.project(project)
@@ -202,7 +228,7 @@ def build(studio: Studio, project_id: Any) -> Page:
         form.changes,
         check,
         inputs,
-        shown,
+        [*form.widgets, *shown],
         trigger_mode="always_last",
         **quiet,
     )
@@ -261,6 +287,16 @@ def cards_html(presets: list[Preset], judgement: Verdict, damaged: str = "") -> 
         "warn",
     )
     return f'{lost}<div class="presets">{"".join(cards)}</div><p class="preset-line">{line}</p>'
+
+
+def settled_html(config: TrainConfig, settled: Mapping[str, str]) -> str:
+    """What choosing the family changed: as little as it could, and said."""
+    values = flatten(config)
+    lines = [
+        f"{RECORDS[path].label} was set to {in_a_line(RECORDS[path], values[path])}: {why}."
+        for path, why in settled.items()
+    ]
+    return "".join(f'<p class="say hint" role="status">{html.escape(line)}</p>' for line in lines)
 
 
 def base_html(config: TrainConfig) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trainer.contract.config import TrainConfig
+from trainer.contract.config import TrainConfig, go_with_family
 from trainer.contract.errors import ConfigError
 from trainer.contract.families import CATALOGUE
 from trainer.contract.fields import (
@@ -273,3 +273,14 @@ def test_every_setting_explains_itself() -> None:
     for record in RECORDS.values():
         assert record.label and len(record.help) > 20, record.path
         assert record.help[-1] == ".", record.path
+
+
+def test_another_family_leaves_out_what_it_cannot_have() -> None:
+    config = parse({"train": {"text_encoder_lr": 1e-4, "text_encoder_2_lr": 1e-4, "steps": 7}})
+    other, said = go_with_family(config, "flux")
+    assert (other.model.family, other.train.steps) == ("flux", 7)
+    assert (other.train.text_encoder_lr, other.train.text_encoder_2_lr) == (0, 0)
+    assert said["train.text_encoder_2_lr"] == "FLUX.1 can train no text encoder"
+    first_only, said = go_with_family(config, "sd15")
+    assert first_only.train.text_encoder_lr == 1e-4 and list(said) == ["train.text_encoder_2_lr"]
+    assert go_with_family(config, "sdxl") == (config, {})

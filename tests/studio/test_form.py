@@ -119,6 +119,13 @@ def test_wrong_settings_keep_the_others() -> None:
     assert config.train.warmup == before.train.warmup
 
 
+def test_several_settings_that_do_not_go_with_the_others_are_all_told() -> None:
+    before = parse({"train": {"text_encoder_lr": 1e-4, "text_encoder_2_lr": 1e-4}})
+    config, problems = read_what_is_right({"model.family": "flux", "train.seed": "7"}, before)
+    assert set(problems) == {"train.text_encoder_lr", "train.text_encoder_2_lr"}
+    assert (config.model.family, config.train.seed, config.train.text_encoder_lr) == ("flux", 7, 0)
+
+
 def test_sentences_land_below_their_field_with_its_name() -> None:
     form = made()
     config, problems = read_what_is_right({"train.learning_rate": "fast"}, TrainConfig())

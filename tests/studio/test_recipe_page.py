@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import pytest
 from running import functions_of
 
 from studio.context import Studio
-from studio.form import merge_typed
+from studio.form import Form, build_form, merge_typed
 from studio.pages import recipe
 from studio.projects import Project
 from studio.recipes import draft, export_text, import_recipe, rename_trigger, verdict
@@ -356,18 +358,78 @@ def test_a_base_that_is_typed_keeps_the_family_and_offers_others(page: RecipePag
     assert project.config().model.family == "sd15"
 
 
-def test_a_setting_that_the_new_family_cannot_have_is_told(page: RecipePage, project: Project) -> None:
-    page.call("check", train_text_encoder_2_lr="1e-5")
-    assert project.config().train.text_encoder_2_lr == 1e-5
-    page.call("check", model_base=DEV)
-    assert "FLUX.1 can train no text encoder; set it to 0" in page.note("train-text-encoder-2-lr")
-    assert page.shows("start")["interactive"] is False
-    page.call("check", train_text_encoder_2_lr="0")
+def test_what_the_new_family_cannot_have_is_settled_and_said(page: RecipePage, project: Project) -> None:
+    """Nobody has to look for a setting that they never saw before it can start."""
+    page.call("check", train_text_encoder_lr="1e-3", train_text_encoder_2_lr="5e-4")
+    page.call("check", model_base=DEV, train_steps="77")
+    train = project.config().train
+    assert (train.text_encoder_lr, train.text_encoder_2_lr, train.steps) == (0, 0, 77)
+    assert (page.shows("train-text-encoder-lr"), page.shows("train-text-encoder-2-lr")) == ("0", "0")
     assert page.shows("start")["interactive"] is True and project.config().model.family == "flux"
+    why = "FLUX.1 can train no text encoder."
+    assert f"Text encoder learning rate was set to 0: {why}" in page.note("model-base")
+    page.call("check", train_seed="5")
+    assert f"Second text encoder's was set to 0: {why}" in page.note("model-base"), "it stays said"
     page.call("check", model_base="demo", train_text_encoder_2_lr="1e-5")
-    page.call("press", event={"set": {"model.base": DEV}})  # a button switches it off by itself
-    assert page.shows("train-text-encoder-2-lr") == "0"
-    assert project.config().model.family == "flux"
+    assert project.config().train.text_encoder_2_lr == 1e-5 and why not in page.note("model-base")
+    page.call("press", event={"set": {"model.base": DEV}})
+    assert page.shows("train-text-encoder-2-lr") == "0" and why in page.note("model-base")
+
+
+def test_what_is_typed_against_the_family_is_told(page: RecipePage, project: Project) -> None:
+    page.call("check", model_base=DEV)
+    page.call("check", train_text_encoder_lr="1e-5")
+    assert "FLUX.1 can train no text encoder; set it to 0" in page.note("train-text-encoder-lr")
+    assert page.shows("start")["interactive"] is False and page.shows("train-text-encoder-lr") == "1e-5"
+    page.call("check", train_text_encoder_lr="0")
+    assert page.shows("start")["interactive"] is True
+
+
+def test_every_preset_leads_to_every_base(page: RecipePage, project: Project) -> None:
+    """Whatever a preset sets, choosing a base after it leaves nothing that cannot be."""
+    for preset in PRESETS:
+        for base in ("demo", *(row.bases[-1].id for row in CATALOGUE.values())):
+            page.call("press", event={"preset": preset.key})
+            page.call("check", model_base=base)
+            assert "cannot" not in str(page.shows("summary")), (preset.key, base)
+            assert page.shows("start")["interactive"] is True and project.config().model.base == base
+
+
+def test_the_way_back_to_a_value_that_cannot_be_is_not_offered(page: RecipePage, project: Project) -> None:
+    reference = parse({"train": {"text_encoder_lr": 1e-3, "steps": 5}})
+    form, config = recipe_form(), parse({"model": {"family": "flux", "base": DEV}})
+    notes = form.annotated(config, {}, [], reference)
+    assert "reset" in notes[form.fields["train.steps"].note]
+    assert "reset" not in notes[form.fields["train.text_encoder_lr"].note]
+
+
+def recipe_form() -> Form:
+    with gr.Blocks():
+        return build_form()
+
+
+def test_what_was_typed_just_before_a_preset_does_not_come_back(page: RecipePage, project: Project) -> None:
+    """The check of the last keys is on its way while the preset is chosen, and comes in after it."""
+    late = RecipePage.__new__(RecipePage)
+    late.__dict__ = {**page.__dict__, "values": dict(page.values)}
+    page.call("press", event={"preset": "sdxl-style"}, train_steps="77")
+    chosen = project.config()
+    late.call("check", train_steps="778")
+    assert project.config() == chosen
+    page.call("check", train_seed="9")
+    assert project.config().train.seed == 9 and "another tab" not in page.note("train-steps")
+
+
+def test_a_form_whose_replacement_never_came_is_used_again(
+    page: RecipePage, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = RecipePage.__new__(RecipePage)
+    late.__dict__ = {**page.__dict__, "values": dict(page.values)}
+    page.call("press", event={"preset": "sdxl-style"})
+    now = time.monotonic()
+    monkeypatch.setattr(recipe, "monotonic", lambda: now + recipe.PATIENCE + 1)
+    late.call("check", train_seed="778")
+    assert project.config().train.seed == 778
 
 
 def test_every_base_of_the_catalogue_can_be_chosen(page: RecipePage, project: Project) -> None:

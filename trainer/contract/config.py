@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from .errors import ConfigError
 from .families import CATALOGUE
 from .settings.adapter import AdapterSettings
 from .settings.captions import CaptionSettings
@@ -77,3 +78,28 @@ class TrainConfig(Section):
         trainable = CATALOGUE[self.model.family].trainable_text
         rates = [getattr(self.train, name) for name in TEXT_RATES]
         return {part: rate for part, rate in zip(trainable, rates, strict=False) if rate}
+
+
+def go_with_family(config: TrainConfig, family: str) -> tuple[TrainConfig, dict[str, str]]:
+    """The recipe for another family, and {setting: why} of what this one cannot have.
+
+    Such a setting gets its default. Raises ConfigError where that does not help either.
+    """
+    tables = config.model_dump()
+    tables["model"]["family"] = family
+    said: dict[str, str] = {}
+    while True:
+        try:
+            return TrainConfig.model_validate(tables), said
+        except ValidationError as error:
+            refused = [one["ctx"] for one in error.errors() if one["type"] == "together"]
+            if not refused:
+                raise
+            if still := [one for one in refused if one["setting"] in said]:
+                raise ConfigError(
+                    {one["setting"]: "{setting}: {sentence}".format(**one) for one in still}
+                ) from None
+        for one in refused:
+            section, _, name = one["setting"].partition(".")
+            tables[section][name] = getattr(getattr(TrainConfig(), section), name)
+            said[one["setting"]] = one["sentence"].partition("; ")[0]
