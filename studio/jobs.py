@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import RunError, UserError
-from trainer.contract.files import read_json, write_json
+from trainer.contract.files import read_json, seen_from, write_json
 from trainer.contract.plan import Machine, estimate
 from trainer.contract.runs import RunFolder, Status, launch_record, new_run_id
 
@@ -77,9 +77,16 @@ class Supervisor:
             check_disk(self.workspace, config)
             run = RunFolder(self.workspace.runs / new_run_id(config.output.name))
             # Relative to the run folder: the recipe tells no user names, and the workspace may move.
-            folder = os.path.relpath(project.root, run.path)
-            section = {"path": Path(folder).as_posix(), "trigger": project.dataset().trigger}
-            dataset = config.dataset.model_copy(update=section)
+            dataset = config.dataset.model_copy(
+                update={
+                    "path": seen_from(run.path, project.root),
+                    "trigger": project.dataset().trigger,
+                    "subsets": tuple(
+                        one.model_copy(update={"path": seen_from(run.path, project.folder(one.path))})
+                        for one in config.dataset.subsets
+                    ),
+                }
+            )
             try:
                 run.create(config.model_copy(update={"dataset": dataset}))
                 self._launch(run, ["train", str(run.recipe), "--run-dir", str(run.path)])

@@ -205,6 +205,10 @@ class Project:
         native = base.resolution if base else CATALOGUE[config.model.family].resolution
         return config.dataset.resolution or native
 
+    def folder(self, path: str) -> Path:
+        """The folder that a path in the draft means: "../mia" is the project of that id."""
+        return (self.root / Path(path).expanduser()).resolve()
+
     def runs(self) -> list[RunFolder]:
         """This project's runs, newest first."""
         return [run for run in self.workspace.list_runs() if self.workspace.project_of(run) == self.id]

@@ -120,13 +120,17 @@ def _absolute(config: TrainConfig, beside: Path) -> TrainConfig:
     """The recipe with paths that hold wherever it lies; relative ones are looked up beside it first."""
     from .source import local_path
 
+    def folder(text: str, setting: str) -> str:
+        found = local_path(text, beside)
+        if found is None or not found.is_dir():
+            wrong = "is no folder" if found else "does not exist"
+            raise ConfigError({setting: f"{setting} = {text!r} {wrong}; name the folder of photos"})
+        return str(found)
+
     tables = to_tables(config)
-    dataset = local_path(config.dataset.path, beside)
-    if dataset is None or not dataset.is_dir():
-        wrong = "is no folder" if dataset else "does not exist"
-        sentence = f"dataset.path = {config.dataset.path!r} {wrong}; name the folder of photos"
-        raise ConfigError({"dataset.path": sentence})
-    tables["dataset"]["path"] = str(dataset)
+    tables["dataset"]["path"] = folder(config.dataset.path, "dataset.path")
+    for table in tables["dataset"]["subsets"]:
+        table["path"] = folder(table["path"], "dataset.subsets.path")
     for section, field in (
         ("model", "base"),
         ("model", "vae"),

@@ -72,7 +72,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 def pixels_of(root: Path, image: TrainImage, flip: bool = False) -> Tensor:
     """The training crop of a picture: (3, H, W) in [-1, 1]. Raises ImageError."""
     assert image.bucket and image.crop
-    opened = open_image(root / image.file, name=image.original_name)
+    opened = open_image(image.path(root), name=image.original_name)
     pixels_HWC = np.asarray(render_crop(opened.image, image.crop, image.bucket), dtype=np.float32)
     pixels_CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1) / 127.5 - 1
     return pixels_CHW.flip(-1) if flip else pixels_CHW
@@ -105,7 +105,7 @@ class LatentCache:
                         "nan",
                     )
                 cached = {"latents": latents}
-                if hashlib.sha256((root / image.file).read_bytes()).hexdigest() == image.sha256:
+                if hashlib.sha256(image.path(root).read_bytes()).hexdigest() == image.sha256:
                     _write(file, cached)
                 else:  # kept under this key, it would pass for the picture that it replaced
                     self._warn(

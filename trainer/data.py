@@ -11,21 +11,23 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dataset_tools.crop import crop_dataset, fit_to_resolution
-from dataset_tools.dataset import DatasetError, ImageRecord
+from dataset_tools.dataset import DatasetError
 from dataset_tools.folder import load_photos
 from dataset_tools.models import ensure_face_model
 
+from .concepts import Concept, TrainImage, balanced, concepts_of, id_in
 from .contract.config import TrainConfig
-from .contract.files import read_json, write_json
+from .contract.files import read_json, seen_from, write_json
 from .contract.runs import RunFolder
 from .contract.settings.dataset import DatasetSettings
 from .contract.sizes import bucket_step, rounded
-from .families.base import Geometry, ModelFamily
+from .families.base import ModelFamily
 
 Progress = Callable[[int, int], None]
 """done, total"""
@@ -41,24 +43,11 @@ def _unheard(sentence: str) -> None:
     pass
 
 
-class TrainImage(ImageRecord):
-    """A picture as a run froze it: with its caption, bucket and crop."""
+class Frozen(NamedTuple):
+    """The pictures of one folder, and the trigger word that holds for them."""
 
-    caption: str
-
-    def geometry(self, flip: bool = False) -> Geometry:
-        """Sizes and crop as the model is told them; see :class:`Geometry`. Mirroring swaps the margins."""
-        assert self.bucket and self.crop
-        width, height = self.bucket
-        left, top, right, _ = self.crop
-        scale = min(1.0, width / (right - left))
-        if flip:
-            left = self.width - right
-        return Geometry(
-            original=(round(self.height * scale), round(self.width * scale)),
-            crop=(round(top * scale), round(left * scale)),
-            target=(height, width),
-        )
+    trigger: str
+    images: tuple[TrainImage, ...]
 
 
 def freeze_dataset(
@@ -69,16 +58,50 @@ def freeze_dataset(
     models: Path,
     stages: Stages = _unwatched,
     notify: Callable[[str], None] = _unheard,
+    beside: Path = Path(),
 ) -> tuple[TrainImage, ...]:
-    """The pictures of a folder as this run will see them: in buckets of ``resolution``, with captions.
+    """The pictures of a recipe as this run will see them: in buckets of ``resolution``, with captions.
 
-    ``root`` is a project (has dataset.json; its crops are kept) or a plain folder of pictures with
-    sidecar captions (crops are chosen now, with the face detector in ``models``). ``notify`` is told
-    what was left out, and where there is no detector. Raises DatasetError when there is nothing to
-    train on.
+    ``root`` is the folder of dataset.path; those of dataset.subsets are looked up in ``beside``. ``notify``
+    is told what was left out, and where there is no face detector. Raises DatasetError when there is nothing
+    to train on.
     """
+    images: list[TrainImage] = []
+    for number, concept in enumerate(concepts_of(settings, root, beside)):
+        frozen = freeze_folder(concept, resolution, step, models, stages, notify)
+        shared = {
+            "folder": seen_from(root, concept.folder) if number else "",
+            "trigger": frozen.trigger or ("" if concept.regularisation else images[0].trigger),
+        }
+        for image in frozen.images:
+            own = {"id": id_in(number, image.id), "caption": image.caption or shared["trigger"]}
+            images.append(image.model_copy(update=shared | own))
+    taken = balanced(images)
+    if left := len(images) - len(taken):
+        notify(
+            f"{left} regularisation picture{'s are' if left > 1 else ' is'} not used: the others are shown "
+            f"{sum(image.repeats for image in taken if not image.regularisation)} times an epoch, and "
+            "regularisation sets must not outweigh them"
+        )
+    return taken
+
+
+def freeze_folder(
+    concept: Concept,
+    resolution: int,
+    step: int,
+    models: Path,
+    stages: Stages = _unwatched,
+    notify: Callable[[str], None] = _unheard,
+) -> Frozen:
+    """The pictures of one folder: a project (has dataset.json; its crops are kept) or a plain folder of
+    pictures with sidecar captions (crops are chosen now, with the face detector in ``models``).
+
+    A picture without a caption has "" here. Raises DatasetError when there is none to train on.
+    """
+    root = concept.folder
     if not root.is_dir():
-        raise DatasetError(f"the dataset folder {root} does not exist; set dataset.path")
+        raise DatasetError(f"the dataset folder {root} does not exist; set dataset.path or dataset.subsets")
     photos = load_photos(root)
     for note in photos.notes:
         notify(note)
@@ -99,15 +122,21 @@ def freeze_dataset(
             progress=lambda done, total, _: cropping(done, total),
             notify=notify,
         )
-    trigger = settings.trigger or dataset.trigger
     images = []
     for record in dataset.enabled_images():
         bucket, crop = fit_to_resolution(record, resolution, step)
-        fields = record.model_dump() | {"bucket": bucket, "crop": crop}
-        images.append(TrainImage(**fields, caption=photos.captions[record.id] or trigger))
+        fields = record.model_dump() | {
+            "bucket": bucket,
+            "crop": crop,
+            "repeats": record.repeats * concept.repeats,
+            "caption": photos.captions[record.id],
+            "regularisation": concept.regularisation,
+            "weight": concept.weight,
+        }
+        images.append(TrainImage(**fields))
     if not images:
         raise DatasetError(f"there are no pictures to train on in {root}; add some, or include them again")
-    return tuple(images)
+    return Frozen(concept.trigger or dataset.trigger, tuple(images))
 
 
 def save_frozen(path: Path, trigger: str, images: Sequence[TrainImage]) -> None:
@@ -144,7 +173,7 @@ def frozen_images(
         step = bucket_step(resolution, multiple)
         if sentence := rounded(resolution, multiple):
             notify(sentence)
-        images = freeze_dataset(root, config.dataset, resolution, step, models, stages, notify)
+        images = freeze_dataset(root, config.dataset, resolution, step, models, stages, notify, run.path)
         project = root / "dataset.json"
         trigger = config.dataset.trigger or (read_json(project)["trigger"] if project.exists() else "")
         save_frozen(run.dataset, trigger, images)

@@ -60,6 +60,7 @@ class Objective:
         noise = self.family.noise
         target_BCHW = noise.target(batch.clean_BCHW, batch.noise_BCHW, batch.t_B)
         losses_B = mse(self.predict(batch), target_BCHW)
+        losses_B = losses_B * torch.tensor([one.image.weight for one in samples], device=self.device)
         losses_B = losses_B * noise.weight(batch.t_B, self.config.loss.min_snr_gamma)
         if self.config.prior.method == "output":
             losses_B = losses_B + self.config.prior.weight * self.output_change(samples, batch)

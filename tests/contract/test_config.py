@@ -136,6 +136,11 @@ AWAY: dict[str, Any] = {
     "dataset.trigger": "zwx créature 🐈",
     "dataset.resolution": 768,
     "dataset.flip": True,
+    "dataset.repeats": 10,
+    "dataset.subsets": (
+        "../mia | trigger = qrt = cat | repeats = 5",
+        {"path": "class pictures", "trigger": "cat", "regularisation": True, "weight": 0.25},
+    ),
     "captions.dropout": 0.05,
     "adapter.rank": 7,
     "adapter.alpha": 3.5,

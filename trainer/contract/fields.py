@@ -20,6 +20,8 @@ from pydantic_core import ErrorDetails
 
 from .config import TrainConfig
 from .errors import ConfigError
+from .settings.dataset import Subset
+from .settings.section import Section
 
 Kind = Literal["text", "lines", "integer", "number", "switch", "choice"]
 
@@ -122,10 +124,19 @@ RECORDS: dict[str, Record] = {
     record.path: record for section, model in SECTIONS.items() for record in _records_of(section, model)
 }
 
+TABLES: dict[str, type[Section]] = {"dataset.subsets": Subset}
+"""Settings that are lists of tables, and what each of these is. It may be given as a line, too."""
+INNER: dict[str, Record] = {
+    record.path: record for path, model in TABLES.items() for record in _records_of(path, model)
+}
+
 
 def flatten(config: TrainConfig) -> dict[str, Any]:
-    """{"train.steps": 1000, …}: the values that a form shows."""
-    return {path: getattr(getattr(config, record.section), record.name) for path, record in RECORDS.items()}
+    """{"train.steps": 1000, …}: the values that a form shows, and JSON can hold."""
+    values = {path: getattr(getattr(config, record.section), record.name) for path, record in RECORDS.items()}
+    for path in TABLES:
+        values[path] = tuple(entry.line for entry in values[path])
+    return values
 
 
 def nest(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -140,31 +151,41 @@ def nest(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _sentence(error: ErrorDetails) -> tuple[str, str]:
     """(dotted field, one sentence) for a pydantic error."""
     where = [str(part) for part in error["loc"] if not isinstance(part, int)]
-    path = ".".join(where[:2])
+    field = ".".join(where[:2])
+    path = ".".join(where[:3]) if field in TABLES else field
+    return _field_of(error) or field or "recipe", _words(error, path, len(where))
+
+
+def _field_of(error: ErrorDetails) -> str:
+    return str(error["ctx"]["setting"]) if error["type"] == "together" else ""
+
+
+def _words(error: ErrorDetails, path: str, depth: int) -> str:
     value = error.get("input")
     if error["type"] == "together":
-        setting = error["ctx"]["setting"]
-        return setting, f"{setting}: {error['ctx']['sentence']}"
+        return f"{error['ctx']['setting']}: {error['ctx']['sentence']}"
     if error["type"] == "extra_forbidden":
-        known = [*RECORDS] if len(where) > 1 else [*SECTIONS, *RECORDS]
+        known = [*INNER] if depth > 2 else [*RECORDS] if depth > 1 else [*SECTIONS, *RECORDS]
         name = path.rpartition(".")[2]
         near = [other for other in known if other.rpartition(".")[2] == name]  # right name, wrong section
         near = near or difflib.get_close_matches(path, known, n=1)
         hint = f"did you mean {near[0]}?" if near else "docs/settings.md lists all settings"
-        return path, f"{path} is not a setting; {hint}"
-    record = RECORDS.get(path)
+        return f"{path} is not a setting; {hint}"
+    record = RECORDS.get(path) or INNER.get(path)
     if record is None:
-        return path or "recipe", error["msg"].removeprefix("Value error, ")
+        return error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
-        return path, f"{path}: {error['msg'].removeprefix('Value error, ')}"
-    if error["type"] == "string_too_short":
-        return path, f"{path} is empty; it needs a value"
+        return f"{path}: {error['msg'].removeprefix('Value error, ')}"
+    if error["type"] in ("string_too_short", "missing"):
+        return f"{path} is empty; it needs a value"
     if error["type"] in ("string_too_long", "too_long"):
         things = "characters" if error["type"] == "string_too_long" else "entries"
-        return path, f"{path} has {len(value)} {things}; at most {error['ctx']['max_length']} are allowed"
+        return f"{path} has {len(value)} {things}; at most {error['ctx']['max_length']} are allowed"
+    if error["type"] == "string_pattern_mismatch":
+        return f"{path} = {value!r} holds a |, which separates settings; take it away"
     wanted = {
         "text": "a text",
-        "lines": "a list of texts",
+        "lines": "a list of tables or lines" if path in TABLES else "a list of texts",
         "integer": "a whole number",
         "number": "a number",
         "switch": "true or false",
@@ -175,7 +196,7 @@ def _sentence(error: ErrorDetails) -> tuple[str, str]:
     allowed = f"{wanted} {'from ' if span[:1].isdigit() else ''}{span}".strip()
     if record.optional:
         allowed += ", or leave it out"
-    return path, f"{path} = {shown} is not allowed; give {allowed}"
+    return f"{path} = {shown} is not allowed; give {allowed}"
 
 
 def parse(tables: Mapping[str, Any]) -> TrainConfig:

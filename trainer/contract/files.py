@@ -65,3 +65,11 @@ def replace_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def seen_from(here: Path, folder: Path) -> str:
+    """``folder`` as a path relative to ``here``, which holds wherever both are moved together."""
+    try:
+        return Path(os.path.relpath(folder, here)).as_posix()
+    except ValueError:  # on another drive
+        return folder.as_posix()

@@ -2,7 +2,54 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import model_validator
+
 from .section import Section, setting
+
+
+class Subset(Section):
+    """One more folder of pictures: another concept, or class pictures.
+
+    In a form it is a line, ``../mia | trigger = qrt cat | repeats = 5``: the folder, then what differs
+    from the defaults; ``regularisation`` alone means true.
+    """
+
+    path: str = setting(..., label="Folder", min_length=1, max_length=1000, pattern=r"^[^|]*$")
+    """The folder, as dataset.path."""
+    trigger: str = setting("", label="Trigger word", max_length=100, pattern=r"^[^|]*$")
+    """What calls up this concept, and the caption of its pictures that have none; for a regularisation
+    set the class ("dog"). Empty means the word of dataset.trigger, and none for a regularisation set."""
+    repeats: int = setting(1, label="Repeats", ge=1, le=1000)
+    """How often each picture is shown an epoch."""
+    regularisation: bool = setting(False, label="Regularisation set")
+    """Whether these are pictures of the class in general, which keep it from becoming the subject. They
+    are shown no more often than the other pictures together: what is too many is left out."""
+    weight: float = setting(1.0, label="Weight", gt=0, le=10)
+    """Factor of their loss."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_line(cls, data: Any) -> Any:
+        if not isinstance(data, str):
+            return data
+        path, *rest = (part.strip() for part in data.split("|"))
+        table: dict[str, Any] = {"path": path}
+        for part in rest:
+            name, equals, value = part.partition("=")
+            table[name.strip()] = value.strip() if equals else True
+        return table
+
+    @property
+    def line(self) -> str:
+        """The line that makes this subset."""
+        parts = [self.path]
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name != "path" and value != field.default:
+                parts.append(name if value is True else f"{name} = {value}")
+        return " | ".join(parts)
 
 
 class DatasetSettings(Section):
@@ -20,3 +67,11 @@ class DatasetSettings(Section):
     flip: bool = setting(False, label="Mirror at random")
     """Show half of the pictures mirrored, chosen anew each epoch. Not for faces with a parting, text or
     anything else that is not symmetric."""
+    repeats: int = setting(1, label="Repeats", ge=1, le=1000)
+    """How often each picture is shown an epoch. Alone it only makes epochs longer; beside other folders
+    it balances them. Subfolders named like 10_zwx dog bring repeats of their own, which multiply."""
+    subsets: tuple[Subset, ...] = setting((), label="More folders", max_length=16)
+    """Further concepts, each with a folder and a trigger word of its own, and regularisation sets (class
+    pictures). In a recipe each is a table [[dataset.subsets]] with path, trigger, repeats, regularisation
+    and weight; here one line each: folder | trigger = qrt cat | repeats = 5, or folder | trigger = dog |
+    regularisation | weight = 0.5."""
