@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .adapters import LoraWeights, add_assistant, add_lora, lora_parameters, start_from
+from .adapters import LoraWeights, add_assistant, add_lora, lora_parameters, parameter_names, start_from
 from .contract.config import TEXT_RATES, TrainConfig
 from .contract.errors import RunError
 from .contract.families import assistant_of
@@ -36,13 +36,13 @@ class Model:
         return lora_parameters(self.parts)
 
     def groups(self, config: TrainConfig) -> list[tuple[float, list[nn.Parameter]]]:
-        """(learning rate, parameters) of the denoiser's LoRA and of each text encoder's, in the order of
+        """(learning rate, parameters): those of a part that have the same rate, in the order of
         :meth:`parameters`."""
-        rates = config.text_encoder_rates()
-        return [
-            (rates.get(part, config.train.learning_rate), list(lora_parameters({part: module}).values()))
-            for part, module in self.parts.items()
-        ]
+        groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+        for name, parameter in self.parameters().items():
+            part, module, factor = parameter_names(name)
+            groups.setdefault((part, rate_of(config, part, module, factor)), []).append(parameter)
+        return [(rate, parameters) for (_, rate), parameters in groups.items()]
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
@@ -64,6 +64,11 @@ class Model:
                 each.enable_gradient_checkpointing(_recomputed)
             else:
                 each.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def rate_of(config: TrainConfig, part: str, module: str, factor: str) -> float:
+    """The highest learning rate of one parameter: of ``factor`` ("lora_A", "lora_B") of a part's module."""
+    return config.text_encoder_rates().get(part, config.train.learning_rate)
 
 
 def _recomputed(block: nn.Module, *inputs: Any, **more: Any) -> Any:
