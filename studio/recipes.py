@@ -80,7 +80,8 @@ def verdict(
     if reference:
         usual = flatten(reference)
         changed = sum(value != usual[path] for path, value in flatten(config).items())
-    plan = estimate(config, Machine(gpu["name"] if gpu else "CPU", gpu["total_gib"] if gpu else None))
+    machine = Machine(gpu["name"] if gpu else "CPU", gpu["total_gib"] if gpu else None)
+    plan = estimate(config, machine, images=facts.images or 0)
     return Verdict(
         preset=preset,
         reference=reference,

@@ -25,8 +25,9 @@ _RUN = """## What was run, and what was not
   prediction is what the sampler follows, it overfits a batch, a quantised base trains, and a run's files,
   read back, give the same picture. "Read by diffusers" is of these models; some converters of diffusers have
   the published widths written in, and do not take small ones.
-- **Full size, without weights**: parameters and LoRA modules are counted on the meta device from the
-  published configurations. The planner's weights come from these counts, its activations are estimates.
+- **Full size, without weights**: parameters (with tables of positions that are kept like weights) and LoRA
+  modules are counted on the meta device. {configurations}
+  The planner's weights come from these counts, its activations are estimates.
 - **Trained for real**: the included demo model (SDXL's architecture, 128 px), on two CPU cores.
 - **Not run**: no published weights of any family have been trained, for want of a GPU. Memory, speed and
   quality at full size are unknown until they are measured. ComfyUI, A1111, Forge and kohya's scripts were
@@ -35,7 +36,15 @@ _RUN = """## What was run, and what was not
 
 
 def page() -> str:
-    return "\n".join([_HEAD, *_bases(), *_training(), *_modules(), *_files(), _RUN])
+    run = _RUN.replace("{configurations}", _configurations())
+    return "\n".join([_HEAD, *_bases(), *_training(), *_modules(), *_files(), run])
+
+
+def _configurations() -> str:
+    """Which of the full-size configurations are the published ones."""
+    assumed = [CATALOGUE[key].label for key in KEYS if getattr(tiny(key), "DEFAULT_CONFIGURATION", False)]
+    names = " and ".join(filter(None, [", ".join(assumed[:-1]), assumed[-1]]))
+    return f"The configurations are the published ones;\n  for {names} they are diffusers' defaults."
 
 
 def _table(title: str, head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:

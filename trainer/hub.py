@@ -22,7 +22,9 @@ from .contract.errors import RunError
 
 Tell = Callable[[str], None]
 
-_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.fp16)?(-\d+-of-\d+)?\.safetensors")
+_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.fp16|\.bf16)?(-\d+-of-\d+)?\.safetensors")
+VARIANTS = ("bf16", "fp16")
+"""Weights in 16 bits beside others, the preferred first: of what was trained in bf16 it loses nothing."""
 _SMALL = (".json", ".txt", ".model", ".jinja")  # configurations, tokenizers, chat templates
 
 
@@ -177,8 +179,8 @@ def wanted_files(
     parts: Collection[str] | None = None,
     without_weights: Collection[str] = (),
 ) -> list[str]:
-    """The files to fetch: of each component its configuration, and its half-precision weights where
-    there are some, else the plain ones. No pickles, no ONNX, no whole checkpoint beside them."""
+    """The files to fetch: of each component its configuration, and its weights in 16 bits where there are
+    such, else the plain ones. No pickles, no ONNX, no whole checkpoint beside them."""
     folders = [""] if components is None else [c for c in components if parts is None or c in parts]
     wanted: list[str] = []
     for folder in folders:
@@ -186,7 +188,8 @@ def wanted_files(
         wanted += [f for f in inside if f.endswith(_SMALL)]
         tensors = [f for f in inside if _WEIGHTS.fullmatch(f.rpartition("/")[2])]
         if folder not in without_weights:
-            wanted += [f for f in tensors if ".fp16" in f] or tensors
+            variants = ([f for f in tensors if f".{variant}" in f] for variant in VARIANTS)
+            wanted += next(filter(None, variants), tensors)
     if wanted and components is not None:
         wanted.append("model_index.json")
     if not without_weights and not any(f.endswith(".safetensors") for f in wanted):

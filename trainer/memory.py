@@ -11,6 +11,7 @@ import torch
 
 from .contract.config import TrainConfig
 from .contract.errors import RunError
+from .contract.families import CATALOGUE
 
 GIB = 2**30
 
@@ -36,8 +37,16 @@ def pick_dtype(precision: Literal["auto", "bf16", "fp16", "fp32"], device: torch
 
 
 def require_formats(config: TrainConfig, dtype: torch.dtype) -> None:
-    """Raise RunError(config) for a bf16 LoRA over a base in fp16: CUDA's loss scaler takes no bf16 gradients
-    (pytorch/pytorch#127176), and a processor's does, so that no test there would show it."""
+    """Raise RunError(config) for fp16 where the family's text encoder overflows in it, and for a bf16 LoRA
+    over a base in fp16: CUDA's loss scaler takes no bf16 gradients (pytorch/pytorch#127176), and a
+    processor's does, so that no test there would show it."""
+    row = CATALOGUE[config.model.family]
+    if dtype == torch.float16 and row.needs_bf16:
+        raise RunError(
+            f"the text encoder of {row.label} overflows in fp16; set model.precision to fp32, or to bf16 on "
+            "a GPU that has it (RTX 30 or newer)",
+            "config",
+        )
     if dtype == torch.float16 and config.adapter.precision == "bf16":
         raise RunError(
             "adapter.precision = bf16 cannot be trained over a base in fp16; set it to fp32, or "

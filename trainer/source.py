@@ -13,7 +13,17 @@ from typing import Any
 
 from .contract.errors import RunError
 from .contract.families import CATALOGUE, DEMO_BASE, first_base
-from .families.identify import VAE, Header, Kind, kind_of_file, kind_of_pipeline, read_header, require
+from .families.identify import (
+    VAE,
+    Header,
+    Kind,
+    kind_of_file,
+    kind_of_pipeline,
+    read_header,
+    require,
+    require_weights,
+    rounded,
+)
 from .hub import fetch_pipeline
 
 DEMO_FOLDER = Path(__file__).resolve().parents[1] / "demo" / "model"
@@ -45,6 +55,11 @@ class BaseModel:
     def header(self) -> Header:
         """Of a single file."""
         return read_header(self.weights)
+
+    @property
+    def remark(self) -> str:
+        """What to mind about a single file, as a sentence; empty for most."""
+        return rounded(self.header, self.name) if self.single_file else ""
 
     def read_json(self, *parts: str) -> dict[str, Any]:
         """A configuration file. Raises RunError(model_missing) when it is not there or damaged."""
@@ -112,7 +127,9 @@ def resolve(
         check(path, path.name)
         return BaseModel(path.name, path, path, own_vae)
     _refuse_pickle(path)
-    kind = kind_of_file(read_header(path))
+    header = read_header(path)
+    require_weights(header, path.name)
+    kind = kind_of_file(header)
     require(kind, family, path.name)
     return BaseModel(path.stem, path, _reference(family, kind, path.name, on_download), own_vae)
 

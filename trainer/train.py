@@ -111,6 +111,8 @@ def _train(
     require_libraries(config)
     require_formats(config, dtype)
     base = find_base(run, config, downloading)
+    if base.remark:
+        report.warning(base.remark)
     family = open_family(config, base, device, dtype)
     report.state("preparing")
     images = frozen_images(run, config, family, folders.models, preparing, report.warning)

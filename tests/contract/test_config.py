@@ -289,3 +289,10 @@ def test_another_family_leaves_out_what_it_cannot_have() -> None:
     first_only, said = go_with_family(config, "sd15")
     assert first_only.train.text_encoder_lr == 1e-4 and list(said) == ["train.text_encoder_2_lr"]
     assert go_with_family(config, "sdxl") == (config, {})
+
+
+def test_an_encoder_that_overflows_in_fp16() -> None:
+    found = problems({"model": {"family": "sana", "base": "me/x", "precision": "fp16"}})
+    assert "the text encoder of Sana overflows in fp16" in found["model.precision"]
+    other, said = go_with_family(parse({"model": {"precision": "fp16"}}), "lumina2")
+    assert other.model.precision == "auto" and "Lumina" in said["model.precision"]

@@ -35,6 +35,7 @@ class Case:
     says: tuple[str, ...] = field(default=())
 
 
+DEV = "black-forest-labs/FLUX.1-dev"
 DISTILLED = next(
     {"model.family": row.key, "model.base": base.id}
     for row in CATALOGUE.values()
@@ -197,6 +198,18 @@ CASES = [
     Case("no_control_prompt", {"samples.prompts": ["zwx cat"]}, {"samples.prompts": ["zwx cat", "a cat"]}),
     Case("samples_never", {"samples.every": 2000}, {"samples.every": 1500}),
     Case("samples_cost_more_than_training", {"samples.every": 20}, {"samples.every": 300}),
+    Case(
+        "negative_prompt_ignored",
+        {"model.family": "flux", "model.base": DEV, "samples.negative": "blurry", "samples.guidance": 3.5},
+        {"samples.negative": "blurry"},
+        says=("FLUX.1 dev", "ignored"),
+    ),
+    Case(
+        "named_like_a_distilled_base",
+        {"model.family": "zimage", "model.base": "models/MyMix_Z-Image-Turbo_v2.safetensors"},
+        {"model.family": "zimage", "model.base": "models/Z-Image-Turbulence.safetensors"},
+        says=("turbo", "Z-Image Turbo"),
+    ),
     Case("guidance_off", {"samples.guidance": 1}, {"samples.guidance": 1.5}),
     Case("sample_size_does_not_fit", {"samples.width": 1001}, {"samples.width": 1000}, says=("1001",)),
     Case(
@@ -298,3 +311,17 @@ def test_a_base_that_was_distilled_wants_no_guidance() -> None:
         config = parse(merge(tables, {"samples": {"guidance": guidance}}))
         fields = [f.field for f in lint(config, Facts()) if f.field == "samples.guidance"]
         assert fields == found, guidance
+
+
+@pytest.mark.parametrize(
+    ("family", "base", "read"),
+    [
+        ("flux", "me/my-flux", False),
+        ("flux2", "me/my-flux2", True),  # klein's, as far as is known
+        ("flux2", "black-forest-labs/FLUX.2-dev", False),
+        ("chroma", "lodestones/Chroma1-HD", True),
+    ],
+)
+def test_whose_negative_prompt_is_read(family: str, base: str, read: bool) -> None:
+    config = changed({"model.family": family, "model.base": base, "samples.negative": "blurry"})
+    assert ("negative_prompt_ignored" in {one.rule for one in lint(config)}) != read

@@ -113,3 +113,36 @@ def test_the_download_of_a_base_that_is_not_in_the_catalogue(tmp_path: Path) -> 
 def test_ram_beside_a_gpu_is_that_of_the_largest_part() -> None:
     dev = plan(model={"family": "flux2", "base": "black-forest-labs/FLUX.2-dev"})
     assert dev.ram_gib == pytest.approx(dev.breakdown["denoiser"] + 2, abs=0.1)
+
+
+TURBO = {"family": "zimage", "base": "Tongyi-MAI/Z-Image-Turbo"}
+
+
+def test_an_assistant_is_fetched_and_kept_in_memory(tmp_path: Path) -> None:
+    with_it, without = plan(80, model=TURBO), plan(80, model={**TURBO, "assistant": "none"})
+    assert with_it.breakdown["assistant"] > 0.1 and without.breakdown["assistant"] == 0
+    more = with_it.vram_gib["train"] - without.vram_gib["train"]
+    assert more == pytest.approx(with_it.breakdown["assistant"], abs=0.02)
+    assert with_it.download_gib > without.download_gib == pytest.approx(30.6)
+    file = tmp_path / "mine.safetensors"
+    file.write_bytes(bytes(2**20))
+    mine = plan(80, model={**TURBO, "assistant": str(file)})
+    assert mine.breakdown["assistant"] == pytest.approx(2**-10, abs=1e-3)
+    assert mine.download_gib == without.download_gib
+
+
+def test_what_is_encoded_once_takes_disk_and_ram() -> None:
+    def of(images: int, **sections: dict[str, object]) -> Plan:
+        config: TrainConfig = parse(merge(SDXL, sections))
+        return estimate(config, Machine("a card", 24.0), images=images)
+
+    few, many = of(10), of(1010)
+    captions = 1000 * 77 * 2048 * 2 / 2**30  # in 16 bits, and 1 MiB of latents each
+    assert many.breakdown["encoded"] - few.breakdown["encoded"] == pytest.approx(
+        captions + 1000 / 1024, rel=0.01
+    )
+    assert many.disk_gib - few.disk_gib == pytest.approx(captions + 1000 / 1024, rel=0.01)
+    assert many.ram_gib > few.ram_gib + captions
+    taught = of(1010, train={"text_encoder_lr": 1e-5})  # captions are encoded anew at every step
+    assert taught.breakdown["encoded"] == pytest.approx(1010 / 1024, rel=0.01)
+    assert of(1010, dataset={"flip": True}).disk_gib - many.disk_gib == pytest.approx(1010 / 1024, rel=0.01)

@@ -66,8 +66,12 @@ def build(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+DEFAULT_CONFIGURATION = True
+"""At full size: the published transformer/config.json was not looked at."""
+
+
 def full_size() -> dict[str, nn.Module]:
-    """diffusers' defaults; the published transformer/config.json was not looked at."""
+    """See DEFAULT_CONFIGURATION."""
     with torch.device("meta"):
         model = QwenImageTransformer2DModel()
     return {QWEN: model, QWEN_2512: model}

@@ -204,7 +204,8 @@ def test_checkpoints_that_cannot_be_trained(
     whole = merged(FluxTransformer2DModel.from_pretrained(dev, subfolder="transformer"))
     name = "single_blocks.1.linear2.weight"
     assert loading({n: t for n, t in whole.items() if n != name}).startswith(f"x.safetensors lacks {name}")
-    assert "1 tensors that FLUX.1 does not" in loading(whole | {"scaled_fp8": torch.zeros(1)})
+    assert "1 tensors that FLUX.1 does not" in loading(whole | {"double_blocks.0.extra": torch.zeros(1)})
+    assert "is quantised (it has scaled_fp8)" in loading(whole | {"scaled_fp8": torch.zeros(1)})
     assert "img_in.weight of shape (32, 384)" in loading(whole | {"img_in.weight": torch.zeros(32, 384)})
     assert "lacks guidance_in" in loading({n: t for n, t in whole.items() if "guidance_in.in" not in n})
     # Which base lends text encoders and VAE is told by the guidance embedding.

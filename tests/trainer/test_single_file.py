@@ -284,7 +284,9 @@ def test_incomplete_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
     middle = SDXL.prefixes["unet"] + "middle_block.0.in_layers.2.weight"
     assert "lacks 1 tensors of the U-Net" in loading({n: t for n, t in tensors.items() if n != middle})
     assert "not (32, 32, 3, 3)" in loading(tensors | {middle: torch.zeros(32, 33, 3, 3)})
-    assert "1 tensors that SDXL's U-Net does not have" in loading(
+    more = {SDXL.prefixes["unet"] + "middle_block.0.extra.weight": torch.zeros(1)}
+    assert "1 tensors that SDXL's U-Net does not have" in loading(tensors | more)
+    assert "it has model.diffusion_model.middle_block.0.in_layers.2.scale_weight" in loading(
         tensors | {SDXL.prefixes["unet"] + "middle_block.0.in_layers.2.scale_weight": torch.zeros(1)}
     )
 

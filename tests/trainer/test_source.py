@@ -163,6 +163,9 @@ def test_half_precision_only_where_there_is_some() -> None:
         "model_index.json",
     ]
     assert wanted_files(files, []) == []
+    kinds = [f"unet/diffusion_pytorch_model{kind}.safetensors" for kind in ("", ".fp16", ".bf16")]
+    for there, best in ((kinds, kinds[2]), (kinds[:2], kinds[1]), (kinds[:1], kinds[0])):
+        assert wanted_files(there, ["unet"]) == [best, "model_index.json"]
     chat = ["tokenizer/chat_template.jinja", "tokenizer/tokenizer.json", "tokenizer/spiece.model"]
     assert set(chat) < set(wanted_files([*files, *chat, "tokenizer/x.py"], ["vae", "tokenizer"]))
 

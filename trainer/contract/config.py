@@ -73,6 +73,14 @@ class TrainConfig(Section):
             raise _problem("prior.class_name", 'say what the subject is one of, such as "cat"')
         return self
 
+    @model_validator(mode="after")
+    def _encoder_bears_the_precision(self) -> TrainConfig:
+        row = CATALOGUE[self.model.family]
+        if row.needs_bf16 and self.model.precision == "fp16":
+            sentence = f"the text encoder of {row.label} overflows in fp16; use auto, bf16 or fp32"
+            raise _problem("model.precision", sentence)
+        return self
+
     def text_encoder_rates(self) -> dict[str, float]:
         """{text encoder: its learning rate} of those that get a LoRA."""
         trainable = CATALOGUE[self.model.family].trainable_text

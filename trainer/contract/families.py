@@ -74,6 +74,7 @@ SDXL = Family(
     size_multiple=8,
     token_limit=77,
     params=(2567.5, 817.7, 83.7),
+    caption=(77, 2048),
     lora_params_per_rank={"attention": 1451.5, "transformer": 2659.8, "transformer+conv": 3074.2},
     activation_gib=(7.7, 0.45),
     pipelines=("StableDiffusionXL",),
@@ -115,6 +116,7 @@ SD15 = Family(
             768,
             4.9,
             params=(865.9, 340.4, 83.7),
+            caption=(77, 1024),
             lora_params_per_rank={"attention": 207.5, "transformer": 432.1, "transformer+conv": 1059.0},
         ),
     ),
@@ -122,6 +124,7 @@ SD15 = Family(
     size_multiple=8,
     token_limit=77,
     params=(859.5, 123.1, 83.7),
+    caption=(77, 768),
     lora_params_per_rank={"attention": 199.3, "transformer": 423.9, "transformer+conv": 1050.8},
     activation_gib=(3.1, 0.2),
     pipelines=("StableDiffusionPipeline",),
@@ -155,7 +158,7 @@ SANA = Family(
             "Sana 1.6B",
             "nscl-v2-custom",
             1024,
-            12.0,
+            9.0,
             note="Its licence does not allow commercial use. Wants a GPU with bf16 (RTX 30 or newer).",
             guidance=4.5,
         ),
@@ -173,6 +176,7 @@ SANA = Family(
     size_multiple=32,
     token_limit=300,
     params=(1604.5, 2614.3, 312.3),
+    caption=(100, 2304),
     lora_params_per_rank={"attention": 716.8, "transformer": 1142.4, "transformer+conv": 1142.4},
     activation_gib=(3.4, 0.09),  # an estimate: tensors saved for the backward pass, with flash attention
     pipelines=("SanaPipeline",),
@@ -193,6 +197,7 @@ SANA = Family(
         ),
     ),
     architectures=("sana",),
+    needs_bf16=True,
     linear_share=0.53,
 )
 
@@ -216,7 +221,7 @@ SD3 = Family(
             25.7,
             gated=True,
             note="Its LoRAs work on Large Turbo too.",
-            params=(8056.6, 5580.6, 83.8),
+            params=(8146.3, 5580.6, 83.8),
             activation_gib=(17.6, 0.78),
             lora_params_per_rank={
                 "attention": 1468.9,
@@ -228,7 +233,8 @@ SD3 = Family(
     resolution=1024,
     size_multiple=16,
     token_limit=256,
-    params=(2243.2, 5580.6, 83.8),
+    params=(2469.7, 5580.6, 83.8),
+    caption=(333, 4096),
     lora_params_per_rank={"attention": 743.4, "transformer": 1465.3, "transformer+conv": 1465.3},
     activation_gib=(8.9, 0.32),  # estimates: tensors saved for the backward pass, with flash attention
     pipelines=("StableDiffusion3",),
@@ -278,6 +284,7 @@ ZIMAGE = Family(
     size_multiple=16,
     token_limit=512,
     params=(6154.9, 4022.5, 83.8),
+    caption=(100, 2560),
     lora_params_per_rank={"attention": 1044.5, "transformer": 2480.6, "transformer+conv": 2480.6},
     activation_gib=(34.5, 1.0),  # an estimate: counted without memory, flash attention assumed
     pipelines=("ZImagePipeline",),
@@ -300,6 +307,7 @@ QWENIMAGE = Family(
     size_multiple=16,
     token_limit=512,
     params=(20430.4, 8292.2, 126.9),
+    caption=(100, 3584),
     lora_params_per_rank={"attention": 2936.8, "transformer": 6592.5, "transformer+conv": 6592.5},
     activation_gib=(33.5, 1.5),  # estimate, likewise
     pipelines=("QwenImagePipeline",),
@@ -329,6 +337,7 @@ LUMINA2 = Family(
     size_multiple=16,
     token_limit=220,  # 256 with the system prompt
     params=(2609.8, 2614.3, 83.8),
+    caption=(100, 2304),
     lora_params_per_rank={"attention": 460.8, "transformer": 1497.6, "transformer+conv": 1497.6},
     activation_gib=(21.8, 2.0),  # estimate, likewise
     pipelines=("Lumina2Pipeline", "Lumina2Text2ImgPipeline"),
@@ -342,6 +351,7 @@ LUMINA2 = Family(
         ),
     ),
     architectures=("lumina-2", "lumina2"),
+    needs_bf16=True,
 )
 
 KREA2 = Family(
@@ -363,6 +373,7 @@ KREA2 = Family(
     size_multiple=16,
     token_limit=512,
     params=(12820.1, 4437.8, 126.9),
+    caption=(100, 30720),
     lora_params_per_rank={"attention": 1462.3, "transformer": 3354.6, "transformer+conv": 3354.6},
     activation_gib=(35.5, 1.4),  # estimate, likewise
     pipelines=("Krea2Pipeline",),
@@ -396,6 +407,7 @@ ERNIEIMAGE = Family(
     size_multiple=16,
     token_limit=2048,
     params=(8033.5, 3849.1, 84.0),
+    caption=(100, 3072),
     lora_params_per_rank={"attention": 1179.6, "transformer": 2949.1, "transformer+conv": 2949.1},
     activation_gib=(43.1, 1.4),  # estimate, likewise
     pipelines=("ErnieImagePipeline",),
@@ -426,6 +438,7 @@ HUNYUANIMAGE = Family(
     size_multiple=64,
     token_limit=1000,
     params=(17425.8, 8511.6, 405.6),
+    caption=(100, 3584),
     lora_params_per_rank={"attention": 2007.0, "transformer": 5017.6, "transformer+conv": 5017.6},
     activation_gib=(38.5, 1.8),  # estimate: saved tensors counted at 2048 px, flash attention assumed
     pipelines=("HunyuanImagePipeline",),
@@ -470,6 +483,12 @@ def first_base(row: Family) -> Base:
 def family_of(base: str) -> str:
     """The family of a base in the catalogue, "" for others."""
     return next((row.key for row in CATALOGUE.values() if known_base(row.key, base)), "")
+
+
+def reads_negative(family: str, base: str) -> bool:
+    """Whether samples can have a negative prompt; a base that users bring is like the family's own."""
+    row = known_base(family, base)
+    return any(each.reads_negative for each in ([row] if row else CATALOGUE[family].bases))
 
 
 def assistant_of(family: str, base: str, given: str) -> str:

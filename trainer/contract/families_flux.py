@@ -32,6 +32,7 @@ FLUX = Family(
             31.4,
             gated=True,
             guidance=3.5,
+            reads_negative=False,
         ),
         Base(
             "black-forest-labs/FLUX.1-schnell",
@@ -39,9 +40,11 @@ FLUX = Family(
             "apache-2.0",
             1024,
             31.4,
+            gated=True,
             note="Trained with an assistant LoRA that undoes the distillation.",
             assistant="ostris/FLUX.1-schnell-training-adapter",
             guidance=1.0,
+            reads_negative=False,
             params=(11891.2, 4885.4, 83.8),
         ),
     ),
@@ -49,6 +52,7 @@ FLUX = Family(
     size_multiple=16,
     token_limit=512,
     params=(11901.4, 4885.4, 83.8),
+    caption=(512, 4096),
     lora_params_per_rank={"attention": 1634.3, "transformer": 5369.9, "transformer+conv": 5369.9},
     activation_gib=(51.2, 1.5),  # estimate: saved tensors counted at 1024 px, flash attention assumed
     pipelines=("FluxPipeline",),
@@ -77,6 +81,7 @@ CHROMA = Family(
     size_multiple=16,
     token_limit=512,
     params=(8900.0, 4762.3, 83.8),
+    caption=(100, 4096),
     lora_params_per_rank={"attention": 1634.3, "transformer": 4085.8, "transformer+conv": 4085.8},
     activation_gib=(43.0, 1.4),  # estimate: saved tensors counted at 1024 px, flash attention assumed
     pipelines=("ChromaPipeline",),
@@ -113,6 +118,7 @@ FLUX2 = Family(
             gated=True,
             guidance=4.0,
             note="Its LoRAs work on the four-step klein 9B too.",
+            caption=(512, 12288),
             params=(9078.6, 8190.7, 84.0),
             activation_gib=(35.2, 1.2),
             lora_params_per_rank={"attention": 1998.8, "transformer": 2719.7, "transformer+conv": 2719.7},
@@ -125,6 +131,8 @@ FLUX2 = Family(
             105.0,
             gated=True,
             guidance=4.0,
+            reads_negative=False,
+            caption=(512, 15360),
             params=(32223.3, 24011.4, 84.0),
             activation_gib=(90.8, 3.0),
             lora_params_per_rank={"attention": 5210.1, "transformer": 6291.5, "transformer+conv": 6291.5},
@@ -134,6 +142,7 @@ FLUX2 = Family(
     size_multiple=16,
     token_limit=500,  # 512 with the chat template
     params=(3875.5, 4022.5, 84.0),
+    caption=(512, 7680),
     lora_params_per_rank={"attention": 1167.4, "transformer": 1505.3, "transformer+conv": 1505.3},
     activation_gib=(20.5, 0.7),  # estimates: saved tensors counted at 1024 px, flash attention assumed
     pipelines=("Flux2Pipeline", "Flux2KleinPipeline"),

@@ -10,11 +10,12 @@ from typing import Any
 class Base:
     """A base model that is offered by name. ``download_gib`` is what a first run fetches.
 
-    ``params``, ``activation_gib`` and ``lora_params_per_rank`` are given where a base differs from its
-    family. ``assistant`` is the Hub id (or id:file) of a LoRA that undoes a distillation: it is active
-    while training and off while sampling, so that training does not have to learn that too.
-    ``guidance`` is the usual scale for samples, 1 where a distilled base needs none. ``schedule`` is what the
-    repository's scheduler configuration should say and does not.
+    ``params``, ``activation_gib``, ``lora_params_per_rank`` and ``caption`` are given where a base differs
+    from its family. ``assistant`` is the Hub id (or id:file) of a LoRA that undoes a distillation: it is
+    active while training and off while sampling, so that training does not have to learn that too.
+    ``guidance`` is the usual scale for samples, 1 where a distilled base needs none; ``reads_negative`` is
+    off where guidance is distilled into the base, which then reads no negative prompt. ``schedule`` is what
+    the repository's scheduler configuration should say and does not.
     """
 
     id: str
@@ -26,10 +27,12 @@ class Base:
     note: str = ""
     assistant: str = ""
     guidance: float = 5.0
+    reads_negative: bool = True
     schedule: dict[str, Any] | None = None
     params: tuple[float, float, float] | None = None
     activation_gib: tuple[float, float] | None = None
     lora_params_per_rank: dict[str, float] | None = None
+    caption: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,14 @@ class Family:
         resolution: native side in pixels where the base does not say otherwise.
         size_multiple: image sides must be multiples of this many pixels (VAE factor).
         token_limit: tokens of a caption that the text encoders see.
-        params: millions of parameters of denoiser, text encoders and VAE, for the memory plan.
+        params: millions of parameters of denoiser, text encoders and VAE, for the memory plan; tables of
+            positions that are kept with them count too.
+        caption: (tokens, numbers of each) of an encoded caption as it is cached; where the padding is left
+            out, of a caption of 100 tokens.
         lora_params_per_rank: thousands of LoRA parameters per unit of rank, by ``adapter.targets``.
         activation_gib: activations of one training sample at the native resolution in half precision,
             (stored, with gradient checkpointing).
+        needs_bf16: its text encoder overflows in fp16.
         fp16_vae: Hub id of a VAE to use where the family's own overflows in fp16; empty if it does not.
     """
 
@@ -82,6 +89,7 @@ class Family:
     size_multiple: int
     token_limit: int
     params: tuple[float, float, float]
+    caption: tuple[int, int]
     lora_params_per_rank: dict[str, float]
     activation_gib: tuple[float, float]
     pipelines: tuple[str, ...]
@@ -92,4 +100,5 @@ class Family:
     trainable_text: tuple[str, ...] = ()
     trainable_text_params: tuple[float, ...] = ()
     linear_share: float = 1.0
+    needs_bf16: bool = False
     fp16_vae: str = ""

@@ -57,6 +57,7 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(function: Rule) -> Rule:
+    assert function.__name__ not in RULES, function
     RULES[function.__name__] = function
     return function
 

@@ -16,11 +16,12 @@ _LARGEST_HEADER = 100_000_000
 
 @dataclass(frozen=True)
 class Tensor:
-    """One row of the header: shape, and first and last byte + 1 in the file."""
+    """One row of the header: shape, first and last byte + 1 in the file, and number format ("F8_E4M3")."""
 
     shape: tuple[int, ...]
     start: int
     end: int
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ def read_header(file: Path) -> Header:
         metadata = rows.pop("__metadata__", None) or {}
         data = 8 + length
         tensors = {
-            name: Tensor(tuple(row["shape"]), *(data + offset for offset in row["data_offsets"]))
+            name: Tensor(tuple(row["shape"]), data + first, data + last, str(row["dtype"]))
             for name, row in rows.items()
+            for first, last in [row["data_offsets"]]
         }
     except (ValueError, AttributeError, TypeError, KeyError):
         what = "is empty" if size == 0 else "is not a safetensors file, or only the beginning of one"

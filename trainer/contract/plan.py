@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .config import TrainConfig
-from .families import CATALOGUE, DEMO_BASE, first_base, known_base
+from .families import CATALOGUE, DEMO_BASE, assistant_of, first_base, known_base
 from .settings.model import Quantization
 
 GIB = 2**30
@@ -28,6 +28,10 @@ TEXT_LORA_PER_RANK = 1.1
 TEXT_ACTIVATION_GIB = 0.2
 """Of one caption of 77 tokens, for every thousand million parameters that are trained: 34 bytes per token,
 width and layer (Korthikanti et al. 2022)."""
+ASSISTANT_RANK = 32
+"""Taken for an assistant LoRA that is yet to be fetched, on all layers of the blocks, in 16 bits."""
+LATENT_GIB = 1 / 1024
+"""Of a picture of a megapixel, as it is cached: 16 channels in 32 bits at an eighth of the side."""
 TILE = 512
 """Side in pixels of the tiles that a picture is decoded in."""
 
@@ -70,8 +74,11 @@ class Plan:
         return "\n".join(lines)
 
 
-def estimate(config: TrainConfig, machine: Machine, *, seconds_per_step: float | None = None) -> Plan:
-    """The plan of a recipe on a machine. ``seconds_per_step``: where it is known from an earlier run."""
+def estimate(
+    config: TrainConfig, machine: Machine, *, images: int = 0, seconds_per_step: float | None = None
+) -> Plan:
+    """The plan of a recipe on a machine, for so many ``images``; ``seconds_per_step`` where it is known from
+    an earlier run."""
     family = CATALOGUE[config.model.family]
     base = known_base(config.model.family, config.model.base)
     denoiser_m, encoder_m, vae_m = (base and base.params) or family.params
@@ -110,19 +117,27 @@ def estimate(config: TrainConfig, machine: Machine, *, seconds_per_step: float |
     if config.samples.tiling:
         drawn = min(drawn, TILE**2)
     encode, decode = DECODE_GIB * area * megapixels, DECODE_GIB * drawn / 2**20
+    assistant, assistant_download = _assistant(config, plain)
+    # What is encoded once lies on disk, and in RAM while training: captions in the encoders' number format.
+    tokens, numbers = (base and base.caption) or family.caption
+    captions = 0 if trained_text_m else images + len(config.samples.prompts) + 2
+    encoded = captions * tokens * numbers * plain / GIB
+    encoded += images * (2 if config.dataset.flip else 1) * LATENT_GIB * area * megapixels
     context = CONTEXT_GIB if on_gpu else 0.5
     breakdown = {
         "denoiser": denoiser,
         "text_encoders": encoders,
         "vae": vae,
+        "assistant": assistant,
         "lora": lora,
         "gradients": lora,
         "optimizer": optimizer,
         "activations": activations,
         "decode": decode,
+        "encoded": encoded,
         "context": context,
     }
-    training = denoiser + kept_text + 2 * lora + optimizer
+    training = denoiser + assistant + kept_text + 2 * lora + optimizer
     phases = {
         "cache": (0.0 if trained_text_m else encoders) + vae + encode + context,
         "train": training + activations + context,
@@ -144,13 +159,13 @@ def estimate(config: TrainConfig, machine: Machine, *, seconds_per_step: float |
     # A checkpoint holds the LoRA and its optimizer state; one more is written before the oldest goes.
     checkpoints = (config.checkpoints.keep + 1) * (lora + optimizer) + lora / 2
     pictures = len(config.samples.prompts) * (config.train.steps // max(config.samples.every, 1) + 2)
-    disk = checkpoints + pictures * 1.5 * area * megapixels / 1024
+    disk = checkpoints + pictures * 1.5 * area * megapixels / 1024 + encoded
     return Plan(
         vram_gib={phase: round(gib, 2) if on_gpu else 0.0 for phase, gib in phases.items()},
         # With a GPU the parts pass through one after the other.
-        ram_gib=round(peak + 1.0 if not on_gpu else weights(max(denoiser_m, encoder_m)) + 2.0, 2),
+        ram_gib=round(encoded + (peak + 1.0 if not on_gpu else weights(max(denoiser_m, encoder_m)) + 2.0), 2),
         disk_gib=round(disk, 3),
-        download_gib=round(_download(config, encoder_m + vae_m), 2),
+        download_gib=round(_download(config, encoder_m + vae_m) + assistant_download, 2),
         steps=config.train.steps,
         seconds_per_step=seconds_per_step,
         fits=fits,
@@ -167,6 +182,19 @@ def _download(config: TrainConfig, others_m: float) -> float:
     if os.path.exists(base):
         return 0.0
     return (known_base(row.key, base) or first_base(row)).download_gib
+
+
+def _assistant(config: TrainConfig, bytes_each: float) -> tuple[float, float]:
+    """GiB of the assistant LoRA: (in memory, to fetch)."""
+    row, base = CATALOGUE[config.model.family], known_base(config.model.family, config.model.base)
+    assistant = assistant_of(row.key, config.model.base, config.model.assistant)
+    if not assistant:
+        return 0.0, 0.0
+    if os.path.isfile(assistant):
+        return os.path.getsize(assistant) * bytes_each / 2 / GIB, 0.0
+    per_rank = ((base and base.lora_params_per_rank) or row.lora_params_per_rank)["transformer"]
+    millions = ASSISTANT_RANK * per_rank / 1e3
+    return millions * 1e6 * bytes_each / GIB, millions * 1e6 * 2 / GIB
 
 
 def _trained_text(config: TrainConfig) -> float:

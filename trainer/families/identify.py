@@ -6,13 +6,25 @@ its own. A diffusers folder names its pipeline class.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ..contract.errors import RunError
 from ..contract.families import CATALOGUE, Signature
 from ..contract.headers import Header, Tensor, fits, read_header
 
-__all__ = ["VAE", "Header", "Kind", "Tensor", "kind_of_file", "kind_of_pipeline", "read_header", "require"]
+__all__ = [
+    "VAE",
+    "Header",
+    "Kind",
+    "Tensor",
+    "kind_of_file",
+    "kind_of_pipeline",
+    "read_header",
+    "require",
+    "require_weights",
+    "rounded",
+]
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,36 @@ def kind_of_pipeline(class_name: str) -> Kind:
         family = max(fitting, key=lambda pair: pair[0])[1]
         return Kind(f"a {family.label} model", family.key)
     return Kind(f"a {class_name}" if class_name else "no model of a known architecture")
+
+
+_SCALES = re.compile(
+    r".*\b(scale_weight|weight_scale(_2)?|scale_input|input_scale|scaled_fp8|absmax|quant_state)\b"
+)
+"""Names beside weights that are numbers only together with them: fp8 with scales, NVIDIA's, bitsandbytes'."""
+
+
+def require_weights(header: Header, name: str) -> None:
+    """Raise RunError(model_missing) for a file whose weights are rounded to what needs scales to be read."""
+    scales = [tensor for tensor in header.tensors if _SCALES.match(tensor)]
+    if scales:
+        raise RunError(
+            f"{name} is quantised (it has {scales[0]}), which cannot be trained on; take this model's "
+            "file in bf16 or fp16, and save memory with model.quantize",
+            "model_missing",
+        )
+
+
+def rounded(header: Header, name: str) -> str:
+    """A sentence on a file whose weights are mostly in 8 bits without scales, "" for others."""
+    sizes = {True: 0, False: 0}
+    for tensor in header.tensors.values():
+        sizes[tensor.dtype.startswith("F8_")] += tensor.end - tensor.start
+    if sizes[True] <= sizes[False]:
+        return ""
+    return (
+        f"{name} has its weights in 8 bits (fp8). What was rounded away is not in it, so the LoRA is trained "
+        "on a coarser model than it will be used with; the file in bf16 or fp16 is better"
+    )
 
 
 def require(kind: Kind, family: str, name: str) -> None:

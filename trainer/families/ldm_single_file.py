@@ -199,6 +199,12 @@ def schedule(header: Header) -> dict[str, Any]:
         changes["prediction_type"] = "epsilon"
     if "v_pred" in header.tensors or said == "v":
         changes["prediction_type"] = "v_prediction"
+    if any(name.startswith("edm_") for name in header.tensors):
+        raise RunError(
+            "this checkpoint counts noise in EDM's way (as CosXL does), which cannot be trained here; "
+            "choose another base model",
+            "model_missing",
+        )
     if "ztsnr" in header.tensors:
         changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return changes

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..contract import families as catalogue
 from ..contract.errors import RunError
 from ..contract.plan import TILE
+from ..hub import VARIANTS
 from ..noise import Flow, Noise
 from ..quantize import Quantization, quantize
 from ..source import BaseModel, fingerprint
@@ -388,6 +389,7 @@ def _digest(*parts: object) -> str:
 
 
 def _variant(folder: Path) -> str | None:
-    """ "fp16" where only half-precision weights were fetched."""
+    """Which weights to load: the plain ones, or a variant in 16 bits where only that was fetched."""
     names = [file.name for file in folder.glob("*.safetensors")]
-    return "fp16" if names and all(".fp16" in name for name in names) else None
+    plain = [name for name in names if not any(f".{variant}" in name for variant in VARIANTS)]
+    return next((v for v in VARIANTS if not plain and any(f".{v}" in name for name in names)), None)

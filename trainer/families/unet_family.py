@@ -10,6 +10,7 @@ from diffusers import DDPMScheduler, EulerDiscreteScheduler, ModelMixin, UNet2DC
 from torch import nn
 from transformers import CLIPTextConfig
 
+from ..contract.errors import RunError
 from ..contract.families import known_base
 from ..noise import Ddpm
 from . import ldm_single_file as single_file
@@ -45,10 +46,24 @@ class UnetFamily(PipelineFamily):
             self.schedule |= single_file.schedule(self.base.header)
         elif (known := known_base(self.row.key, self.base.name)) and known.schedule:
             self.schedule |= known.schedule
+        self._require_plain_latents()
         ddpm = DDPMScheduler.from_config(self.schedule)
         self.noise = Ddpm(ddpm.alphas_cumprod.float(), ddpm.config.prediction_type)
         vae_factor = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
         self.resolution = int(self.denoiser_config["sample_size"]) * vae_factor
+
+    def _require_plain_latents(self) -> None:
+        """Raise RunError for a U-Net that is given more than latents: a mask, another picture."""
+        takes = int(self.denoiser_config["in_channels"])
+        if self.base.single_file:
+            first = self.base.header.tensors.get("model.diffusion_model.input_blocks.0.0.weight")
+            takes = first.shape[1] if first and len(first.shape) == 4 else takes
+        if takes != (latents := int(self.vae_config["latent_channels"])):
+            raise RunError(
+                f"the U-Net of {self.base.name} takes {takes} channels, not the {latents} of a picture: "
+                "it is for inpainting or editing; choose the base that it was made from",
+                "model_missing",
+            )
 
     def in_single_file(self, part: str) -> bool:
         return True
