@@ -84,8 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, required=True, metavar="FILE")
     export.set_defaults(verb=_export)
 
-    bring = verbs.add_parser("import", help="a recipe that goes on from a finished LoRA")
-    bring.add_argument("file", type=Path, metavar="LORA.safetensors")
+    bring = verbs.add_parser("import", help="a recipe from another program's, or from a finished LoRA")
+    bring.add_argument("file", type=Path, metavar="FOREIGN_CONFIG")
     bring.add_argument("--out", type=Path, required=True, metavar="RECIPE.toml")
     bring.set_defaults(verb=_import)
     return parser
@@ -252,8 +252,10 @@ def _export(arguments: argparse.Namespace) -> int:
 def _import(arguments: argparse.Namespace) -> int:
     from .importing import import_recipe
 
-    for line in import_recipe(arguments.file, arguments.out):
-        print(line)
+    imported = import_recipe(arguments.file, arguments.out)
+    for line in imported.lines:
+        print(f"{line.outcome:9} {line}")
+    print(f"{imported.program}: {imported.counts()}")
     print(f"written to {arguments.out}; name your photos in its dataset.path")
     return FINISHED
 

@@ -1,7 +1,8 @@
 """Recipes from what other programs wrote: ``python -m trainer import FILE --out RECIPE.toml``.
 
-A reader per kind of file, chosen by its ending. Each gives the settings that it found, and a line for
-everything found, assumed or left out, so that nothing is taken over silently.
+A finished LoRA is read here, every other program's recipe by :mod:`trainer.contract.foreign`. Each gives
+the settings that it found, and a line for everything found, assumed or left out, so that nothing is taken
+over silently.
 """
 
 from __future__ import annotations
@@ -9,10 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import tomlkit
 
@@ -21,36 +19,26 @@ from .contract.errors import ConfigError
 from .contract.families import CATALOGUE, Family, first_base
 from .contract.fields import parse
 from .contract.files import write_text
+from .contract.foreign.importing import ENDINGS, read_foreign
+from .contract.foreign.report import Imported
 from .contract.headers import Header
 from .contract.lora_header import DOWN, encoders_in, families_of, flat_name, read_lora_header
 from .contract.settings.files import OutputSettings
 from .contract.settings.train import TrainSettings
 
-
-@dataclass
-class Imported:
-    """A partial recipe, and what was done: one line each."""
-
-    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
-    lines: list[str] = field(default_factory=list)
-
-    def take(self, setting: str, value: Any, source: str) -> None:
-        section, _, name = setting.partition(".")
-        self.tables.setdefault(section, {})[name] = value
-        self.lines.append(f"{setting} = {value} ({source})")
+LORA = ".safetensors"
 
 
-def import_recipe(file: Path, out: Path) -> list[str]:
+def import_recipe(file: Path, out: Path) -> Imported:
     """Write the recipe; returns the report. Raises ConfigError, or RunError for a damaged file."""
     if not file.is_file():
         raise ConfigError({"file": f"{file} does not exist; name the file to import"})
     if out.exists():
         raise ConfigError({"--out": f"{out} is there already; choose another name"})
-    reader = READERS.get(file.suffix)
-    if reader is None:
-        known = ", ".join(READERS)
+    if file.suffix.lower() not in (LORA, *ENDINGS):
+        known = ", ".join((LORA, *ENDINGS))
         raise ConfigError({"file": f"{file.name} cannot be imported; files ending in {known} can"})
-    imported = reader(file)
+    imported = read_finished_lora(file) if file.suffix.lower() == LORA else read_foreign(file)
     parse(imported.tables)
     document = tomlkit.document()
     document.add(tomlkit.comment(f"From {file.name}. Name your photos in dataset.path, then:"))
@@ -58,7 +46,7 @@ def import_recipe(file: Path, out: Path) -> list[str]:
     for section, table in imported.tables.items():
         document.add(section, tomlkit.item(table))
     write_text(out, tomlkit.dumps(document))
-    return imported.lines
+    return imported
 
 
 # A finished LoRA --------------------------------------------------------------------------------------
@@ -67,7 +55,7 @@ def import_recipe(file: Path, out: Path) -> list[str]:
 def read_finished_lora(file: Path) -> Imported:
     """A recipe that goes on from a LoRA: what its keys and its metadata say."""
     header = read_lora_header(file)
-    metadata, found = header.metadata, Imported()
+    metadata, found = header.metadata, Imported("a finished LoRA")
     keys = families_of(header)
     if not keys:
         raise ConfigError(
@@ -85,7 +73,7 @@ def read_finished_lora(file: Path) -> Imported:
         found.take("dataset.trigger", trigger, "its metadata")
         found.take("samples.prompts", [trigger], "the trigger word")
     else:
-        found.lines.append("no trigger word in its metadata; set dataset.trigger")
+        found.note("no trigger word in its metadata; set dataset.trigger")
     if side := _side(metadata.get("ss_resolution", "")):
         found.take("dataset.resolution", side, "its metadata")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).strip("-._")[:70] or OutputSettings().name
@@ -163,6 +151,3 @@ def _number(text: str) -> float | None:
     except (ValueError, TypeError):
         return None
     return number if 0 < number < 1e6 else None
-
-
-READERS: dict[str, Callable[[Path], Imported]] = {".safetensors": read_finished_lora}

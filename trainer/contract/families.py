@@ -9,6 +9,11 @@ from __future__ import annotations
 from .families_flux import CHROMA as CHROMA
 from .families_flux import FLUX as FLUX
 from .families_flux import FLUX2 as FLUX2
+from .families_llm import ERNIEIMAGE as ERNIEIMAGE
+from .families_llm import HUNYUANIMAGE as HUNYUANIMAGE
+from .families_llm import KREA2 as KREA2
+from .families_llm import LUMINA2 as LUMINA2
+from .families_llm import QWENIMAGE as QWENIMAGE
 from .family_types import Base as Base
 from .family_types import Family as Family
 from .family_types import Signature as Signature
@@ -96,6 +101,8 @@ SDXL = Family(
     trainable_text_params=(123.1, 694.7),
     linear_share=0.87,
     fp16_vae="madebyollin/sdxl-vae-fp16-fix",
+    known_as=("stable-diffusion-xl", "STABLE_DIFFUSION_XL_10_BASE"),
+    kohya=("sdxl_train_network.py", "networks.lora"),
 )
 
 SD15 = Family(
@@ -147,6 +154,8 @@ SD15 = Family(
     trainable_text=("text_encoder",),
     trainable_text_params=(123.1,),
     linear_share=0.31,
+    known_as=("sd1", "sd2", "sd1x", "sd2x", "stable_diffusion_15", "stable_diffusion_21"),
+    kohya=("train_network.py", "networks.lora"),
 )
 
 SANA = Family(
@@ -262,6 +271,8 @@ SD3 = Family(
         ),
     ),
     architectures=("stable-diffusion-3", "sd3"),
+    known_as=("sd35", "stable-diffusion-3.5", "STABLE_DIFFUSION_3", "STABLE_DIFFUSION_35"),
+    kohya=("sd3_train_network.py", "networks.lora_sd3"),
 )
 
 ZIMAGE = Family(
@@ -294,161 +305,6 @@ ZIMAGE = Family(
     ),
     lora_signatures=(Signature("a Z-Image LoRA", (r"((noise|context)_refiner|layers)_\d+_attention_",)),),
     architectures=("z-image", "z_image", "zimage"),
-)
-
-QWENIMAGE = Family(
-    key="qwenimage",
-    label="Qwen-Image",
-    bases=(
-        Base("Qwen/Qwen-Image-2512", "Qwen-Image 2512", "apache-2.0", 1024, 53.7, guidance=4.0),
-        Base("Qwen/Qwen-Image", "Qwen-Image", "apache-2.0", 1024, 53.7, guidance=4.0),
-    ),
-    resolution=1024,
-    size_multiple=16,
-    token_limit=512,
-    params=(20430.4, 8292.2, 126.9),
-    caption=(100, 3584),
-    lora_params_per_rank={"attention": 2936.8, "transformer": 6592.5, "transformer+conv": 6592.5},
-    activation_gib=(33.5, 1.5),  # estimate, likewise
-    pipelines=("QwenImagePipeline",),
-    signatures=(
-        Signature(
-            "a Qwen-Image checkpoint",
-            (r"transformer_blocks\.0\.txt_mlp\.", r"txt_norm\."),
-            # layered and newer editing models
-            (r"time_text_embed\.addition_t_embedding", r"__index_timestep_zero__"),
-        ),
-    ),
-    lora_signatures=(
-        Signature(
-            "a Qwen-Image LoRA",
-            (r"transformer_blocks_\d+_(attn_(to|add)|img_m|txt_m)",),
-            (r"single_", r"transformer_blocks_\d+_(attn2_|ff_|attn_to_gate)"),
-        ),
-    ),
-    architectures=("qwen-image", "qwen_image"),
-)
-
-LUMINA2 = Family(
-    key="lumina2",
-    label="Lumina-Image 2.0",
-    bases=(Base("Alpha-VLLM/Lumina-Image-2.0", "Lumina-Image 2.0", "apache-2.0", 1024, 9.9, guidance=4.0),),
-    resolution=1024,
-    size_multiple=16,
-    token_limit=220,  # 256 with the system prompt
-    params=(2609.8, 2614.3, 83.8),
-    caption=(100, 2304),
-    lora_params_per_rank={"attention": 460.8, "transformer": 1497.6, "transformer+conv": 1497.6},
-    activation_gib=(21.8, 2.0),  # estimate, likewise
-    pipelines=("Lumina2Pipeline", "Lumina2Text2ImgPipeline"),
-    signatures=(
-        Signature("a Lumina-Image 2.0 checkpoint", (r"layers\.0\.adaLN_modulation\.1\.", r"cap_embedder\.")),
-    ),
-    lora_signatures=(
-        # In the original code's names Z-Image has the same modules.
-        Signature(
-            "a Lumina-Image 2.0 LoRA", (r"((noise|context)_refiner|layers)_\d+_(attn|attention_(qkv|out))",)
-        ),
-    ),
-    architectures=("lumina-2", "lumina2"),
-    needs_bf16=True,
-)
-
-KREA2 = Family(
-    key="krea2",
-    label="Krea 2",
-    bases=(
-        Base(
-            "krea/Krea-2-Raw",
-            "Krea 2 Raw",
-            "krea-2-community-license",
-            1024,
-            32.6,
-            gated=True,
-            note="LoRAs of it are used with Krea 2 Turbo.",
-            guidance=5.5,
-        ),
-    ),
-    resolution=1024,
-    size_multiple=16,
-    token_limit=512,
-    params=(12820.1, 4437.8, 126.9),
-    caption=(100, 30720),
-    lora_params_per_rank={"attention": 1462.3, "transformer": 3354.6, "transformer+conv": 3354.6},
-    activation_gib=(35.5, 1.4),  # estimate, likewise
-    pipelines=("Krea2Pipeline",),
-    signatures=(Signature("a Krea 2 checkpoint", (r"txtfusion\.projector\.",)),),
-    lora_signatures=(
-        Signature(
-            "a Krea 2 LoRA",
-            (
-                r"(transformer_blocks_\d+_(attn_to_gate|ff_(gate|up|down))|blocks_\d+_(attn_w|attn_gate|mlp_gate))",
-            ),
-        ),
-    ),
-    architectures=("krea-2", "krea2"),
-)
-
-ERNIEIMAGE = Family(
-    key="ernieimage",
-    label="ERNIE-Image",
-    bases=(
-        Base(
-            "baidu/ERNIE-Image",
-            "ERNIE-Image",
-            "apache-2.0",
-            1024,
-            28.7,
-            note="A quarter of the download is a prompt enhancer, which training does not use.",
-            guidance=4.0,
-        ),
-    ),
-    resolution=1024,
-    size_multiple=16,
-    token_limit=2048,
-    params=(8033.5, 3849.1, 84.0),
-    caption=(100, 3072),
-    lora_params_per_rank={"attention": 1179.6, "transformer": 2949.1, "transformer+conv": 2949.1},
-    activation_gib=(43.1, 1.4),  # estimate, likewise
-    pipelines=("ErnieImagePipeline",),
-    signatures=(Signature("an ERNIE-Image checkpoint", (r"layers\.0\.adaLN_sa_ln\.",)),),
-    lora_signatures=(
-        Signature(
-            "an ERNIE-Image LoRA", (r"layers_\d+_(self_attention|mlp_(gate_proj|up_proj|linear_fc2))",)
-        ),
-    ),
-    architectures=("ernie-image", "ernie_image"),
-)
-
-HUNYUANIMAGE = Family(
-    key="hunyuanimage",
-    label="HunyuanImage 2.1",
-    bases=(
-        Base(
-            "hunyuanvideo-community/HunyuanImage-2.1-Diffusers",
-            "HunyuanImage 2.1",
-            "tencent-hunyuan-community",
-            2048,
-            49.5,
-            note="Its licence does not hold in the EU, the UK and South Korea.",
-            guidance=3.5,
-        ),
-    ),
-    resolution=2048,
-    size_multiple=64,
-    token_limit=1000,
-    params=(17425.8, 8511.6, 405.6),
-    caption=(100, 3584),
-    lora_params_per_rank={"attention": 2007.0, "transformer": 5017.6, "transformer+conv": 5017.6},
-    activation_gib=(38.5, 1.8),  # estimate: saved tensors counted at 2048 px, flash attention assumed
-    pipelines=("HunyuanImagePipeline",),
-    lora_signatures=(
-        # FLUX.1's modules, but one double block more.
-        Signature(
-            "a HunyuanImage LoRA", (r"(transformer|double)_blocks_19_", r"single_(transformer_)?blocks_")
-        ),
-    ),
-    architectures=("hunyuan-image", "hunyuan_image", "hunyuanimage"),
 )
 
 _FAMILIES = (

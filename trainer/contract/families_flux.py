@@ -71,6 +71,8 @@ FLUX = Family(
     ),
     lora_signatures=_flux1_loras("a FLUX.1 LoRA"),
     architectures=("flux-1", "flux1"),
+    known_as=("flux1", "flux.1", "FLUX_DEV_1", "flux_schnell"),
+    kohya=("flux_train_network.py", "networks.lora_flux"),
 )
 
 CHROMA = Family(
@@ -94,6 +96,8 @@ CHROMA = Family(
     ),
     lora_signatures=_flux1_loras("a Chroma LoRA", _MODULATIONS),
     architectures=("chroma",),
+    known_as=("chroma1", "CHROMA_1"),
+    kohya=("flux_train_network.py", "networks.lora_flux"),
 )
 
 FLUX2 = Family(
@@ -166,4 +170,5 @@ FLUX2 = Family(
         Signature("a FLUX.2 LoRA", (_ORIGINAL,), ratio=(_LINEAR2, _LINEAR1, 4)),
     ),
     architectures=("flux-2", "flux2"),
+    known_as=("flux2_klein_4b", "flux2_klein_9b"),
 )

@@ -79,6 +79,8 @@ class Family:
         activation_gib: activations of one training sample at the native resolution in half precision,
             (stored, with gradient checkpointing).
         needs_bf16: its text encoder overflows in fp16.
+        known_as: what other trainers call it, beside ``key``; case and punctuation do not count.
+        kohya: the script of kohya's sd-scripts that trains it and the network module; empty if none does.
         fp16_vae: Hub id of a VAE to use where the family's own overflows in fp16; empty if it does not.
     """
 
@@ -102,3 +104,5 @@ class Family:
     linear_share: float = 1.0
     needs_bf16: bool = False
     fp16_vae: str = ""
+    known_as: tuple[str, ...] = ()
+    kohya: tuple[str, str] | None = None

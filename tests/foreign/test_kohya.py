@@ -1,0 +1,165 @@
+"""kohya's commands and files: the guide's own, alpha and rates, traps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer.contract.fields import RECORDS
+
+from .helpers import HERE, line, read, said
+
+FUSED = """
+# SDXL training with fused backward pass
+accelerate launch --num_cpu_threads_per_process 8 sdxl_train_network.py \\
+--pretrained_model_name_or_path="stabilityai/stable-diffusion-xl-base-1.0" \\
+--train_data_dir="./your_training_images" \\
+--output_dir="./output" \\
+--fused_backward_pass \\
+--optimizer_type="adafactor" \\
+--mixed_precision="no" \\
+--learning_rate=1e-4 \\
+--max_train_epochs=10 \\
+--save_every_n_epochs=2
+"""
+GROUPS = """
+accelerate launch --num_cpu_threads_per_process 8 sdxl_train_network.py \\
+--pretrained_model_name_or_path="stabilityai/stable-diffusion-xl-base-1.0" \\
+--train_data_dir="./your_training_images" \\
+--output_dir="./output" \\
+--fused_optimizer_groups=8 \\
+--optimizer_type="adamw8bit" \\
+--learning_rate=1e-4
+"""
+LORAPLUS = """
+accelerate launch train_network.py \\
+--network_module="networks.lora" \\
+--network_args "loraplus_lr_ratio=16" \\
+--learning_rate=1e-4 \\
+--train_data_dir="./dataset"
+"""
+
+
+def test_the_guides_fused_command(tmp_path: Path) -> None:
+    config, imported = read(tmp_path, "train.sh", FUSED)
+    assert (config.model.family, config.model.base) == ("sdxl", "stabilityai/stable-diffusion-xl-base-1.0")
+    assert (config.adapter.rank, config.adapter.alpha) == (4, 1.0)
+    train = config.train
+    assert (train.learning_rate, train.optimizer, train.scheduler, train.warmup) == (
+        1e-4,
+        "adafactor",
+        "constant",
+        0,
+    )
+    assert train.text_encoder_lr == train.text_encoder_2_lr == 1e-4, (
+        "kohya trains them along unless told not to"
+    )
+    assert config.dataset.path == "./your_training_images"
+    fused = line(imported, "fused_backward_pass")
+    assert (
+        fused.outcome == "ignored"
+        and "does nothing for a LoRA" in fused.why
+        and "full fine-tuning" in fused.why
+    )
+    assert line(imported, "adapter.rank").outcome == line(imported, "adapter.alpha").outcome == "default"
+    assert "relative_step" in said(imported) and ".caption files" in said(imported)
+    assert "1 / 4 = 2.5e-05" in said(imported)
+
+
+def test_the_guides_optimizer_groups(tmp_path: Path) -> None:
+    config, imported = read(tmp_path, "train.sh", GROUPS)
+    assert config.train.steps == 1600, "kohya's default, which people are surprised by"
+    assert line(imported, "train.steps").outcome == "default"
+    groups = line(imported, "fused_optimizer_groups")
+    assert groups.outcome == "ignored" and "unrecognized arguments" in groups.why
+
+
+def test_the_guides_loraplus_command(tmp_path: Path) -> None:
+    config, imported = read(tmp_path, "train.sh", LORAPLUS)
+    assert config.model.family == "sd15", "the plain script is for Stable Diffusion 1 and 2"
+    assert line(imported, "model.base").outcome == "default"
+    assert line(imported, "network_args loraplus_lr_ratio").value == "16"
+
+
+@pytest.mark.parametrize(
+    ("options", "rank", "alpha", "scale"),
+    [
+        ("", 4, 1.0, "0.25"),
+        ("--network_dim=32", 32, 1.0, "0.031"),
+        ("--network_dim=32 --network_alpha=16", 32, 16.0, ""),
+        ("--network_dim=8 --network_alpha=0", 8, 8.0, ""),
+    ],
+)
+def test_alpha_as_kohya_means_it(tmp_path: Path, options: str, rank: int, alpha: float, scale: str) -> None:
+    config, imported = read(
+        tmp_path, "t.sh", f"accelerate launch train_network.py --learning_rate=1e-4 {options}"
+    )
+    assert (config.adapter.rank, config.adapter.alpha) == (rank, alpha)
+    if scale:
+        assert f"alpha / rank = {scale}" in line(imported, "adapter.alpha").why
+    assert f"= {1e-4 * alpha / rank:.3g}: compare" in said(imported)
+
+
+def test_rates_of_the_parts(tmp_path: Path) -> None:
+    def rates(options: str) -> tuple[float, float, float]:
+        train = read(tmp_path, "t.sh", f"accelerate launch sdxl_train_network.py {options}")[0].train
+        return train.learning_rate, train.text_encoder_lr, train.text_encoder_2_lr
+
+    assert rates("") == (2e-6, 2e-6, 2e-6)
+    assert rates("--learning_rate 1e-4 --network_train_unet_only") == (1e-4, 0, 0)
+    assert rates("--learning_rate 1e-4 --unet_lr 3e-4 --text_encoder_lr 5e-5") == (3e-4, 5e-5, 5e-5)
+    # the network for SDXL takes the first of several for both encoders
+    assert rates("--learning_rate 1e-4 --text_encoder_lr 1e-5 2e-5") == (1e-4, 1e-5, 1e-5)
+    sd3 = read(tmp_path, "t.sh", "accelerate launch sd3_train_network.py --text_encoder_lr 1e-5 2e-5")[0]
+    assert (sd3.train.text_encoder_lr, sd3.train.text_encoder_2_lr) == (1e-5, 2e-5)
+    flux = read(tmp_path, "t.sh", "accelerate launch flux_train_network.py --text_encoder_lr 1e-5")[1]
+    assert line(flux, "text_encoder_lr").outcome == "missing"
+
+
+def test_a_file_of_settings_and_the_command_over_it(tmp_path: Path) -> None:
+    (tmp_path / "lora.toml").write_text(
+        "[basics]\nnetwork_dim = 16\nlearning_rate = 3e-4\nmax_train_steps = 700\n[more]\nseed = 7\n"
+    )
+    config, _ = read(
+        tmp_path,
+        "t.sh",
+        "accelerate launch sdxl_train_network.py --config_file lora.toml --max_train_steps 900",
+    )
+    assert (config.adapter.rank, config.train.learning_rate, config.train.seed) == (16, 3e-4, 7)
+    assert config.train.steps == 900
+    alone, _ = read(tmp_path, "lora.toml", (tmp_path / "lora.toml").read_text())
+    assert alone.train.steps == 700 and alone.model.family == "sd15"
+
+
+def test_scripts_are_read_and_never_run(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    script = f"""
+export RATE=2e-4
+NAME="my cat"
+accelerate launch sdxl_train_network.py --learning_rate=$RATE --output_name "${{NAME}}" \\
+  --seed=$(touch {mark}) --max_train_steps `touch {mark}` --train_data_dir=$HOME/photos; touch {mark}
+"""
+    config, imported = read(tmp_path, "t.sh", script)
+    assert not mark.exists()
+    assert config.train.learning_rate == 2e-4 and config.output.name == "my-cat"
+    for option in ("seed", "max_train_steps", "train_data_dir"):
+        assert line(imported, option).outcome == "missing" and "only a shell" in line(imported, option).why
+    assert config.train.seed == RECORDS["train.seed"].default
+
+
+def test_windows_scripts(tmp_path: Path) -> None:
+    text = (
+        "set RATE=2e-4\r\naccelerate launch ^\r\n  sdxl_train_network.py ^\r\n  --learning_rate=%RATE% ^\r\n"
+    )
+    text += '  --train_data_dir="C:\\photos\\my cat" --network_dim 8\r\n'
+    config, _ = read(tmp_path, "train.bat", text)
+    assert config.train.learning_rate == 2e-4 and config.adapter.rank == 8
+    assert config.dataset.path == "C:\\photos\\my cat"
+
+
+def test_every_option_has_a_line(tmp_path: Path) -> None:
+    _, imported = read(tmp_path, "t.sh", (HERE / "examples" / "kohya.sh").read_text())
+    assert not [each.option for each in imported.lines if each.outcome == "unknown"]
+    _, imported = read(tmp_path, "t.sh", "accelerate launch train_network.py --brand_new 3 --seed 3")
+    assert line(imported, "brand_new").outcome == "unknown" and line(imported, "seed").ours == 3

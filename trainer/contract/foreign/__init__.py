@@ -1,0 +1,1 @@
+"""Recipes of other trainers, read and written: pure parsing, nothing is ever run or downloaded."""

@@ -1,0 +1,311 @@
+"""ai-toolkit: a job's YAML (or the JSON of its page), and the snippets of it that guides print.
+
+Its own defaults, which are not ours: rate 1e-6, 1000 steps, rank 4, a constant schedule, 512 px, a
+checkpoint every 1000 steps. Transformers are scaled by 1 whatever linear_alpha says (the format it saves
+in has no alpha); the U-Nets are scaled by alpha / rank, with alpha 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..families import CATALOGUE
+from . import ai_toolkit_tables as tables
+from .kohya import Beside, flattened, read_kohya
+from .names import effective_rate, family_called, quantization, take_base
+from .prompt_lines import PromptLine, take_prompts
+from .reading import refuse
+from .report import Imported, Unusable, is_off, shown
+from .rules import follow
+from .shared import safe_name, take_alpha, take_optimizer, take_optimizer_arguments, take_scheduler
+
+
+def read_ai_toolkit(data: dict[str, Any], name: str, beside: Beside) -> Imported:
+    """Raises ConfigError for a job that is no training of one LoRA."""
+    config = data.get("config")
+    if not isinstance(config, dict):
+        return _read_snippet(dict(data), name, beside)
+    processes = config.get("process")
+    if not isinstance(processes, list) or not processes or not isinstance(processes[0], dict):
+        raise refuse(name, "has no process in its config; it is no training job of ai-toolkit")
+    found = Imported("ai-toolkit")
+    process = dict(processes[0])
+    if len(processes) > 1:
+        found.miss("process", f"{len(processes)} of them", "the first is read")
+    found.leave("job", data.get("job"), "the kind of job")
+    if "meta" in data:
+        found.leave("meta", data["meta"], "a note in the file")
+    found.unknown({key: value for key, value in data.items() if key not in ("job", "config", "meta")})
+    if title := config.get("name"):
+        try:
+            found.keep("config.name", title, "output.name", safe_name(str(title)))
+        except Unusable as problem:
+            found.miss("config.name", title, str(problem))
+    found.unknown({f"config.{key}": value for key, value in config.items() if key not in ("name", "process")})
+    _take_process(found, process, whole=True)
+    found.settle()
+    return found
+
+
+def _read_snippet(data: dict[str, Any], name: str, beside: Beside) -> Imported:
+    """What guides print: a part of a job, or kohya's options written as YAML, or both in one."""
+    training = data.pop("training", None)
+    network = data.get("network")
+    kohya = {key: value for key, value in data.items() if not isinstance(value, (dict, list))}
+    if isinstance(training, dict):
+        kohya = flattened(training) | kohya
+    if not kohya:
+        if not any(key in data for key in ("model", "network", "train", "datasets", "sample")):
+            raise refuse(name, "is neither a job of ai-toolkit nor a part of one")
+        found = Imported("ai-toolkit")
+        _take_process(found, data, whole=False)
+        found.settle()
+        return found
+    for key in kohya:
+        data.pop(key, None)
+    renamed = {
+        "linear": "network_dim",
+        "rank": "network_dim",
+        "linear_alpha": "network_alpha",
+        "alpha": "network_alpha",
+    }
+    arguments: dict[str, Any] = {}
+    for key, value in (network if isinstance(network, dict) else {}).items():
+        if key in renamed:
+            kohya[renamed[key]] = value
+        elif key == "network_args" and isinstance(value, dict):
+            arguments = value
+    kohya["network_args"] = arguments
+    data.pop("network", None)
+    model = data.pop("model", None) or {}
+    part = Imported()
+    if isinstance(model, dict) and model:
+        _take_model(part, dict(model), whole=False)
+        kohya.pop("pretrained_model_name_or_path", None)
+        kohya["pretrained_model_name_or_path"] = part.get("model.base")
+    found = read_kohya(kohya, beside)
+    found.program = "a guide's mixture of kohya's and ai-toolkit's names"
+    for section, table in part.tables.items():
+        found.tables.setdefault(section, {}).update(table)
+    found.lines = part.lines + found.lines
+    if data:
+        _take_process(found, data, whole=False)
+    found.settle()
+    return found
+
+
+def _table(found: Imported, data: dict[str, Any], name: str) -> dict[str, Any]:
+    value = data.pop(name, None)
+    if value is not None and not isinstance(value, dict):
+        found.miss(name, value, "it should be a table of options")
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _take_process(found: Imported, process: dict[str, Any], whole: bool) -> None:
+    """``whole``: a job, whose missing options have ai-toolkit's defaults; else a part of one."""
+    model = _table(found, process, "model")
+    if model or whole:
+        _take_model(found, model, whole)
+    network, train = _table(found, process, "network"), _table(found, process, "train")
+    _take_network(found, network, whole)
+    _take_train(found, train, whole)
+    _take_datasets(found, process.pop("datasets", None), whole)
+    save = _table(found, process, "save")
+    follow(found, save, tables.SAVE, "save.")
+    found.unknown({f"save.{key}": value for key, value in save.items()})
+    _take_samples(found, _table(found, process, "sample"))
+    follow(found, process, tables.JOB)
+    found.unknown(process)
+    if whole or network or train:
+        effective_rate(found)
+
+
+def _take_model(found: Imported, model: dict[str, Any], whole: bool) -> None:
+    arch = str(model.pop("arch", "") or "")
+    family, why = family_called(arch), f"arch {arch}"
+    for flag, name in tables.FLAGS.items():
+        if (value := model.pop(flag, None)) is not None:
+            found.leave(f"model.{flag}", value, "it names the family")
+            if not is_off(value):
+                family, why, arch = family or family_called(name), flag, arch or name
+    base = str(model.pop("name_or_path", "") or "")
+    if arch and not family:
+        raise refuse(f"arch {arch}:", "is a family that cannot be trained here")
+    try:
+        take_base(found, "model.name_or_path", base, family, why)
+    except Unusable as problem:
+        if whole:
+            raise refuse("model.name_or_path:", str(problem)) from None
+        found.miss("model.name_or_path", base, str(problem))
+    for option, kind, setting in (
+        ("quantize", "qtype", "model.quantize"),
+        ("quantize_te", "qtype_te", "model.quantize_text"),
+    ):
+        on, format_ = model.pop(option, None), model.pop(kind, None)
+        if on is None and format_ is None:
+            continue
+        ours = "none" if is_off(on) else quantization(format_ or "qfloat8")
+        found.keep(f"model.{option}", on, setting, ours, f"{format_ or 'qfloat8'}" if ours != "none" else "")
+        if format_ is not None:
+            found.leave(f"model.{kind}", format_, f"read with {option}")
+    follow(found, model, tables.MODEL, "model.")
+    found.unknown({f"model.{key}": value for key, value in model.items()})
+
+
+def _take_network(found: Imported, network: dict[str, Any], whole: bool) -> None:
+    if not network and not whole:
+        return
+    kind = str(network.pop("type", "lora") or "lora").lower()
+    if kind == "dora":
+        found.keep("network.type", kind, "adapter.dora", True)
+    elif kind in ("lora", "locon", "lokr"):
+        found.keep("network.type", kind, "adapter.type", "lokr" if kind == "lokr" else "lora")
+    else:
+        found.miss("network.type", kind, "this kind of adapter is not offered; a LoRA is trained")
+    rank, linear = network.pop("rank", None), network.pop("linear", None)
+    for option, value in (("rank", rank), ("linear", linear)):
+        if value is not None and (option == "rank" or rank is None):
+            found.keep(f"network.{option}", value, "adapter.rank", value)
+        elif value is not None:
+            found.leave("network.linear", value, "rank is given, and wins")
+    if rank is None and linear is None:
+        found.take("adapter.rank", 4, "ai-toolkit's default", "default")
+    alpha = network.pop("alpha", None)
+    option, given = "network.linear_alpha", network.pop("linear_alpha", None)
+    if given is None:
+        option, given = "network.alpha", alpha
+    elif alpha is not None:
+        found.leave("network.alpha", alpha, "linear_alpha is given, and wins")
+    ours = found.get("adapter.rank")
+    if CATALOGUE[found.get("model.family")].file_parts[0] != "unet":
+        why = "transformers are scaled by 1 in ai-toolkit, whatever alpha says"
+        if given is None:
+            found.take("adapter.alpha", ours, why, "default")
+        else:
+            found.keep(option, given, "adapter.alpha", ours, "" if given == ours else why)
+    else:
+        take_alpha(found, option, given, 1)
+    conv, conv_alpha = network.pop("conv", None), network.pop("conv_alpha", None)
+    if not is_off(conv) and CATALOGUE[found.get("model.family")].file_parts[0] == "unet":
+        found.keep("network.conv", conv, "adapter.conv_rank", conv)
+        found.take("adapter.targets", "transformer+conv", "conv adapts the convolutions too", "converted")
+        found.keep("network.conv_alpha", conv_alpha or conv, "adapter.conv_alpha", conv_alpha or conv)
+    else:
+        for option, value in (("conv", conv), ("conv_alpha", conv_alpha)):
+            if value is not None:
+                found.leave(f"network.{option}", value, "there are no convolutions to adapt")
+    follow(found, network, tables.NETWORK, "network.")
+    found.unknown({f"network.{key}": value for key, value in network.items()})
+
+
+def _take_train(found: Imported, train: dict[str, Any], whole: bool) -> None:
+    if not train and not whole:
+        return
+    rate, own = train.pop("lr", None), train.pop("unet_lr", None)
+    if own is not None:
+        found.keep("train.unet_lr", own, "train.learning_rate", own)
+        if rate is not None:
+            found.leave("train.lr", rate, "unet_lr is given, and wins")
+    elif rate is not None:
+        found.keep("train.lr", rate, "train.learning_rate", rate)
+    else:
+        found.take("train.learning_rate", 1e-6, "ai-toolkit's default", "default")
+    text, text_rate = train.pop("train_text_encoder", None), train.pop("text_encoder_lr", None)
+    if is_off(text):
+        for option, value in (("train_text_encoder", text), ("text_encoder_lr", text_rate)):
+            if value is not None:
+                found.leave(f"train.{option}", value, "text encoders are left alone, as here")
+    else:
+        given = text_rate if text_rate is not None else found.get("train.learning_rate")
+        found.keep("train.train_text_encoder", text, "train.text_encoder_lr", given)
+        if text_rate is not None:
+            found.leave("train.text_encoder_lr", text_rate, "see train_text_encoder")
+    _take_schedule(found, train)
+    take_optimizer(found, "train.optimizer", train.pop("optimizer", None))
+    parameters = train.pop("optimizer_params", None)
+    take_optimizer_arguments(
+        found, "train.optimizer_params", parameters if isinstance(parameters, dict) else {}
+    )
+    ema = _table(found, train, "ema_config")
+    if ema:
+        if is_off(ema.get("use_ema")):
+            found.leave("train.ema_config", ema, "off, as it is here")
+        else:
+            found.keep("train.ema_config", ema, "train.ema_decay", ema.get("ema_decay", 0.999))
+    preserve = train.pop("diff_output_preservation", None)
+    if preserve is not None and is_off(preserve):
+        found.leave("train.diff_output_preservation", preserve, "off, as it is here")
+        for option in ("diff_output_preservation_multiplier", "diff_output_preservation_class"):
+            if option in train:
+                found.leave(f"train.{option}", train.pop(option), "goes with diff_output_preservation")
+    elif preserve is not None:
+        found.keep("train.diff_output_preservation", preserve, "prior.method", "output")
+    follow(found, train, tables.TRAIN, "train.")
+    found.unknown({f"train.{key}": value for key, value in train.items()})
+
+
+def _take_schedule(found: Imported, train: dict[str, Any]) -> None:
+    name, parameters = train.pop("lr_scheduler", None), train.pop("lr_scheduler_params", None)
+    take_scheduler(found, "train.lr_scheduler", name, "constant", "ai-toolkit")
+    found.assume("train.warmup", 0, "ai-toolkit warms up only where told to")
+    if parameters:
+        found.miss("train.lr_scheduler_params", parameters, "set train.warmup and train.restarts")
+
+
+def _take_datasets(found: Imported, datasets: Any, whole: bool) -> None:
+    rows = [dict(row) for row in datasets if isinstance(row, dict)] if isinstance(datasets, list) else []
+    if not rows:
+        if whole:
+            found.note("No datasets: name your photos in dataset.path.")
+        return
+    plain = [row for row in rows if is_off(row.get("is_reg"))]
+    for place, row in enumerate(rows):
+        prefix = f"datasets[{place}]."
+        if plain and row is plain[0]:
+            resolution = row.get("resolution")
+            if isinstance(resolution, list) and len(resolution) > 1:
+                found.note(
+                    f"ai-toolkit shows every picture at {shown(resolution)} px in turn; here all are shown "
+                    "at the largest."
+                )
+            if resolution is None:
+                found.take("dataset.resolution", 512, "ai-toolkit's default", "default")
+            follow(found, row, tables.DATASET, prefix)
+            found.unknown({f"{prefix}{key}": value for key, value in row.items()})
+        elif not is_off(row.get("is_reg")):
+            found.keep(f"{prefix}folder_path", row.get("folder_path"), "prior.path", row.get("folder_path"))
+            found.take("prior.method", "class_pictures", "regularisation pictures (is_reg)", "converted")
+        else:
+            found.miss(f"datasets[{place}]", row, "one folder is taken; put the photos together")
+
+
+def _take_samples(found: Imported, sample: dict[str, Any]) -> None:
+    if not sample:
+        return
+    rows = sample.pop("samples", None) or sample.pop("prompts", None) or []
+    prompts = []
+    for row in rows if isinstance(rows, list) else []:
+        row = {"prompt": row} if isinstance(row, str) else row
+        if isinstance(row, dict) and row.get("prompt"):
+            prompts.append(
+                PromptLine(
+                    prompt=str(row["prompt"]).replace("[trigger]", found.get("dataset.trigger")).strip(),
+                    negative=row.get("neg") or sample.get("neg") or None,
+                    width=_integer(row.get("width", sample.get("width"))),
+                    height=_integer(row.get("height", sample.get("height"))),
+                    seed=_integer(row.get("seed", sample.get("seed"))),
+                    steps=_integer(row.get("sample_steps", sample.get("sample_steps"))),
+                    guidance=row.get("guidance_scale", sample.get("guidance_scale")),
+                )
+            )
+    for option in ("neg", "width", "height", "seed", "sample_steps", "guidance_scale", "prompts"):
+        if option in sample:
+            found.leave(f"sample.{option}", sample.pop(option), "goes with each prompt")
+    if prompts:
+        take_prompts(found, "sample.prompts", prompts)
+    follow(found, sample, tables.SAMPLE, "sample.")
+    found.unknown({f"sample.{key}": value for key, value in sample.items()})
+
+
+def _integer(value: Any) -> int | None:
+    return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

@@ -1,0 +1,380 @@
+"""kohya's sd-scripts: the options of a training command or of its --config_file, as our recipe.
+
+The scripts' own defaults, which are not ours, are made explicit: rank 4, alpha 1, learning rate 2e-6, 1600
+steps, a constant schedule without warm-up, captions in .caption files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..config import TEXT_RATES
+from ..families import CATALOGUE
+from . import kohya_tables
+from .kohya_dataset import take_dataset
+from .kohya_network import take_network
+from .names import effective_rate, family_called, flat, side, take_base
+from .prompt_lines import prompt_lines, take_prompts
+from .reading import parse_toml, read_text
+from .report import Imported, Unusable, is_off, number
+from .rules import follow
+from .shared import (
+    is_true,
+    key_values,
+    safe_name,
+    take_optimizer,
+    take_optimizer_arguments,
+    take_scheduler,
+    take_share,
+)
+
+Beside = Callable[[str], Path | None]
+"""A file that a recipe names -> where it is, or None where it is not to be had."""
+
+PLAIN_SCRIPT = "train_network"
+
+
+def read_kohya(options: dict[str, Any], beside: Beside, script: str = "") -> Imported:
+    """Raises ConfigError for a file beside it that is damaged."""
+    found = Imported("kohya sd-scripts")
+    options = dict(options)
+    if config := options.pop("config_file", None):
+        options = _with_config(found, str(config), beside) | options
+    _take_model(found, options, script)
+    take_network(found, options)
+    _take_rates(found, options)
+    _take_duration(found, options)
+    _take_schedule(found, options)
+    _take_optimizer(found, options)
+    _take_timesteps(found, options)
+    _take_photos(found, options, beside)
+    _take_samples(found, options, beside)
+    _take_saving(found, options)
+    follow(found, options, kohya_tables.ALL)
+    if not found.has("dataset.resolution"):
+        found.note("kohya has no usual resolution; the base's own is taken.")
+    found.unknown(options)
+    effective_rate(found)
+    found.settle()
+    return found
+
+
+def flattened(tables: dict[str, Any]) -> dict[str, Any]:
+    """A --config_file: its sections are for people only."""
+    options: dict[str, Any] = {}
+    for name, value in tables.items():
+        options.update(value if isinstance(value, dict) else {name: value})
+    return options
+
+
+def _with_config(found: Imported, name: str, beside: Beside) -> dict[str, Any]:
+    file = beside(name) or beside(name + ".toml")
+    if file is None:
+        found.miss("config_file", name, "it is not there; its settings are not in this recipe")
+        return {}
+    found.leave("config_file", name, "read; options of the command win over it")
+    return flattened(parse_toml(read_text(file), file.name))
+
+
+def _take_model(found: Imported, options: dict[str, Any], script: str) -> None:
+    family, why = "", ""
+    if script:
+        named = script.removesuffix("_train_network")
+        family = family_called(named)
+        if script == PLAIN_SCRIPT:
+            family = next(
+                row.key for row in CATALOGUE.values() if row.kohya and row.kohya[0] == f"{script}.py"
+            )
+        if chosen := family_called(str(options.get("model_type", ""))):
+            family = chosen
+        why = f"trained by {script}.py"
+        if not family:
+            found.note(f"{script}.py trains nothing that can be trained here; the base's name has to tell.")
+    elif module := str(options.get("network_module", "")):
+        told = module.rpartition("lora_")[2]
+        family, why = family_called(told) or family_called(told.replace("_", "")), f"its network is {module}"
+    if not family and not is_off(options.get("v2")):
+        family, why = family_called("sd2"), "v2 is on"
+    base = str(options.pop("pretrained_model_name_or_path", "") or "")
+    try:
+        take_base(found, "pretrained_model_name_or_path", base, family, why)
+    except Unusable as problem:
+        # Without a word on the family, the plain script is what people use.
+        found.note(
+            f"{problem}; it is taken for the plain train_network.py's. Change model.family if it is not."
+        )
+        plain = next(
+            row.key for row in CATALOGUE.values() if row.kohya and row.kohya[0] == "train_network.py"
+        )
+        take_base(found, "pretrained_model_name_or_path", base, plain, "assumed")
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and value else value
+
+
+def _take_rates(found: Imported, options: dict[str, Any]) -> None:
+    """learning_rate, unet_lr, text_encoder_lr: the special ones win; a negative one unlearns."""
+    rate = options.pop("learning_rate", None)
+    unet, text = options.pop("unet_lr", None), options.pop("text_encoder_lr", None)
+    denoiser_only = not is_off(options.pop("network_train_unet_only", None))
+    blank = (None, "")
+    own = ("unet_lr", unet) if unet not in blank and not is_off(unet) else ("learning_rate", rate)
+    if own[1] in blank:
+        found.take("train.learning_rate", 2e-6, "kohya's default", "default")
+    else:
+        _take_rate(found, *own)
+        if own[0] == "unet_lr" and rate not in blank:
+            found.leave("learning_rate", rate, "unet_lr is given, and wins")
+    row = CATALOGUE[found.get("model.family")]
+    texts = text if isinstance(text, list) else [] if text in blank else str(text).split()
+    option, given = (
+        ("text_encoder_lr", texts) if texts else ("learning_rate", [rate] if rate not in blank else [])
+    )
+    if denoiser_only:
+        found.leave("network_train_unet_only", True, "the text encoders' rates stay 0")
+        if texts:
+            found.leave("text_encoder_lr", text, "network_train_unet_only is on")
+    elif not row.trainable_text:
+        if texts and not all(is_off(each) for each in texts):
+            found.miss("text_encoder_lr", text, f"{row.label}'s text encoders are not trained here")
+    else:
+        if len(texts) > 1 and row.kohya and row.kohya[1] == "networks.lora":
+            found.note(
+                f"text_encoder_lr = {' '.join(map(str, texts))}: kohya's network takes the first for both "
+                "text encoders, and so does this recipe."
+            )
+            given = texts[:1]
+        for place, name in enumerate(TEXT_RATES[: len(row.trainable_text)]):
+            value = given[min(place, len(given) - 1)] if given else 2e-6
+            why = (
+                "" if texts else "kohya trains the text encoders with the learning rate unless told otherwise"
+            )
+            try:
+                value = abs(number(value))
+            except Unusable as problem:
+                found.miss(option, value, str(problem))
+                continue
+            if given:
+                found.keep(option, value, f"train.{name}", value, why)
+            else:
+                found.take(f"train.{name}", value, why, "default")
+
+
+def _take_rate(found: Imported, option: str, value: Any) -> None:
+    try:
+        rate = number(_first(value))
+    except Unusable as problem:
+        found.miss(option, value, str(problem))
+        return
+    if rate >= 0:
+        found.keep(option, value, "train.learning_rate", rate)
+        return
+    found.keep(option, value, "train.learning_rate", -rate, "a negative rate unlearns: train.unlearn below")
+    found.take(
+        "train.unlearn",
+        True,
+        "optimizers refuse a negative rate, and the loss has no bound that way; here unlearning is a mode "
+        "of its own, which is held within bounds",
+        "converted",
+    )
+
+
+def _take_duration(found: Imported, options: dict[str, Any]) -> None:
+    """max_train_epochs beats max_train_steps, whose default is 1600."""
+    steps, epochs = options.pop("max_train_steps", None), options.pop("max_train_epochs", None)
+    if not is_off(epochs):
+        found.keep("max_train_epochs", epochs, "train.epochs", epochs)
+        if not is_off(steps):
+            found.leave("max_train_steps", steps, "max_train_epochs is given, and wins")
+    elif not is_off(steps):
+        found.keep("max_train_steps", steps, "train.steps", steps)
+    else:
+        found.take("train.steps", 1600, "kohya's default where neither steps nor epochs are given", "default")
+
+
+def _take_schedule(found: Imported, options: dict[str, Any]) -> None:
+    name = options.pop("lr_scheduler", None)
+    if custom := options.pop("lr_scheduler_type", None):
+        found.miss("lr_scheduler_type", custom, "code of others is not run")
+    take_scheduler(found, "lr_scheduler", name, "constant", "kohya")
+    warmup = options.pop("lr_warmup_steps", None)
+    if is_off(warmup):
+        found.take("train.warmup", 0, "kohya warms up only where told to", "default")
+    elif flat(str(name)) == "constant":
+        found.leave("lr_warmup_steps", warmup, "kohya's constant scheduler does not warm up")
+        found.put("train.warmup", 0)
+    else:
+        take_share(found, "lr_warmup_steps", warmup, "train.warmup")
+    cycles = options.pop("lr_scheduler_num_cycles", None)
+    if found.get("train.scheduler") == "cosine_with_restarts":
+        if is_off(cycles):
+            found.take("train.restarts", 1, "kohya's default: a single cycle", "default")
+        else:
+            found.keep("lr_scheduler_num_cycles", cycles, "train.restarts", cycles)
+    elif cycles is not None:
+        found.leave("lr_scheduler_num_cycles", cycles, "only cosine_with_restarts has cycles")
+    decay = options.pop("lr_decay_steps", None)
+    if not is_off(decay):
+        take_share(found, "lr_decay_steps", decay, "train.decay")
+    elif decay is not None:
+        found.leave("lr_decay_steps", decay, "off, as it is here")
+    for option, usual in (("lr_scheduler_power", 1), ("lr_scheduler_min_lr_ratio", 0)):
+        value = options.pop(option, None)
+        if value in (None, "") or is_off(value) or str(value) in (str(usual), f"{usual}.0"):
+            if value is not None:
+                found.leave(option, value, "as it is here")
+        else:
+            found.miss(option, value, "the scheduler's usual value is used")
+    for option in ("lr_scheduler_timescale", "lr_scheduler_args"):
+        if (value := options.pop(option, None)) is not None:
+            if is_off(value):
+                found.leave(option, value, "off, as it is here")
+            else:
+                found.miss(option, value, "schedulers have no further settings here")
+
+
+def _take_optimizer(found: Imported, options: dict[str, Any]) -> None:
+    name = options.pop("optimizer_type", None)
+    for old, means in (("use_8bit_adam", "AdamW8bit"), ("use_lion_optimizer", "Lion")):
+        if (value := options.pop(old, None)) is not None:
+            found.leave(old, value, f"an old way to say optimizer_type = {means}" if value else "off")
+            name = name or (means if not is_off(value) else None)
+    take_optimizer(found, "optimizer_type", name)
+    arguments = key_values(options.pop("optimizer_args", None))
+    if flat(str(name)) == "adafactor" and is_true(arguments.get("relative_step", "True")):
+        arguments.pop("relative_step", None)
+        found.note(
+            "kohya's Adafactor sets its own rate (relative_step) and ignores learning_rate unless told "
+            "relative_step=False; here the learning rate holds."
+        )
+    take_optimizer_arguments(found, "optimizer_args", arguments)
+    for option in ("optimizer_schedulefree_wrapper", "schedulefree_wrapper_args"):
+        if not is_off(value := options.pop(option, None)):
+            found.miss(option, value, "a wrapper around any optimizer is not offered")
+
+
+_SAMPLINGS = {
+    "uniform": "uniform",
+    "sigmoid": "sigmoid",
+    "shift": "shift",
+    "flux_shift": "flux_shift",
+    "logit_normal": "logit_normal",
+    "mode": "mode",
+}
+
+
+def _take_timesteps(found: Imported, options: dict[str, Any]) -> None:
+    """How a flow model's noise levels are drawn, and kohya's own weighting of them."""
+    sampling, weighting = options.pop("timestep_sampling", None), options.pop("weighting_scheme", None)
+    prediction = options.pop("model_prediction_type", None)
+    if sampling not in (None, ""):
+        if sampling in _SAMPLINGS:
+            found.keep("timestep_sampling", sampling, "noise.timesteps", _SAMPLINGS[str(sampling)])
+        else:
+            found.miss("timestep_sampling", sampling, "the family's usual distribution is taken")
+    if weighting in _SAMPLINGS and sampling in (None, "", "sigma"):
+        found.keep("weighting_scheme", weighting, "noise.timesteps", _SAMPLINGS[str(weighting)])
+    elif weighting not in (None, ""):
+        if is_off(weighting):
+            found.leave("weighting_scheme", weighting, "every noise level counts the same, as it is here")
+        else:
+            found.keep("weighting_scheme", weighting, "noise.weighting", weighting)
+    if prediction not in (None, ""):
+        if prediction == "raw":
+            found.leave("model_prediction_type", prediction, "plain velocity, as it is here")
+        else:
+            found.miss(
+                "model_prediction_type",
+                prediction,
+                "kohya then compares an estimate of the picture with the velocity, which its own guide "
+                "advises against; plain velocity is trained here",
+            )
+
+
+def _take_photos(found: Imported, options: dict[str, Any], beside: Beside) -> None:
+    dataset = options.pop("dataset_config", None)
+    folder, regular = options.pop("train_data_dir", None), options.pop("reg_data_dir", None)
+    if folder not in (None, ""):
+        found.keep(
+            "train_data_dir",
+            folder,
+            "dataset.path",
+            folder,
+            'kohya reads sub-folders named "10_zwx dog" as 10 repeats of a class; see dataset.repeats',
+        )
+    if regular not in (None, ""):
+        found.keep("reg_data_dir", regular, "prior.path", regular)
+        found.take("prior.method", "class_pictures", "regularisation pictures are given", "converted")
+    if repeats := options.pop("dataset_repeats", None):
+        found.keep("dataset_repeats", repeats, "dataset.repeats", repeats)
+    if dataset not in (None, ""):
+        file = beside(str(dataset))
+        if file is None:
+            found.miss("dataset_config", dataset, "it is not there; import it by itself, or put it beside")
+        else:
+            found.leave("dataset_config", dataset, "read, see below")
+            take_dataset(found, parse_toml(read_text(file), file.name))
+    elif "caption_extension" not in options and "caption_extention" not in options:
+        found.note(
+            "No caption_extension: kohya then reads .caption files, so that .txt captions have no effect "
+            "there. Here captions are .txt."
+        )
+    if "resolution" in options and not isinstance(options["resolution"], list):
+        try:
+            side(options["resolution"])
+        except Unusable as problem:
+            found.miss("resolution", options.pop("resolution"), str(problem))
+
+
+def _take_samples(found: Imported, options: dict[str, Any], beside: Beside) -> None:
+    prompts = options.pop("sample_prompts", None)
+    steps = options.pop("sample_every_n_steps", None)
+    epochs = options.pop("sample_every_n_epochs", None)
+    if prompts not in (None, ""):
+        text = str(prompts)
+        file = beside(text) if len(text) < 500 and "\n" not in text else None
+        if file is not None and file.suffix.lower() == ".txt":
+            take_prompts(found, "sample_prompts", list(prompt_lines(read_text(file))))
+        elif text.lower().endswith((".txt", ".toml", ".json")):
+            found.miss(
+                "sample_prompts",
+                text,
+                "it is not there, or not .txt; kohya would only log an error and go on",
+            )
+        else:
+            take_prompts(found, "sample_prompts", list(prompt_lines(text)))
+    if not is_off(epochs):
+        found.keep("sample_every_n_epochs", epochs, "samples.every_epochs", epochs)
+        if not is_off(steps):
+            found.leave("sample_every_n_steps", steps, "sample_every_n_epochs is given, and wins")
+    elif not is_off(steps):
+        found.keep("sample_every_n_steps", steps, "samples.every", steps)
+    elif prompts not in (None, ""):
+        found.take("samples.every", 0, "no interval is given", "default")
+
+
+def _take_saving(found: Imported, options: dict[str, Any]) -> None:
+    if name := options.pop("output_name", None):
+        found.keep("output_name", name, "output.name", safe_name(str(name)))
+    steps, epochs = options.pop("save_every_n_steps", None), options.pop("save_every_n_epochs", None)
+    last = options.pop("save_last_n_steps", None)
+    if not is_off(steps):
+        found.keep("save_every_n_steps", steps, "checkpoints.every", steps)
+    if not is_off(epochs):
+        found.keep("save_every_n_epochs", epochs, "checkpoints.every_epochs", epochs)
+    if not is_off(last):
+        try:
+            every = found.get("checkpoints.every")
+            kept = max(1, int(number(last) // every) + 1)
+        except Unusable as problem:
+            found.miss("save_last_n_steps", last, str(problem))
+        else:
+            found.keep("save_last_n_steps", last, "checkpoints.keep", kept, "kohya counts steps, not files")
+    elif not is_off(steps) or not is_off(epochs):
+        keep = found.get("checkpoints.keep")
+        found.note(
+            f"kohya keeps every file it saves; here the last {keep} checkpoints stay (checkpoints.keep)."
+        )

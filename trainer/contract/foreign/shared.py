@@ -1,0 +1,122 @@
+"""Pieces that the readers of several programs share."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ..fields import RECORDS
+from .names import flat, optimizer, scheduler
+from .report import Imported, Unusable, is_off, number, shown
+
+
+def safe_name(name: str) -> str:
+    """A file's name in the letters that output.name takes."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:80].strip("-._")
+    if not plain:
+        raise Unusable(f"{shown(name)} is no name for a file here")
+    return plain
+
+
+def take_share(found: Imported, option: str, value: Any, setting: str) -> None:
+    """A number of steps, a ratio below 1 or "10%" -> a setting that takes steps or a share."""
+    try:
+        given = number(value)
+    except Unusable as problem:
+        found.miss(option, value, str(problem))
+        return
+    record = RECORDS.get(setting)
+    limit = record.maximum if record else None
+    if given >= 1 and limit is not None and limit <= 1:
+        steps = found.get("train.steps")
+        found.keep(option, value, setting, round(given / steps, 6), f"of {steps} steps")
+    else:
+        found.keep(option, value, setting, given)
+
+
+def take_scheduler(found: Imported, option: str, name: Any, default: str, program: str) -> None:
+    """train.scheduler; ``default`` is what ``program`` does where nothing is said."""
+    if name in (None, ""):
+        found.take("train.scheduler", default, f"{program}'s default", "default")
+        return
+    try:
+        found.keep(option, name, "train.scheduler", scheduler(name))
+    except Unusable as problem:
+        found.miss(option, name, str(problem))
+        found.put("train.scheduler", "constant")
+
+
+def take_alpha(found: Imported, option: str, value: Any, default: float | None) -> None:
+    """kohya's alpha: 0 is the rank. ``default`` None is the rank too."""
+    rank = found.get("adapter.rank")
+    if value is None or value == "":
+        ours, why = (
+            (default, "the default there") if default is not None else (rank, "the default there: the rank")
+        )
+        found.take(
+            "adapter.alpha",
+            ours,
+            f"{why}; the LoRA is scaled by alpha / rank = {shown(ours / rank)}",
+            "default",
+        )
+    elif is_off(value):
+        found.keep(option, value, "adapter.alpha", rank, "alpha 0 is the rank")
+    else:
+        found.keep(option, value, "adapter.alpha", value)
+
+
+def is_true(value: Any) -> bool:
+    return str(value).strip().lower() in ("true", "1", "yes")
+
+
+def take_optimizer(found: Imported, option: str, name: Any) -> None:
+    if name in (None, ""):
+        found.take("train.optimizer", "adamw", "the usual default", "default")
+        return
+    try:
+        ours = optimizer(name)
+    except Unusable as problem:
+        found.miss(option, name, str(problem))
+        found.put("train.optimizer", "adamw")
+        return
+    less = "8bit" in flat(str(name)) and "8bit" not in ours
+    why = "the same steps with states in full precision, for a little more memory" if less else ""
+    found.keep(option, name, "train.optimizer", ours, why)
+
+
+_DECAY = {"adamw": 0.01, "paged": 0.01, "ademamix": 0.01}
+"""Weight decay where nothing is said, by the beginning of our optimizers' names; all others have none."""
+
+
+def assume_weight_decay(found: Imported) -> None:
+    ours = found.get("train.optimizer")
+    usual = next((value for start, value in _DECAY.items() if ours.startswith(start)), 0.0)
+    if usual != RECORDS["train.weight_decay"].default:
+        found.assume("train.weight_decay", usual, f"{ours} has none unless told to")
+
+
+def key_values(value: Any) -> dict[str, str]:
+    """ "a=1" "b=2" from a list or a text -> {a: 1, b: 2}."""
+    words = value if isinstance(value, list) else str(value or "").split()
+    pairs = [str(word).strip().strip("\"'").partition("=") for word in words]
+    return {name.strip(): text.strip() for name, _, text in pairs if name.strip()}
+
+
+_ADAFACTOR = ("scale_parameter", "relative_step", "warmup_init")
+
+
+def take_optimizer_arguments(found: Imported, option: str, arguments: dict[str, Any]) -> None:
+    """weight_decay has a setting; the rest goes into train.optimizer_args."""
+    rest = []
+    for name, value in arguments.items():
+        if name == "weight_decay":
+            found.keep(f"{option} {name}", value, "train.weight_decay", value)
+        elif name in _ADAFACTOR and not is_true(value):
+            found.leave(f"{option} {name}", value, "off, as it is here")
+        elif value is None:
+            found.leave(f"{option} {name}", value, "empty, so that the default holds")
+        else:
+            rest.append(f"{name}={value}")
+    assume_weight_decay(found)
+    if rest:
+        found.keep(option, " ".join(rest), "train.optimizer_args", " ".join(rest))
