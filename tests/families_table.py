@@ -35,9 +35,22 @@ _RUN = """## What was run, and what was not
 """
 
 
+_LEFT_OUT = """## Not here, and why
+
+- **Anima** (diffusers 0.42): there is no pipeline class for it, only blocks (`AnimaModularPipeline`), whose
+  folders have a `modular_model_index.json`. Its captions go through Qwen3 and, by T5's tokens, through a text
+  conditioner between encoder and transformer that its LoRAs train as well. Everything here that finds parts,
+  encodes prompts as the base's own pipeline does and draws samples starts from a pipeline's parts by name.
+- **Ideogram 4** (diffusers 0.42): guidance is between two transformers of full size, one of which sees no
+  text and is not the one that learns. Both would have to be in memory for every sample, and a LoRA on the
+  first alone shifts the difference that guidance enlarges. Its captions are written in a structured form of
+  their own (JSON).
+"""
+
+
 def page() -> str:
     run = _RUN.replace("{configurations}", _configurations())
-    return "\n".join([_HEAD, *_bases(), *_training(), *_modules(), *_files(), run])
+    return "\n".join([_HEAD, *_bases(), *_training(), *_modules(), *_files(), run, _LEFT_OUT.rstrip()]) + "\n"
 
 
 def _configurations() -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,18 @@ class BaseModel:
     layout. ``config`` is the folder of its configuration and tokenizer files: the same folder, or for a
     single file, which has none, that of the family's reference model. ``vae`` is a VAE to use instead
     of the base's own: a folder with config.json, or a single file. ``name`` is what the user called the
-    base, fit for metadata (never a path).
+    base, fit for metadata (never a path). ``borrowed`` are the folders of parts that come from elsewhere.
     """
 
     name: str
     weights: Path
     config: Path
     vae: Path | None = None
+    borrowed: Mapping[str, Path] = field(default_factory=dict)
+
+    def folder(self, part: str) -> Path:
+        """Where a part's configuration or tokenizer is."""
+        return self.borrowed.get(part, self.config / part)
 
     @property
     def single_file(self) -> bool:
@@ -98,7 +103,17 @@ def resolve(
     Raises RunError(model_missing | gated_model | disk_full), for a model of another family before its
     weights are loaded or fetched.
     """
+    found = _find(family, base, revision, vae, beside, on_download)
+    lacking = {
+        part: repo for part, repo in CATALOGUE[family].borrowed.items() if not found.folder(part).exists()
+    }
+    fetched = {repo: fetch_pipeline(repo, tell=on_download) for repo in dict.fromkeys(lacking.values())}
+    return replace(found, borrowed={part: fetched[repo] for part, repo in lacking.items()})
 
+
+def _find(
+    family: str, base: str, revision: str, vae: str, beside: Path | None, on_download: Tell
+) -> BaseModel:
     def check(folder: Path, name: str = base) -> None:
         index = _read_json(folder / "model_index.json", name, "model_index.json")
         require(kind_of_pipeline(str(index.get("_class_name", ""))), family, name)

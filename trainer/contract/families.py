@@ -10,6 +10,7 @@ from .families_flux import CHROMA as CHROMA
 from .families_flux import FLUX as FLUX
 from .families_flux import FLUX2 as FLUX2
 from .families_llm import ERNIEIMAGE as ERNIEIMAGE
+from .families_llm import HIDREAM as HIDREAM
 from .families_llm import HUNYUANIMAGE as HUNYUANIMAGE
 from .families_llm import KREA2 as KREA2
 from .families_llm import LUMINA2 as LUMINA2
@@ -321,6 +322,7 @@ _FAMILIES = (
     KREA2,
     ERNIEIMAGE,
     HUNYUANIMAGE,
+    HIDREAM,
 )
 
 CATALOGUE: dict[str, Family] = {family.key: family for family in _FAMILIES}

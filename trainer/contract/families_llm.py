@@ -163,3 +163,37 @@ HUNYUANIMAGE = Family(
     architectures=("hunyuan-image", "hunyuan_image", "hunyuanimage"),
     kohya=("hunyuan_image_train_network.py", "networks.lora_hunyuan_image"),
 )
+
+_LLAMA = "unsloth/Meta-Llama-3.1-8B-Instruct"  # Meta's own repository asks to be let in by hand
+
+HIDREAM = Family(
+    key="hidream",
+    label="HiDream-I1",
+    bases=(
+        Base(
+            "HiDream-ai/HiDream-I1-Full",
+            "HiDream-I1 Full",
+            "mit",
+            1024,
+            57.4,
+            note="Its fourth text encoder is Llama 3.1 8B, which has a licence of its own and comes from "
+            f"{_LLAMA}.",
+            guidance=5.0,
+        ),
+    ),
+    resolution=1024,
+    size_multiple=16,
+    token_limit=128,
+    params=(17105.7, 13610.0, 83.8),
+    caption=(128, 33 * 4096),
+    lora_params_per_rank={"attention": 1310.7, "transformer": 8106.0, "transformer+conv": 8106.0},
+    activation_gib=(48.8, 1.1),  # estimate, likewise; two of four experts for each token
+    pipelines=("HiDreamImagePipeline",),
+    signatures=(
+        Signature("a HiDream-I1 checkpoint", (r"double_stream_blocks\.0\.block\.adaLN_modulation\.",)),
+    ),
+    lora_signatures=(Signature("a HiDream-I1 LoRA", (r"(double|single)_stream_blocks_\d+_block_",)),),
+    architectures=("hidream",),
+    known_as=("hidream-i1", "HI_DREAM_FULL"),
+    borrowed={"text_encoder_4": _LLAMA, "tokenizer_4": _LLAMA},
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -78,6 +78,7 @@ class Family:
         lora_params_per_rank: thousands of LoRA parameters per unit of rank, by ``adapter.targets``.
         activation_gib: activations of one training sample at the native resolution in half precision,
             (stored, with gradient checkpointing).
+        borrowed: part -> Hub id of the repository that has it, where the bases' own folders do not.
         needs_bf16: its text encoder overflows in fp16.
         known_as: what other trainers call it, beside ``key``; case and punctuation do not count.
         kohya: the script of kohya's sd-scripts that trains it and the network module; empty if none does.
@@ -102,6 +103,7 @@ class Family:
     trainable_text: tuple[str, ...] = ()
     trainable_text_params: tuple[float, ...] = ()
     linear_share: float = 1.0
+    borrowed: dict[str, str] = field(default_factory=dict)
     needs_bf16: bool = False
     fp16_vae: str = ""
     known_as: tuple[str, ...] = ()

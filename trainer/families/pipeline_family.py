@@ -132,9 +132,8 @@ class PipelineFamily:
 
     def text_parts(self) -> dict[str, Any]:
         """What a pipeline needs in order to encode prompts: tokenizers and text encoders, loaded."""
-        config = self.base.config
         tokenizers = {
-            part: cls.from_pretrained(config / part) for part, cls in self.tokenizer_classes.items()
+            part: cls.from_pretrained(self.base.folder(part)) for part, cls in self.tokenizer_classes.items()
         }
         encoders = {
             part: self.place(self.load_part(cls, part), self._quantized_text)
@@ -190,6 +189,8 @@ class PipelineFamily:
         """Where a part's weights are: a folder, or a single file."""
         if part == "vae" and self.base.vae:
             return self.base.vae
+        if part in self.base.borrowed:
+            return self.base.borrowed[part]
         if self.base.single_file and self.in_single_file(part):
             return self.base.weights
         folder = self.base.config if self.base.single_file else self.base.weights
@@ -262,8 +263,8 @@ class PipelineFamily:
         files = [
             hashlib.sha256(file.read_bytes()).hexdigest()
             for part in self.tokenizer_classes
-            for file in sorted((self.base.config / part).glob("*"))
-            if file.is_file()
+            for file in sorted(self.base.folder(part).glob("*"))
+            if file.is_file() and file.suffix != ".safetensors"
         ]
         # The family too: two that share an encoder read other layers of it (Qwen3).
         options = (self.row.key, self.tokens, str(self.dtype), self._quantized_text, *self.text_options())
@@ -302,7 +303,7 @@ class PipelineFamily:
         if not long:
             return []
         part, cls = list(self.tokenizer_classes.items())[-1]
-        tokenizer = cls.from_pretrained(self.base.config / part)
+        tokenizer = cls.from_pretrained(self.base.folder(part))
         return [caption for caption in long if len(tokenizer(caption).input_ids) > self.tokens]
 
     def embed_captions(self, captions: Sequence[str]) -> list[TextEmbeds]:
