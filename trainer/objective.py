@@ -12,7 +12,7 @@ from .cache import LatentCache, Texts
 from .contract.config import TrainConfig
 from .data import Sample
 from .families.base import Geometry, ModelFamily, TextEmbeds
-from .losses import mse
+from .losses import elementwise, mse, per_sample
 from .prior import base_alone, kept_caption
 
 
@@ -57,14 +57,20 @@ class Objective:
     def losses(self, samples: list[Sample]) -> Tensor:
         """(B,), float32, with gradients."""
         batch = self.batch(samples)
-        noise = self.family.noise
-        target_BCHW = noise.target(batch.clean_BCHW, batch.noise_BCHW, batch.t_B)
-        losses_B = mse(self.predict(batch), target_BCHW)
-        losses_B = losses_B * torch.tensor([one.image.weight for one in samples], device=self.device)
-        losses_B = losses_B * noise.weight(batch.t_B, self.config.loss.min_snr_gamma)
+        losses_B = per_sample(self.elementwise(batch)) * self.weights(batch, samples)
         if self.config.prior.method == "output":
             losses_B = losses_B + self.config.prior.weight * self.output_change(samples, batch)
         return losses_B
+
+    def elementwise(self, batch: Batch) -> Tensor:
+        """How far every number of the denoiser's answer is from its target, (B, C, h, w), float32."""
+        target_BCHW = self.family.noise.target(batch.clean_BCHW, batch.noise_BCHW, batch.t_B)
+        return elementwise(self.predict(batch), target_BCHW)
+
+    def weights(self, batch: Batch, samples: list[Sample]) -> Tensor:
+        """How much each sample counts, (B,): its picture's own weight, and its time's."""
+        pictures_B = torch.tensor([one.image.weight for one in samples], device=self.device)
+        return pictures_B * self.family.noise.weight(batch.t_B, self.config.loss.min_snr_gamma)
 
     def output_change(self, samples: list[Sample], batch: Batch) -> Tensor:
         """How far the LoRA moves the answers to captions without the trigger, (B,); 0 for samples that

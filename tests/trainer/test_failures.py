@@ -38,13 +38,13 @@ def test_an_infinite_loss_stops_the_run_and_names_the_pictures(
 ) -> None:
     calls = 0
 
-    def mse(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def broken(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        losses = (prediction - target).square().mean(dim=(1, 2, 3))
+        losses = (prediction - target).square()
         return losses * (torch.inf if calls == 5 else 1.0)
 
-    monkeypatch.setattr(trainer.objective, "mse", mse)
+    monkeypatch.setattr(trainer.objective, "elementwise", broken)
     with pytest.raises(RunError, match=r"infinite at step 5 on photo \d\.png"):
         train_here(run)
     status = run.read_status()
@@ -59,13 +59,13 @@ def test_an_infinite_loss_stops_the_run_and_names_the_pictures(
 def test_an_infinite_gradient_stops_the_run_too(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
 
-    def mse(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def broken(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        losses = (prediction - target).square().mean(dim=(1, 2, 3))
+        losses = (prediction - target).square()
         return losses + (losses - losses).sqrt() if calls == 5 else losses  # the root's slope at 0
 
-    monkeypatch.setattr(trainer.objective, "mse", mse)
+    monkeypatch.setattr(trainer.objective, "elementwise", broken)
     with pytest.raises(RunError, match=r"the gradient became infinite at step 5 on photo \d\.png"):
         train_here(run)
     assert run.read_status().cause == "nan"
