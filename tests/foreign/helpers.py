@@ -40,4 +40,6 @@ def leaves(data: Any, prefix: str = "") -> list[str]:
             for key, value in data.items()
             for name in leaves(value, f"{prefix}.{key}" if prefix else key)
         ]
+    if isinstance(data, list) and any(isinstance(row, dict) for row in data):
+        return [name for row in data for name in leaves(row, prefix)]
     return [prefix]

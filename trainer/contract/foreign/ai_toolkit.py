@@ -17,7 +17,15 @@ from .prompt_lines import PromptLine, take_prompts
 from .reading import refuse
 from .report import Imported, Unusable, is_off, shown
 from .rules import follow
-from .shared import safe_name, take_alpha, take_optimizer, take_optimizer_arguments, take_scheduler
+from .shared import (
+    Folder,
+    safe_name,
+    take_alpha,
+    take_folders,
+    take_optimizer,
+    take_optimizer_arguments,
+    take_scheduler,
+)
 
 
 def read_ai_toolkit(data: dict[str, Any], name: str, beside: Beside) -> Imported:
@@ -103,13 +111,18 @@ def _table(found: Imported, data: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _take_process(found: Imported, process: dict[str, Any], whole: bool) -> None:
     """``whole``: a job, whose missing options have ai-toolkit's defaults; else a part of one."""
+    if (word := process.pop("trigger_word", None)) is not None:
+        found.keep("trigger_word", word, "dataset.trigger", word)
     model = _table(found, process, "model")
     if model or whole:
         _take_model(found, model, whole)
     network, train = _table(found, process, "network"), _table(found, process, "train")
     _take_network(found, network, whole)
+    reg_weight = train.pop("reg_weight", None)
+    if reg_weight is not None:
+        found.leave("train.reg_weight", reg_weight, "the weight of the regularisation sets (is_reg)")
     _take_train(found, train, whole)
-    _take_datasets(found, process.pop("datasets", None), whole)
+    _take_datasets(found, process.pop("datasets", None), whole, reg_weight)
     save = _table(found, process, "save")
     follow(found, save, tables.SAVE, "save.")
     found.unknown({f"save.{key}": value for key, value in save.items()})
@@ -123,6 +136,8 @@ def _take_process(found: Imported, process: dict[str, Any], whole: bool) -> None
 def _take_model(found: Imported, model: dict[str, Any], whole: bool) -> None:
     arch = str(model.pop("arch", "") or "")
     family, why = family_called(arch), f"arch {arch}"
+    if arch:
+        found.leave("model.arch", arch, "it names the family")
     for flag, name in tables.FLAGS.items():
         if (value := model.pop(flag, None)) is not None:
             found.leave(f"model.{flag}", value, "it names the family")
@@ -252,31 +267,65 @@ def _take_schedule(found: Imported, train: dict[str, Any]) -> None:
         found.miss("train.lr_scheduler_params", parameters, "set train.warmup and train.restarts")
 
 
-def _take_datasets(found: Imported, datasets: Any, whole: bool) -> None:
+def _take_datasets(found: Imported, datasets: Any, whole: bool, reg_weight: Any) -> None:
     rows = [dict(row) for row in datasets if isinstance(row, dict)] if isinstance(datasets, list) else []
     if not rows:
         if whole:
             found.note("No datasets: name your photos in dataset.path.")
         return
-    plain = [row for row in rows if is_off(row.get("is_reg"))]
+    folders: list[Folder] = []
+    own: dict[str, Any] = {}
     for place, row in enumerate(rows):
         prefix = f"datasets[{place}]."
-        if plain and row is plain[0]:
-            resolution = row.get("resolution")
-            if isinstance(resolution, list) and len(resolution) > 1:
-                found.note(
-                    f"ai-toolkit shows every picture at {shown(resolution)} px in turn; here all are shown "
-                    "at the largest."
-                )
-            if resolution is None:
-                found.take("dataset.resolution", 512, "ai-toolkit's default", "default")
-            follow(found, row, tables.DATASET, prefix)
-            found.unknown({f"{prefix}{key}": value for key, value in row.items()})
-        elif not is_off(row.get("is_reg")):
-            found.keep(f"{prefix}folder_path", row.get("folder_path"), "prior.path", row.get("folder_path"))
-            found.take("prior.method", "class_pictures", "regularisation pictures (is_reg)", "converted")
-        else:
-            found.miss(f"datasets[{place}]", row, "one folder is taken; put the photos together")
+        regular = not is_off(row.pop("is_reg", None))
+        name = "folder_path" if "folder_path" in row else "dataset_path"
+        names = {"path": name, "trigger": "trigger_word", "repeats": "num_repeats"}
+        names |= {"weight": "loss_multiplier", "regularisation": "is_reg"}
+        folders.append(
+            Folder(
+                {ours: prefix + option for ours, option in names.items()},
+                row.pop(name, ""),
+                row.pop("trigger_word", None),
+                row.pop("num_repeats", None),
+                row.pop("loss_multiplier", reg_weight if regular else None),
+                regular,
+            )
+        )
+        if own or regular:
+            for option, value in row.items():
+                if own.get(option) != value and not is_off(value):
+                    found.miss(prefix + option, value, "the first folder's holds for all of them")
+            continue
+        own = dict(row)
+        resolution = row.get("resolution")
+        if isinstance(resolution, list) and len(resolution) > 1:
+            found.note(
+                f"ai-toolkit shows every picture at {shown(resolution)} px in turn; here all are shown at "
+                "the largest."
+            )
+        if resolution is None:
+            found.take("dataset.resolution", 512, "ai-toolkit's default", "default")
+        follow(found, row, tables.DATASET, prefix)
+        found.unknown({prefix + option: value for option, value in row.items()})
+    take_folders(found, folders)
+
+
+_SAMPLE_NAMES = {
+    "negative": "sample.neg",
+    "width": "sample.width",
+    "height": "sample.height",
+    "seed": "sample.seed",
+    "steps": "sample.sample_steps",
+    "guidance": "sample.guidance_scale",
+}
+
+
+def _shared(sample: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """What a prompt has: its own values, else the section's."""
+    values = {field: row.get(name[7:], sample.get(name[7:])) for field, name in _SAMPLE_NAMES.items()}
+    sides = {field: _integer(values[field]) for field in ("width", "height", "seed", "steps")}
+    negative = values["negative"]
+    return {**values, **sides, "negative": negative if isinstance(negative, str) else None}
 
 
 def _take_samples(found: Imported, sample: dict[str, Any]) -> None:
@@ -287,22 +336,13 @@ def _take_samples(found: Imported, sample: dict[str, Any]) -> None:
     for row in rows if isinstance(rows, list) else []:
         row = {"prompt": row} if isinstance(row, str) else row
         if isinstance(row, dict) and row.get("prompt"):
-            prompts.append(
-                PromptLine(
-                    prompt=str(row["prompt"]).replace("[trigger]", found.get("dataset.trigger")).strip(),
-                    negative=row.get("neg") or sample.get("neg") or None,
-                    width=_integer(row.get("width", sample.get("width"))),
-                    height=_integer(row.get("height", sample.get("height"))),
-                    seed=_integer(row.get("seed", sample.get("seed"))),
-                    steps=_integer(row.get("sample_steps", sample.get("sample_steps"))),
-                    guidance=row.get("guidance_scale", sample.get("guidance_scale")),
-                )
-            )
-    for option in ("neg", "width", "height", "seed", "sample_steps", "guidance_scale", "prompts"):
-        if option in sample:
-            found.leave(f"sample.{option}", sample.pop(option), "goes with each prompt")
-    if prompts:
-        take_prompts(found, "sample.prompts", prompts)
+            text = str(row["prompt"]).replace("[trigger]", found.get("dataset.trigger")).strip()
+            prompts.append(PromptLine(prompt=text, **_shared(sample, row)))
+    if not prompts:
+        prompts = [PromptLine(**_shared(sample, {}))]
+    take_prompts(found, "sample.prompts prompt", prompts, _SAMPLE_NAMES)
+    for option in ("neg", "width", "height", "seed", "sample_steps", "guidance_scale"):
+        sample.pop(option, None)
     follow(found, sample, tables.SAMPLE, "sample.")
     found.unknown({f"sample.{key}": value for key, value in sample.items()})
 

@@ -9,14 +9,19 @@ from typing import Any
 from ..fields import RECORDS, SECTIONS
 from . import kohya_tables
 from .ai_toolkit import read_ai_toolkit
+from .diffusers_scripts import PREFIXES, read_diffusers
 from .kohya import Beside, flattened, read_kohya
 from .kohya_dataset import take_dataset
 from .kohya_gui import read_kohya_gui
+from .onetrainer import read_onetrainer
 from .prompt_lines import prompt_lines, take_prompts
 from .reading import parse_json, parse_toml, parse_yaml, read_text, refuse
 from .report import Imported
 from .shell import COMPUTED, TRAINER, read_command
+from .simpletuner import read_simpletuner
 
+SIMPLETUNER = ("model_family", "lora_rank", "data_backend_config", "validation_prompt")
+"""Options that tell a config.json of SimpleTuner, where they stand without their dashes."""
 ENDINGS = (".toml", ".json", ".yaml", ".yml", ".sh", ".bat", ".cmd", ".ps1", ".txt", ".md")
 
 
@@ -93,6 +98,10 @@ def _read_json(data: Any, name: str, beside: Beside) -> Imported:
         return read_ai_toolkit(data, name, beside)
     if "pretrained_model_name_or_path" in data and ("LoRA_type" in data or "network_dim" in data):
         return read_kohya_gui(data, beside)
+    if "training_method" in data or "base_model_name" in data:
+        return read_onetrainer(data, name, beside)
+    if any(key.startswith("--") or key in SIMPLETUNER for key in data):
+        return read_simpletuner(data, name, beside)
     raise refuse(name, "is no recipe of a program that is known here")
 
 
@@ -112,7 +121,10 @@ def _read_script(text: str, name: str, beside: Beside) -> Imported:
         if COMPUTED.search(" ".join(value) if isinstance(value, list) else str(value))
     }
     options = {option: value for option, value in command.options.items() if option not in computed}
-    found = read_kohya(options, beside, command.script)
+    if command.script.startswith(PREFIXES):
+        found = read_diffusers(options, command.script)
+    else:
+        found = read_kohya(options, beside, command.script)
     for option, value in computed.items():
         found.miss(
             option, value, "only a shell could work this out, and nothing of the file is run; fill it in"

@@ -21,9 +21,12 @@ from .reading import parse_toml, read_text
 from .report import Imported, Unusable, is_off, number
 from .rules import follow
 from .shared import (
+    Folder,
     is_true,
     key_values,
+    leave_off,
     safe_name,
+    take_folders,
     take_optimizer,
     take_optimizer_arguments,
     take_scheduler,
@@ -185,6 +188,7 @@ def _take_rate(found: Imported, option: str, value: Any) -> None:
 def _take_duration(found: Imported, options: dict[str, Any]) -> None:
     """max_train_epochs beats max_train_steps, whose default is 1600."""
     steps, epochs = options.pop("max_train_steps", None), options.pop("max_train_epochs", None)
+    leave_off(found, max_train_steps=steps, max_train_epochs=epochs)
     if not is_off(epochs):
         found.keep("max_train_epochs", epochs, "train.epochs", epochs)
         if not is_off(steps):
@@ -297,26 +301,26 @@ def _take_timesteps(found: Imported, options: dict[str, Any]) -> None:
 def _take_photos(found: Imported, options: dict[str, Any], beside: Beside) -> None:
     dataset = options.pop("dataset_config", None)
     folder, regular = options.pop("train_data_dir", None), options.pop("reg_data_dir", None)
+    repeats, weight = options.pop("dataset_repeats", None), options.pop("prior_loss_weight", None)
+    folders = []
     if folder not in (None, ""):
-        found.keep(
-            "train_data_dir",
-            folder,
-            "dataset.path",
-            folder,
-            'kohya reads sub-folders named "10_zwx dog" as 10 repeats of a class; see dataset.repeats',
-        )
+        names = {"path": "train_data_dir", "repeats": "dataset_repeats"}
+        folders.append(Folder(names, folder, repeats=repeats))
+    elif repeats is not None:
+        found.leave("dataset_repeats", repeats, "there is no train_data_dir that it could be of")
     if regular not in (None, ""):
-        found.keep("reg_data_dir", regular, "prior.path", regular)
-        found.take("prior.method", "class_pictures", "regularisation pictures are given", "converted")
-    if repeats := options.pop("dataset_repeats", None):
-        found.keep("dataset_repeats", repeats, "dataset.repeats", repeats)
+        names = {"path": "reg_data_dir", "weight": "prior_loss_weight"}
+        folders.append(Folder(names, regular, weight=weight, regularisation=True))
+    elif weight is not None and dataset in (None, ""):
+        found.leave("prior_loss_weight", weight, "there are no regularisation pictures that it could be of")
+    take_folders(found, folders)
     if dataset not in (None, ""):
         file = beside(str(dataset))
         if file is None:
             found.miss("dataset_config", dataset, "it is not there; import it by itself, or put it beside")
         else:
             found.leave("dataset_config", dataset, "read, see below")
-            take_dataset(found, parse_toml(read_text(file), file.name))
+            take_dataset(found, parse_toml(read_text(file), file.name), weight)
     elif "caption_extension" not in options and "caption_extention" not in options:
         found.note(
             "No caption_extension: kohya then reads .caption files, so that .txt captions have no effect "
@@ -346,6 +350,7 @@ def _take_samples(found: Imported, options: dict[str, Any], beside: Beside) -> N
             )
         else:
             take_prompts(found, "sample_prompts", list(prompt_lines(text)))
+    leave_off(found, sample_every_n_steps=steps, sample_every_n_epochs=epochs)
     if not is_off(epochs):
         found.keep("sample_every_n_epochs", epochs, "samples.every_epochs", epochs)
         if not is_off(steps):
@@ -361,6 +366,7 @@ def _take_saving(found: Imported, options: dict[str, Any]) -> None:
         found.keep("output_name", name, "output.name", safe_name(str(name)))
     steps, epochs = options.pop("save_every_n_steps", None), options.pop("save_every_n_epochs", None)
     last = options.pop("save_last_n_steps", None)
+    leave_off(found, save_every_n_steps=steps, save_every_n_epochs=epochs, save_last_n_steps=last)
     if not is_off(steps):
         found.keep("save_every_n_steps", steps, "checkpoints.every", steps)
     if not is_off(epochs):

@@ -7,13 +7,15 @@ from typing import Any
 from . import kohya_tables
 from .report import Imported, is_off
 from .rules import follow
+from .shared import Folder, take_folders
 
 _SUBSET_ONLY = ("image_dir", "is_reg", "alpha_mask", "metadata_file", "conditioning_data_dir")
 _KNOWN = {**kohya_tables.CAPTIONS, **kohya_tables.IMAGES}
 _DATASET = {name: kohya_tables.ALL[name] for name in ("validation_split", "validation_seed")}
 
 
-def take_dataset(found: Imported, tables: dict[str, Any]) -> None:
+def take_dataset(found: Imported, tables: dict[str, Any], reg_weight: Any = None) -> None:
+    """``reg_weight``: the command's prior_loss_weight."""
     tables = dict(tables)
     general = dict(tables.pop("general", {}) or {})
     datasets = [dict(table) for table in tables.pop("datasets", []) if isinstance(table, dict)]
@@ -26,7 +28,7 @@ def take_dataset(found: Imported, tables: dict[str, Any]) -> None:
     first, *others = datasets or [{}]
     subsets = [dict(table) for table in first.pop("subsets", []) if isinstance(table, dict)]
     merged = general | first
-    _take_subsets(found, merged, subsets)
+    merged |= _take_subsets(found, merged, subsets, reg_weight)
     if batch := merged.pop("batch_size", None):
         found.keep("batch_size", batch, "train.batch_size", batch)
     follow(found, merged, _KNOWN)
@@ -40,26 +42,35 @@ def take_dataset(found: Imported, tables: dict[str, Any]) -> None:
         )
 
 
-def _take_subsets(found: Imported, merged: dict[str, Any], subsets: list[dict[str, Any]]) -> None:
-    """One folder of photos is the dataset; its own values win over the levels above."""
-    plain = [subset for subset in subsets if is_off(subset.get("is_reg"))]
-    for subset in subsets:
-        if subset not in plain:
-            folder = subset.get("image_dir")
-            found.keep("image_dir", folder, "prior.path", folder, "regularisation pictures (is_reg)")
-            found.take("prior.method", "class_pictures", "regularisation pictures are given", "converted")
-    if not plain:
-        return
-    first, *others = plain
-    merged.update(first)
-    merged.pop("is_reg", None)
-    if folder := merged.pop("image_dir", None):
-        found.keep("image_dir", folder, "dataset.path", folder)
-    if repeats := merged.pop("num_repeats", None):
-        found.keep("num_repeats", repeats, "dataset.repeats", repeats)
-    if words := merged.pop("class_tokens", None):
-        found.keep("class_tokens", words, "dataset.trigger", words, "the caption of photos that have none")
-    if file := merged.pop("metadata_file", None):
-        found.miss("metadata_file", file, "captions are .txt files; a metadata JSON is not read")
-    for subset in others:
-        found.miss("[[datasets.subsets]]", subset, "one folder is taken; put the photos together")
+def _take_subsets(
+    found: Imported, above: dict[str, Any], subsets: list[dict[str, Any]], reg_weight: Any
+) -> dict[str, Any]:
+    """The folders. Returns the options of the first folder of photos, which win over the levels above."""
+    folders: list[Folder] = []
+    own: dict[str, Any] = {}
+    for place, subset in enumerate(subsets):
+        if file := subset.pop("metadata_file", None):
+            found.miss(f"subsets[{place}] metadata_file", file, "captions are .txt files; JSON is not read")
+        regular = not is_off(subset.pop("is_reg", None))
+        at = f"subsets[{place}] "
+        names = {"path": "image_dir", "trigger": "class_tokens", "repeats": "num_repeats"}
+        names |= {"weight": "prior_loss_weight", "regularisation": "is_reg"}
+        folders.append(
+            Folder(
+                {ours: at + option for ours, option in names.items()},
+                subset.pop("image_dir", ""),
+                subset.pop("class_tokens", above.get("class_tokens")),
+                subset.pop("num_repeats", above.get("num_repeats")),
+                reg_weight if regular else None,
+                regular,
+            )
+        )
+        if not own and not regular:
+            own = subset
+        elif different := {name: value for name, value in subset.items() if own.get(name) != value}:
+            for name, value in different.items():
+                found.miss(f"subsets[{place}] {name}", value, "the first folder's holds for all of them")
+    take_folders(found, folders)
+    for name in ("class_tokens", "num_repeats"):
+        above.pop(name, None)
+    return own

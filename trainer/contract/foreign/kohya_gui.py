@@ -7,15 +7,13 @@ from typing import Any
 from .kohya import Beside, read_kohya
 from .report import Imported, is_off
 from .rules import Ignored, Table, follow, words
+from .shell import read_command
 
 _RENAMED = {
     "optimizer": "optimizer_type",
     "epoch": "max_train_epochs",
     "max_resolution": "resolution",
     "lora_network_weights": "network_weights",
-    "caption_dropout_every_n_epochs": "caption_dropout_every_n_epochs",
-    "multires_noise_iterations": "multires_noise_iterations",
-    "lr_warmup_steps": "lr_warmup_steps",
     "sdxl_no_half_vae": "no_half_vae",
     "sdxl_cache_text_encoder_outputs": "cache_text_encoder_outputs",
     "flux1_cache_text_encoder_outputs": "cache_text_encoder_outputs",
@@ -54,6 +52,7 @@ _CONVOLUTIONS = ("Kohya LoCon", "LyCORIS/LoCon", "LyCORIS/LoHa", "LyCORIS/LoKr")
 _PAGE = Ignored("a setting of the GUI itself")
 _LAUNCH = Ignored("how the process is launched; it does not change the result")
 _GUI: Table = {
+    "noise_offset_type": Ignored("noise_offset and multires_noise_iterations say it"),
     **dict.fromkeys(
         words(
             "model_list metadata_author metadata_description metadata_license metadata_tags metadata_title "
@@ -76,18 +75,15 @@ _GUI: Table = {
 def read_kohya_gui(options: dict[str, Any], beside: Beside) -> Imported:
     options = dict(options)
     opening = Imported()
-    sdxl, flux, sd3 = (
-        not is_off(options.pop(name, None)) for name in ("sdxl", "flux1_checkbox", "sd3_checkbox")
-    )
+    chosen = []
+    for box, name in (("sdxl", "sdxl"), ("flux1_checkbox", "flux"), ("sd3_checkbox", "sd3")):
+        if (value := options.pop(box, None)) is not None:
+            opening.leave(box, value, "it names the family")
+            chosen += [] if is_off(value) else [name]
     kind = str(options.pop("LoRA_type", "Standard"))
     preset = options.pop("LyCORIS_preset", None)
-    script = "train_network"
-    for on, name in (
-        (sdxl, "sdxl"),
-        (flux or kind.startswith("Flux1"), "flux"),
-        (sd3 or kind == "SD3", "sd3"),
-    ):
-        script = f"{name}_train_network" if on else script
+    chosen += ["flux"] if kind.startswith("Flux1") else ["sd3"] if kind == "SD3" else []
+    script = f"{chosen[-1]}_train_network" if chosen else "train_network"
     module, algorithm = _KINDS.get(kind, (kind, ""))
     arguments = {"algo": algorithm} if algorithm else {}
     if algorithm and preset:
@@ -110,28 +106,35 @@ def read_kohya_gui(options: dict[str, Any], beside: Beside) -> Imported:
     elif not is_off(options.get("max_train_epochs")) and (epoch := options.pop("epoch", None)) is not None:
         opening.leave("epoch", epoch, "max_train_epochs is given, and wins")
     if extra := str(options.pop("additional_parameters", "") or "").strip():
-        from .shell import read_command
-
         options.update(read_command(extra, "additional_parameters").options)
-    if options.pop("noise_offset_type", "Original") == "Multires":
-        opening.leave("noise_offset_type", "Multires", "the noise is shaped at several resolutions")
+        opening.leave("additional_parameters", extra, "read like the other options")
     attention = options.pop("xformers", None)
     if attention is not None:
         opening.leave("xformers", attention, "speed only: it does not change the result")
+    written = {
+        "network_module": "LoRA_type",
+        "network_module algo": "LoRA_type",
+        "lr_warmup_steps": "lr_warmup",
+    }
+    written |= {f"network_args {name}": name for name in _NETWORK}
+    written["network_args preset"] = "LyCORIS_preset"
     for old, new in _RENAMED.items():
         if old in options:
             value = options.pop(old)
-            if new in options and new != old:
+            if new in options:
                 opening.leave(old, value, f"{new} is given")
             else:
-                options[new] = value
+                options[new], written[new] = value, old
     options = {name: value for name, value in options.items() if not _blank(opening, name, value)}
     follow(opening, options, _GUI)
-    if module:
+    if not module:
+        opening.leave("LoRA_type", kind, "a LoRA, of the kind that suits the base")
+    else:
         options["network_module"] = module
     options["network_args"] = arguments
     found = read_kohya(options, beside, script)
     found.program = "kohya_ss"
+    found.renamed(written)
     found.lines = opening.lines + found.lines
     return found
 

@@ -10,19 +10,27 @@ from typing import Any
 
 from .names import precision, side
 from .report import Unusable, is_off, number
-from .rules import Absent, Ignored, Only, Table, To
+from .rules import (
+    CACHED,
+    CHECKPOINTING,
+    EXPORTED,
+    FOLDER,
+    HUB,
+    NOT_OFFERED,
+    RESUME,
+    SCHEDULER,
+    SECRET,
+    SPEED,
+    TRACKED,
+    Absent,
+    Ignored,
+    Only,
+    Table,
+    To,
+)
 
-_CACHED = Ignored("latents and captions are always cached here, keyed by their content")
-_SPEED = Ignored("speed only: it does not change the result, and is chosen by the program here")
-_TRACKED = Ignored("the studio keeps and draws the course of a run itself")
-_HUB = Ignored("publishing is done from the Results page")
 _FULL = Ignored("only for full fine-tuning; it has no effect on a LoRA")
 _OWN_FILE = Ignored("that part of the base comes with it here")
-_RESUME = Ignored("runs are resumed by their folder here: python -m trainer resume RUN_DIR")
-
-
-def _checkpointing(value: Any) -> str:
-    return "off" if is_off(value) else "on"
 
 
 def _clip_skip(value: Any) -> None:
@@ -53,8 +61,8 @@ def _max_side(value: Any) -> Any:
 
 MODEL: Table = {
     "v2": Ignored("the base's own files say so"),
-    "v_parameterization": Ignored("the base's own scheduler says what it predicts"),
-    "zero_terminal_snr": Ignored("the base's own scheduler says so"),
+    "v_parameterization": SCHEDULER,
+    "zero_terminal_snr": SCHEDULER,
     "vae": To("model.vae"),
     "mixed_precision": To("model.precision", precision, "the LoRA itself stays in adapter.precision"),
     "full_fp16": Absent("a LoRA in fp16 cannot be scaled safely; adapter.precision = bf16 halves it"),
@@ -72,8 +80,8 @@ MODEL: Table = {
     "byt5": _OWN_FILE,
     "t5xxl_max_token_length": Ignored("the base's own length is used"),
     "gemma2_max_token_length": Ignored("the base's own length is used"),
-    "t5xxl_device": _SPEED,
-    "t5xxl_dtype": _SPEED,
+    "t5xxl_device": SPEED,
+    "t5xxl_dtype": SPEED,
     "apply_t5_attn_mask": Absent("the base's own way is used"),
     "apply_lg_attn_mask": Absent("the base's own way is used"),
     "clip_l_dropout_rate": Absent("captions.dropout empties a caption for all text encoders together"),
@@ -93,11 +101,11 @@ MODEL: Table = {
     ),
     "blocks_to_swap": Absent("blocks are not swapped to RAM; model.quantize saves more", (0, "0")),
     "split_mode": Ignored("outdated, in kohya's scripts too"),
-    "vae_batch_size": _SPEED,
-    "disable_mmap_load_safetensors": _SPEED,
-    "lowram": _SPEED,
-    "highvram": _SPEED,
-    "text_encoder_batch_size": _SPEED,
+    "vae_batch_size": SPEED,
+    "disable_mmap_load_safetensors": SPEED,
+    "lowram": SPEED,
+    "highvram": SPEED,
+    "text_encoder_batch_size": SPEED,
 }
 
 
@@ -105,7 +113,7 @@ TRAINING: Table = {
     "train_batch_size": To("train.batch_size"),
     "gradient_accumulation_steps": To("train.gradient_accumulation"),
     "max_grad_norm": To("train.max_grad_norm"),
-    "gradient_checkpointing": To("train.gradient_checkpointing", _checkpointing),
+    "gradient_checkpointing": CHECKPOINTING,
     "cpu_offload_checkpointing": Absent("activations are not moved to RAM; gradient_checkpointing is on"),
     "seed": To("train.seed", lambda value: int(number(value)) % 2**63),
     "fused_backward_pass": Ignored(
@@ -118,25 +126,25 @@ TRAINING: Table = {
         "LoRA's gradients are small; model.quantize saves more"
     ),
     "full_bf16": To("adapter.precision", lambda value: "fp32" if is_off(value) else "bf16"),
-    "xformers": _SPEED,
-    "sdpa": _SPEED,
-    "mem_eff_attn": _SPEED,
-    "use_flash_attn": _SPEED,
-    "use_sage_attn": _SPEED,
-    "torch_compile": _SPEED,
-    "dynamo_backend": _SPEED,
-    "max_data_loader_n_workers": _SPEED,
-    "persistent_data_loader_workers": _SPEED,
-    "ddp_timeout": _SPEED,
-    "ddp_gradient_as_bucket_view": _SPEED,
-    "ddp_static_graph": _SPEED,
+    "xformers": SPEED,
+    "sdpa": SPEED,
+    "mem_eff_attn": SPEED,
+    "use_flash_attn": SPEED,
+    "use_sage_attn": SPEED,
+    "torch_compile": SPEED,
+    "dynamo_backend": SPEED,
+    "max_data_loader_n_workers": SPEED,
+    "persistent_data_loader_workers": SPEED,
+    "ddp_timeout": SPEED,
+    "ddp_gradient_as_bucket_view": SPEED,
+    "ddp_static_graph": SPEED,
     "deepspeed": Absent("DeepSpeed is not offered"),
     "debug_dataset": Ignored("the Photos page shows what will be trained on"),
-    "skip_until_initial_step": _RESUME,
-    "initial_step": _RESUME,
-    "initial_epoch": _RESUME,
-    "resume": _RESUME,
-    "resume_from_huggingface": _RESUME,
+    "skip_until_initial_step": RESUME,
+    "initial_step": RESUME,
+    "initial_epoch": RESUME,
+    "resume": RESUME,
+    "resume_from_huggingface": RESUME,
     "stop_text_encoder_training": Absent("text encoders are trained to the end, or not at all"),
 }
 
@@ -172,8 +180,8 @@ NETWORK_ARGS: Table = {
     "use_scalar": Absent("a trained scale per layer is not offered"),
     "decompose_both": Absent("LoKr's second factor alone is decomposed"),
     "train_norm": Absent("norms are not trained"),
-    "rescaled": Absent("not offered"),
-    "constraint": Absent("not offered"),
+    "rescaled": NOT_OFFERED,
+    "constraint": NOT_OFFERED,
     "rank_dropout_scale": Absent("the rank dropout is always compensated, as kohya's own LoRA does"),
     "bypass_mode": Ignored("how it is computed; the result is the same"),
     "verbose": Ignored("the log has it"),
@@ -209,10 +217,10 @@ LOSS: Table = {
 }
 
 SAVING: Table = {
-    "output_dir": Ignored("a run is a folder of its own in the workspace"),
-    "save_model_as": Ignored("safetensors is the only format that is written"),
-    "save_precision": Ignored("the exported file has a number format of its own choice"),
-    "use_safetensors": Ignored("safetensors is the only format that is written"),
+    "output_dir": FOLDER,
+    "save_model_as": EXPORTED,
+    "save_precision": EXPORTED,
+    "use_safetensors": EXPORTED,
     "save_n_epoch_ratio": Absent("set checkpoints.every"),
     "save_state": Ignored("every checkpoint here can be resumed"),
     "save_state_on_train_end": Ignored("every checkpoint here can be resumed"),
@@ -221,25 +229,25 @@ SAVING: Table = {
     "save_last_n_steps_state": Absent("checkpoints.keep counts checkpoints"),
     "no_metadata": Ignored("files always tell how they were made, without paths of this machine"),
     "training_comment": Ignored("the trigger word is in the file's metadata anyway"),
-    "logging_dir": _TRACKED,
-    "log_with": _TRACKED,
-    "log_prefix": _TRACKED,
-    "log_config": _TRACKED,
-    "log_tracker_name": _TRACKED,
-    "log_tracker_config": _TRACKED,
-    "wandb_run_name": _TRACKED,
-    "wandb_api_key": Ignored("a secret, which never goes into a recipe"),
-    "huggingface_token": Ignored("a secret, which never goes into a recipe: start the studio with HF_TOKEN"),
-    "huggingface_repo_id": _HUB,
-    "huggingface_repo_type": _HUB,
-    "huggingface_path_in_repo": _HUB,
-    "huggingface_repo_visibility": _HUB,
-    "save_state_to_huggingface": _HUB,
-    "async_upload": _HUB,
+    "logging_dir": TRACKED,
+    "log_with": TRACKED,
+    "log_prefix": TRACKED,
+    "log_config": TRACKED,
+    "log_tracker_name": TRACKED,
+    "log_tracker_config": TRACKED,
+    "wandb_run_name": TRACKED,
+    "wandb_api_key": SECRET,
+    "huggingface_token": SECRET,
+    "huggingface_repo_id": HUB,
+    "huggingface_repo_type": HUB,
+    "huggingface_path_in_repo": HUB,
+    "huggingface_repo_visibility": HUB,
+    "save_state_to_huggingface": HUB,
+    "async_upload": HUB,
     "output_config": Ignored("every run keeps its recipe"),
     "sample_sampler": Ignored("pictures are drawn with the base's own sampler"),
     "sample_at_first": Ignored("pictures are always drawn before the first step"),
-    "sample_batch_size": _SPEED,
+    "sample_batch_size": SPEED,
     "validation_split": To("validation.share"),
     "validation_seed": Ignored("which photos are held out follows from train.seed"),
     "validate_every_n_steps": To("validation.every"),
@@ -289,17 +297,16 @@ IMAGES: Table = {
     "resize_interpolation": Ignored(
         "photos are made smaller by area and larger by Lanczos, kohya's default too"
     ),
-    "cache_latents": _CACHED,
-    "cache_latents_to_disk": _CACHED,
-    "cache_text_encoder_outputs": _CACHED,
-    "cache_text_encoder_outputs_to_disk": _CACHED,
-    "skip_cache_check": _CACHED,
-    "cache_info": _CACHED,
+    "cache_latents": CACHED,
+    "cache_latents_to_disk": CACHED,
+    "cache_text_encoder_outputs": CACHED,
+    "cache_text_encoder_outputs_to_disk": CACHED,
+    "skip_cache_check": CACHED,
+    "cache_info": CACHED,
     "masked_loss": To("loss.mask", lambda value: "off" if is_off(value) else "kohya"),
     "alpha_mask": To("loss.mask", lambda value: "off" if is_off(value) else "kohya"),
     "in_json": Absent("captions are .txt files; a metadata JSON is not read"),
     "dataset_class": Absent("code of others is not run"),
-    "prior_loss_weight": To("prior.weight"),
     "conditioning_data_dir": Absent("put masks beside the photos"),
 }
 """Options of photos that subsets and datasets have too."""

@@ -8,7 +8,7 @@ nothing; flags that nobody knows are dropped without a word.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,38 +94,46 @@ def prompt_lines(text: str) -> Iterator[PromptLine]:
             yield parse_prompt_line(line)
 
 
-def take_prompts(found: Imported, option: str, prompts: list[PromptLine]) -> None:
-    """[samples] from prompts. What a section has once only is the first prompt's that gives it."""
+FIELDS = ("negative", "width", "height", "seed", "steps", "guidance")
+"""What our samples have once for all prompts."""
+MOST = 16
+
+
+def take_prompts(
+    found: Imported, option: str, prompts: list[PromptLine], names: Mapping[str, str] | None = None
+) -> None:
+    """[samples] from prompts. What a section has once only is the first prompt's that gives it.
+
+    ``names``: the program's options by our field, where prompts are no lines with flags.
+    """
     told = [prompt for prompt in prompts if prompt.prompt]
-    if not told:
+    texts = [prompt.prompt for prompt in told]
+    if texts:
+        found.keep(option, texts, "samples.prompts", texts[:MOST])
+    elif names is None:
         found.miss(option, f"{len(prompts)} lines", "no line of it is a prompt")
         return
-    limit = 16
-    found.keep(
-        option, [prompt.prompt for prompt in told], "samples.prompts", [p.prompt for p in told[:limit]]
-    )
-    if len(told) > limit:
-        found.miss(option, f"{len(told)} prompts", f"the first {limit} are taken; more cannot be drawn")
-    for field in ("negative", "width", "height", "seed", "steps", "guidance"):
-        given = [getattr(prompt, field) for prompt in told]
+    if len(told) > MOST:
+        found.miss(option, f"{len(told)} prompts", f"the first {MOST} are taken; more cannot be drawn")
+    for field in FIELDS:
+        given = [getattr(prompt, field) for prompt in (told or prompts)]
         values = [value for value in given if value is not None]
         if not values:
             continue
         others = sorted({str(value) for value in given[1:] if value != values[0]})
         why = f"for all prompts; others had {', '.join(others)[:80]}" if others else ""
-        found.keep(f"{option} --{_flag(field)}", values[0], f"samples.{field}", values[0], why)
+        name = names[field] if names else f"{option} --{_flag(field)}"
+        found.keep(name, values[0], f"samples.{field}", values[0], why)
     for prompt in prompts:
         if prompt.sampler:
             found.miss(f"{option} --ss", prompt.sampler, "pictures are drawn with the base's own sampler")
         if prompt.embedded_guidance is not None:
-            found.miss(
-                f"{option} --g", prompt.embedded_guidance, "the base's usual embedded guidance is used"
-            )
+            found.miss(f"{option} --g", prompt.embedded_guidance, "the base's usual one is used")
         for sentence in prompt.said:
             found.miss(option, prompt.prompt or "(no prompt)", sentence)
-    if not any(prompt.width or prompt.height for prompt in told):
+    if names is None and not any(prompt.width or prompt.height for prompt in told):
         found.note(
-            "kohya draws at 512 × 512 where a line has no --w and --h; here it is the training's size."
+            "kohya draws at 512 × 512 where a line has no --w and --h: the training's size is used here."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,12 @@ def _no_number(text: str) -> Any:
     raise ValueError(f"{text} is not a number")
 
 
+_TRAILING_COMMA = re.compile(r'("(?:\\.|[^"\\])*")|,(?=\s*[}\]])')
+
+
 def parse_json(text: str, name: str) -> Any:
+    """JSON; a comma before a closing bracket, which guides print and editors forgive, is forgiven."""
+    text = _TRAILING_COMMA.sub(lambda match: match.group(1) or "", text)
     try:
         data = json.loads(text, object_pairs_hook=_no_twins, parse_constant=_no_number)
     except RecursionError:

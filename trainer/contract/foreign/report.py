@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -140,6 +140,12 @@ class Imported:
 
     def note(self, why: str) -> None:
         self.lines.append(Line("note", why=why))
+
+    def renamed(self, names: Mapping[str, str]) -> None:
+        """Tell of options by the names that the file has for them: {name so far: name in the file}."""
+        self.lines = [
+            replace(line, option=names[line.option]) if line.option in names else line for line in self.lines
+        ]
 
     def settle(self) -> None:
         """Leave out what does not go together, with a line each: the recipe must be valid."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .report import Imported, Unusable, is_off
+from .report import Imported, Unusable, is_off, number
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,30 @@ class Only:
 
 Rule = To | Ignored | Absent | Only
 Table = Mapping[str, Rule]
+
+
+# What holds in every program ----------------------------------------------------------------------------
+
+SPEED = Ignored("speed or memory only: it does not change the result")
+TRACKED = Ignored("the studio keeps and draws the course of a run itself")
+HUB = Ignored("publishing is done from the Results page")
+CACHED = Ignored("latents and captions are always cached here, keyed by their content")
+RESUME = Ignored("runs are resumed by their folder here: python -m trainer resume RUN_DIR")
+FOLDER = Ignored("a run is a folder of its own in the workspace")
+SECRET = Ignored("a secret, which never goes into a recipe: start the studio with HF_TOKEN")
+LENGTH = Ignored("captions are cut at the length that the base's text encoders read")
+GUIDANCE = Ignored("distilled bases are trained with the guidance that fits them")
+SCHEDULER = Ignored("the base's own scheduler says so")
+EXPORTED = Ignored("the exported file has a format of its own choice")
+CHECKPOINTING = To("train.gradient_checkpointing", lambda value: "off" if is_off(value) else "on")
+LAYERS = Absent("layers are chosen by adapter.targets and adapter.target_regex")
+NOT_OFFERED = Absent("not offered")
+
+
+def one(value: Any) -> None:
+    """For :class:`Only`: 1, or not offered."""
+    if number(value) != 1:
+        raise Unusable("not offered; it is 1 here")
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..fields import RECORDS
 from .names import flat, optimizer, scheduler
-from .report import Imported, Unusable, is_off, number, shown
+from .report import Imported, Line, Unusable, is_off, number, shown
 
 
 def safe_name(name: str) -> str:
@@ -18,7 +20,7 @@ def safe_name(name: str) -> str:
     return plain
 
 
-def take_share(found: Imported, option: str, value: Any, setting: str) -> None:
+def take_share(found: Imported, option: str, value: Any, setting: str, why: str = "") -> None:
     """A number of steps, a ratio below 1 or "10%" -> a setting that takes steps or a share."""
     try:
         given = number(value)
@@ -29,9 +31,9 @@ def take_share(found: Imported, option: str, value: Any, setting: str) -> None:
     limit = record.maximum if record else None
     if given >= 1 and limit is not None and limit <= 1:
         steps = found.get("train.steps")
-        found.keep(option, value, setting, round(given / steps, 6), f"of {steps} steps")
+        found.keep(option, value, setting, round(given / steps, 6), why or f"of {steps} steps")
     else:
-        found.keep(option, value, setting, given)
+        found.keep(option, value, setting, given, why)
 
 
 def take_scheduler(found: Imported, option: str, name: Any, default: str, program: str) -> None:
@@ -120,3 +122,63 @@ def take_optimizer_arguments(found: Imported, option: str, arguments: dict[str, 
     assume_weight_decay(found)
     if rest:
         found.keep(option, " ".join(rest), "train.optimizer_args", " ".join(rest))
+
+
+def leave_off(found: Imported, **options: Any) -> None:
+    """A line on options that were looked at and are switched off, where they are given at all."""
+    for option, value in options.items():
+        if value is not None and is_off(value):
+            found.leave(option, value, "off")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of pictures. ``names`` are the options that said so, by our field; ``path`` always has one."""
+
+    names: Mapping[str, str]
+    path: Any
+    trigger: Any = None
+    repeats: Any = None
+    weight: Any = None
+    regularisation: bool = False
+
+
+def take_folders(found: Imported, folders: list[Folder]) -> None:
+    """The first folder of photos is the dataset's own; all others are subsets."""
+    subsets: list[dict[str, Any]] = []
+    own = next((folder for folder in folders if not folder.regularisation), None)
+    for folder in folders:
+        given = {name: getattr(folder, name) for name in ("trigger", "repeats", "weight")}
+        given = {name: value for name, value in given.items() if value not in (None, "")}
+        if folder is own:
+            found.keep(folder.names["path"], folder.path, "dataset.path", folder.path)
+            for name, value in given.items():
+                if name != "weight":
+                    why = "the caption of photos that have none" if name == "trigger" else ""
+                    found.keep(folder.names[name], value, f"dataset.{name}", value, why)
+                elif number(value) != 1:
+                    found.miss(folder.names[name], value, "the first folder weighs 1; weigh the others by it")
+                else:
+                    found.leave(folder.names[name], value, "as it is here")
+            continue
+        table: dict[str, Any] = {"path": str(folder.path), **given}
+        for name, kind in (("repeats", int), ("weight", float)):
+            if name in table:
+                table[name] = kind(number(table[name]))
+        if folder.regularisation:
+            table["regularisation"] = True
+        try:
+            found.put("dataset.subsets", [*subsets, table])
+        except Unusable as problem:
+            found.miss(folder.names["path"], folder.path, str(problem))
+            continue
+        subsets.append(table)
+        why = "pictures of the class in general" if folder.regularisation else "one more folder of photos"
+        line = Line("converted", folder.names["path"], folder.path, "dataset.subsets", table, why)
+        found.lines.append(line)
+        for name, value in given.items():
+            found.leave(folder.names[name], value, "in that subset")
+    for folder in folders:
+        if "regularisation" in folder.names:
+            told = "a regularisation set" if folder.regularisation else "photos of the subject"
+            found.leave(folder.names["regularisation"], folder.regularisation, told)

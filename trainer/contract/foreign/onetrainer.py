@@ -1,0 +1,396 @@
+"""OneTrainer: a preset's or a backup's JSON, with the concepts and samples that it holds or names.
+
+Its own defaults, which are not ours: rate 3e-6, rank 16 with alpha 1, 100 epochs, 200 steps of warm-up, a
+constant schedule, 512 px.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..config import TEXT_RATES
+from ..families import CATALOGUE
+from . import onetrainer_tables as tables
+from .kohya import Beside
+from .names import effective_rate, family_called, quantization, side, take_base
+from .prompt_lines import PromptLine, take_prompts
+from .reading import parse_json, read_text, refuse
+from .report import Imported, Unusable, is_off, number, shown
+from .rules import follow
+from .shared import (
+    Folder,
+    safe_name,
+    take_alpha,
+    take_folders,
+    take_optimizer,
+    take_optimizer_arguments,
+    take_scheduler,
+    take_share,
+)
+
+_DENOISERS = ("unet", "transformer", "prior")
+_TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
+
+
+def read_onetrainer(data: dict[str, Any], name: str, beside: Beside) -> Imported:
+    """Raises ConfigError for a training of something else than an adapter."""
+    found, options = Imported("OneTrainer"), dict(data)
+    method = str(options.pop("training_method", "LORA"))
+    if method != "LORA":
+        raise refuse(name, f"has training_method = {method}; only LoRAs are trained here")
+    kind = str(options.pop("model_type", "STABLE_DIFFUSION_15"))
+    family = family_called(kind)
+    if not family:
+        raise refuse(name, f"has model_type = {shown(kind)}, a family that cannot be trained here")
+    base = str(options.pop("base_model_name", "") or "")
+    found.leave("training_method", method, "a LoRA")
+    found.leave("model_type", kind, "it names the family")
+    take_base(found, "base_model_name", base, family, f"model_type is {kind}")
+    _take_adapter(found, options)
+    _take_parts(found, options)
+    _take_duration(found, options)
+    _take_optimizer(found, options)
+    _take_loss(found, options)
+    _take_concepts(found, options, beside)
+    _take_samples(found, options, beside)
+    _take_saving(found, options)
+    follow(found, options, tables.CONFIG)
+    found.unknown(options)
+    effective_rate(found)
+    found.settle()
+    return found
+
+
+def _take_adapter(found: Imported, options: dict[str, Any]) -> None:
+    kind = str(options.pop("peft_type", "LORA"))
+    ours = {"LORA": "lora", "LOHA": "loha", "LOKR": "lokr", "OFT_2": "oft"}.get(kind, "")
+    if ours:
+        found.keep("peft_type", kind, "adapter.type", ours)
+    else:
+        found.miss("peft_type", kind, "this kind of adapter is not offered; a LoRA is trained")
+    option = "lokr_dim" if kind == "LOKR" and "lokr_dim" in options else "lora_rank"
+    rank = options.pop(option, None)
+    if rank is None:
+        found.take("adapter.rank", 16, "OneTrainer's default", "default")
+    else:
+        found.keep(option, rank, "adapter.rank", rank)
+    take_alpha(found, "lora_alpha", options.pop("lora_alpha", None), 1)
+    preset = options.pop("layer_filter_preset", None)
+    convolutions = CATALOGUE[found.get("model.family")].file_parts[0] == "unet"
+    targets = {"attn-only": "attention", "attn-mlp": "transformer", "full": "transformer"}
+    if convolutions:
+        targets["full"] = "transformer+conv"
+    if preset is None:
+        found.take("adapter.targets", targets["full"], 'OneTrainer\'s default, "full"', "default")
+    elif preset in targets:
+        found.keep("layer_filter_preset", preset, "adapter.targets", targets[preset])
+    else:
+        found.miss(
+            "layer_filter_preset", preset, "set adapter.target_regex; all transformer layers are taken"
+        )
+
+
+def _take_parts(found: Imported, options: dict[str, Any]) -> None:
+    """The denoiser's and the text encoders' own rates and number formats."""
+    rate = options.pop("learning_rate", None)
+    if rate is None:
+        rate = 3e-6
+        found.take("train.learning_rate", rate, "OneTrainer's default", "default")
+    else:
+        found.keep("learning_rate", rate, "train.learning_rate", rate)
+    trainable = CATALOGUE[found.get("model.family")].trainable_text
+    for part in (*_DENOISERS, *_TEXT_PARTS):
+        table = options.pop(part, None)
+        text = part in _TEXT_PARTS
+        if not isinstance(table, dict):
+            if text and _TEXT_PARTS.index(part) < len(trainable):
+                found.take(
+                    f"train.{TEXT_RATES[_TEXT_PARTS.index(part)]}",
+                    rate,
+                    f"OneTrainer trains {part} along unless told otherwise",
+                    "default",
+                )
+            continue
+        table = dict(table)
+        own, train = table.pop("learning_rate", None), table.pop("train", True)
+        if text:
+            _take_text_rate(found, part, train, own if own is not None else rate, len(trainable))
+        elif own is not None:
+            found.keep(f"{part}.learning_rate", own, "train.learning_rate", own)
+        elif is_off(train):
+            found.miss(f"{part}.train", train, "the denoiser is always trained")
+        form = table.pop("weight_dtype", None)
+        if form is not None:
+            setting = "model.quantize_text" if text else "model.quantize"
+            ours = quantization(form) if "8" in str(form) or "4" in str(form) else "none"
+            if ours != "none" or not found.has(setting):
+                found.keep(f"{part}.weight_dtype", form, setting, ours)
+            else:
+                found.leave(f"{part}.weight_dtype", form, "read with the other text encoders")
+        if not text and "gradient_checkpointing" in table:
+            value = table.pop("gradient_checkpointing")
+            ours = "off" if is_off(value) else "on"
+            found.keep(f"{part}.gradient_checkpointing", value, "train.gradient_checkpointing", ours)
+        follow(found, table, tables.PART, f"{part}.")
+        found.unknown({f"{part}.{key}": value for key, value in table.items()})
+
+
+def _take_text_rate(found: Imported, part: str, train: Any, rate: Any, trainable: int) -> None:
+    place = _TEXT_PARTS.index(part)
+    if is_off(train):
+        found.leave(f"{part}.train", train, "it is left alone, as here")
+    elif place < trainable:
+        found.keep(f"{part}.train", train, f"train.{TEXT_RATES[place]}", rate, "the rate it is trained with")
+    else:
+        found.miss(f"{part}.train", train, "this text encoder is not trained here")
+
+
+def _take_duration(found: Imported, options: dict[str, Any]) -> None:
+    epochs = options.pop("epochs", None)
+    if epochs is None:
+        found.take("train.epochs", 100, "OneTrainer's default", "default")
+    else:
+        found.keep("epochs", epochs, "train.epochs", epochs)
+    name = options.pop("learning_rate_scheduler", None)
+    take_scheduler(found, "learning_rate_scheduler", name, "constant", "OneTrainer")
+    warmup = options.pop("learning_rate_warmup_steps", None)
+    if warmup is None:
+        take_share(found, "learning_rate_warmup_steps", 200, "train.warmup", "OneTrainer's default")
+    elif is_off(warmup):
+        found.keep("learning_rate_warmup_steps", warmup, "train.warmup", 0)
+    else:
+        take_share(found, "learning_rate_warmup_steps", warmup, "train.warmup")
+    cycles = options.pop("learning_rate_cycles", None)
+    if found.get("train.scheduler") == "cosine_with_restarts":
+        found.keep("learning_rate_cycles", cycles or 1, "train.restarts", cycles or 1)
+    elif cycles is not None:
+        found.leave("learning_rate_cycles", cycles, "only cosine_with_restarts has cycles")
+    resolution = options.pop("resolution", None)
+    if resolution is None:
+        found.take("dataset.resolution", 512, "OneTrainer's default", "default")
+        return
+    parts = str(resolution).split(",")
+    try:
+        ours = side(parts) if len(parts) > 1 else side(resolution)
+    except Unusable as problem:
+        found.miss("resolution", resolution, str(problem))
+    else:
+        why = "pictures are shown at one size here: the largest" if len(parts) > 1 else ""
+        found.keep("resolution", resolution, "dataset.resolution", ours, why)
+
+
+def _take_optimizer(found: Imported, options: dict[str, Any]) -> None:
+    table = options.pop("optimizer", None)
+    options.pop("optimizer_defaults", None)
+    table = dict(table) if isinstance(table, dict) else {"optimizer": table}
+    take_optimizer(found, "optimizer", table.pop("optimizer", None))
+    if (fused := table.pop("fused_back_pass", None)) is not None:
+        found.leave("optimizer.fused_back_pass", fused, "memory only: a LoRA's gradients are small")
+    follow(found, table, tables.OPTIMIZER, "optimizer.")
+    known = ("weight_decay", *tables.OPTIMIZER_ARGUMENTS)
+    take_optimizer_arguments(found, "optimizer", {key: table.pop(key) for key in known if key in table})
+    for key, value in table.items():
+        if value is None or is_off(value):
+            found.leave(f"optimizer.{key}", value, "off, as it is here")
+        else:
+            found.miss(f"optimizer.{key}", value, "the optimizer's usual value holds")
+    ema, decay = options.pop("ema", None), options.pop("ema_decay", None)
+    if ema is None or str(ema) == "OFF":
+        for option, value in (("ema", ema), ("ema_decay", decay)):
+            if value is not None:
+                found.leave(option, value, "off, as it is here")
+    else:
+        option = "ema" if decay is None else "ema, ema_decay"
+        found.keep(option, ema, "train.ema_decay", 0.999 if decay is None else decay)
+
+
+def _take_loss(found: Imported, options: dict[str, Any]) -> None:
+    """A weighted sum of losses there, one loss here; and what weighs the timesteps."""
+    usual = {"mse": 1.0, "mae": 0.0, "log_cosh": 0.0, "huber": 0.0, "vb_loss": 1.0}
+    given = {name: options.pop(f"{name}_strength", None) for name in usual}
+    strengths = {name: usual[name] if value is None else number(value) for name, value in given.items()}
+    told = {f"{name}_strength": value for name, value in given.items() if value is not None}
+    on = [name for name in ("mse", "mae", "log_cosh", "huber") if strengths[name]]
+    if told and on in (["mse"], ["mae"]) and strengths[on[0]] == 1:
+        found.keep(" ".join(told), list(told.values()), "loss.type", "l2" if on == ["mse"] else "l1")
+    elif told:
+        found.miss(" ".join(told), list(told.values()), "one loss is taken here, not a sum of several; l2 is")
+    delta = options.pop("huber_delta", None)
+    if delta is not None:
+        found.leave("huber_delta", delta, "only for the huber loss")
+    weight, strength = options.pop("loss_weight_fn", None), options.pop("loss_weight_strength", None)
+    if weight == "MIN_SNR_GAMMA":
+        found.keep("loss_weight_fn", weight, "loss.min_snr_gamma", 5 if strength is None else strength)
+    elif weight == "DEBIASED_ESTIMATION":
+        found.keep("loss_weight_fn", weight, "loss.debiased", True)
+    elif weight in (None, "CONSTANT"):
+        if weight:
+            found.leave("loss_weight_fn", weight, "every timestep counts the same, as it is here")
+    else:
+        found.miss("loss_weight_fn", weight, "this weighting is not offered")
+    if strength is not None:
+        found.leave("loss_weight_strength", strength, "goes with loss_weight_fn")
+    masked = options.pop("masked_training", None)
+    normal, floor = options.pop("normalize_masked_area_loss", None), options.pop("unmasked_weight", None)
+    if is_off(masked):
+        for option, value in (
+            ("masked_training", masked),
+            ("normalize_masked_area_loss", normal),
+            ("unmasked_weight", floor),
+        ):
+            if value is not None:
+                found.leave(option, value, "off, as it is here")
+        if "unmasked_probability" in options:
+            found.leave("unmasked_probability", options.pop("unmasked_probability"), "off, as it is here")
+    else:
+        found.keep("masked_training", masked, "loss.mask", "kohya" if is_off(normal) else "normalised")
+        if normal is not None:
+            found.leave("normalize_masked_area_loss", normal, "read with masked_training")
+        given_floor = 0.1 if floor is None else floor
+        found.keep("unmasked_weight", given_floor, "loss.mask_floor", given_floor)
+
+
+def _rows(found: Imported, options: dict[str, Any], name: str, file_option: str, beside: Beside) -> list[Any]:
+    """A list that the recipe holds, or that a file beside it does."""
+    rows, named = options.pop(name, None), options.pop(file_option, None)
+    if isinstance(rows, list):
+        if named is not None:
+            found.leave(file_option, named, f"{name} are in this file")
+        return rows
+    if named is None:
+        return []
+    file = beside(str(named))
+    if file is None:
+        found.miss(file_option, named, "it is not there; put it beside, or fill it in by hand")
+        return []
+    found.leave(file_option, named, "read, see below")
+    data = parse_json(read_text(file), file.name)
+    return data if isinstance(data, list) else []
+
+
+def _take_concepts(found: Imported, options: dict[str, Any], beside: Beside) -> None:
+    folders: list[Folder] = []
+    first: dict[str, Any] = {}
+    for place, row in enumerate(_rows(found, options, "concepts", "concept_file_name", beside)):
+        if not isinstance(row, dict):
+            continue
+        concept, prefix = dict(row), f"concepts[{place}]."
+        kind = str(concept.pop("type", "STANDARD"))
+        if is_off(concept.pop("enabled", True)):
+            found.leave(prefix + "enabled", False, "a concept that is switched off is left out")
+            continue
+        path = concept.pop("path", "")
+        if kind == "VALIDATION":
+            found.keep(prefix + "path", path, "validation.path", path)
+            continue
+        regular = kind == "PRIOR_PREDICTION"
+        if regular:
+            found.miss(
+                prefix + "type", kind, "its pictures are a regularisation set: what they show is learned"
+            )
+        else:
+            found.leave(prefix + "type", kind, "photos of the subject")
+        repeats, weight = concept.pop("balancing", None), concept.pop("loss_weight", None)
+        strategy = str(concept.pop("balancing_strategy", "REPEATS"))
+        if strategy == "REPEATS":
+            found.leave(prefix + "balancing_strategy", strategy, "repeats, as here")
+        else:
+            found.miss(prefix + "balancing_strategy", strategy, "a number of samples; repeats balance here")
+            repeats = None
+        names = {"path": "path", "repeats": "balancing", "weight": "loss_weight"}
+        names = {ours: prefix + option for ours, option in names.items()}
+        whole = _whole(found, prefix, repeats)
+        folders.append(Folder(names, path, repeats=whole, weight=weight, regularisation=regular))
+        if first:
+            continue
+        first = concept
+        for part in ("image", "text"):
+            table = concept.pop(part, None)
+            if isinstance(table, dict):
+                table = dict(table)
+                follow(found, table, tables.CONCEPT, f"{prefix}{part}.")
+                found.unknown({f"{prefix}{part}.{key}": value for key, value in table.items()})
+        follow(found, concept, tables.CONCEPT, prefix)
+        found.unknown({prefix + key: value for key, value in concept.items()})
+    take_folders(found, folders)
+
+
+def _whole(found: Imported, prefix: str, repeats: Any) -> Any:
+    if repeats is None or number(repeats) == int(number(repeats)):
+        return repeats
+    ours = max(1, round(number(repeats)))
+    found.note(f"{prefix}balancing = {shown(repeats)}: repeats are whole numbers here, so {ours}.")
+    return ours
+
+
+_SAMPLE_NAMES = {
+    "negative": "samples negative_prompt",
+    "width": "samples width",
+    "height": "samples height",
+    "seed": "samples seed",
+    "steps": "samples diffusion_steps",
+    "guidance": "samples cfg_scale",
+}
+
+
+def _take_samples(found: Imported, options: dict[str, Any], beside: Beside) -> None:
+    prompts = []
+    for row in _rows(found, options, "samples", "sample_definition_file_name", beside):
+        if isinstance(row, dict) and row.get("prompt") and not is_off(row.get("enabled", True)):
+            steps, seed = row.get("diffusion_steps"), row.get("seed")
+            prompts.append(
+                PromptLine(
+                    prompt=str(row["prompt"]),
+                    negative=str(row.get("negative_prompt") or "") or None,
+                    width=row.get("width"),
+                    height=row.get("height"),
+                    seed=seed if isinstance(seed, int) and seed >= 0 else None,
+                    steps=steps,
+                    guidance=row.get("cfg_scale"),
+                    sampler=row.get("noise_scheduler"),
+                )
+            )
+    if prompts:
+        take_prompts(found, "samples prompt", prompts, _SAMPLE_NAMES)
+    _take_interval(found, options, "sample_after", "samples.every", "samples.every_epochs")
+
+
+def _take_interval(found: Imported, options: dict[str, Any], option: str, steps: str, epochs: str) -> None:
+    """N of a unit: steps and epochs are counted here, minutes are not."""
+    every, unit = options.pop(option, None), options.pop(f"{option}_unit", None)
+    if every is None and unit is None:
+        return
+    told = f"{every} {unit or 'MINUTE'}"
+    if unit is not None:
+        option = f"{option}, {option}_unit"
+    if unit == "STEP":
+        found.keep(option, told, steps, every)
+    elif unit == "EPOCH":
+        found.keep(option, told, epochs, every)
+    elif unit == "NEVER":
+        found.leave(option, told, "off")
+    else:
+        found.leave(option, told, f"it is counted in steps here: {steps}")
+
+
+def _take_saving(found: Imported, options: dict[str, Any]) -> None:
+    if (destination := options.pop("output_model_destination", None)) is not None:
+        stem = str(destination).replace("\\", "/").rpartition("/")[2].rpartition(".")[0] or str(destination)
+        try:
+            found.keep("output_model_destination", destination, "output.name", safe_name(stem))
+        except Unusable as problem:
+            found.miss("output_model_destination", destination, str(problem))
+    _take_interval(found, options, "backup_after", "checkpoints.every", "checkpoints.every_epochs")
+    if not found.has("checkpoints.every"):
+        _take_interval(found, options, "save_every", "checkpoints.every", "checkpoints.every_epochs")
+    else:
+        for option in ("save_every", "save_every_unit"):
+            if option in options:
+                found.leave(option, options.pop(option), "every checkpoint can be exported")
+    rolling, count = options.pop("rolling_backup", None), options.pop("rolling_backup_count", None)
+    if count is not None and not is_off(rolling):
+        found.leave("rolling_backup", rolling, "checkpoints.keep says how many stay")
+        found.keep("rolling_backup_count", count, "checkpoints.keep", count)
+    for option, value in (("rolling_backup", rolling), ("rolling_backup_count", count)):
+        if value is not None and is_off(rolling):
+            found.leave(option, value, "the last checkpoints.keep ones are kept")
