@@ -9,6 +9,7 @@ position: no picture can meet another one's caption.
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +23,7 @@ from torch import Tensor
 from dataset_tools.crop import render_crop
 from dataset_tools.images import open_image
 
-from .contract.config import TrainConfig
+from .captions import Captions
 from .contract.errors import RunError
 from .contract.files import staged
 from .data import Progress, Stages, TrainImage
@@ -34,6 +35,8 @@ def _key(*parts: object) -> str:
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
 
 
+IN_MEMORY = 2**30
+"""Bytes of encoded captions that are held in memory."""
 DAMAGED = "some files of the cache were damaged; they are made again"
 
 
@@ -137,18 +140,21 @@ class LiveTexts:
 class TextCache:
     """Captions encoded once. The empty one is always there: caption dropout and guidance need it.
 
-    Not for text encoders that are trained: what they say changes at every step (:class:`LiveTexts`).
+    They lie on disk; of those used last at most IN_MEMORY bytes stay in memory. Not for text encoders that
+    are trained: what they say changes at every step (:class:`LiveTexts`).
     """
 
     def __init__(self, folder: Path, family: ModelFamily, warn: Callable[[str], None]) -> None:
         self._folder, self._family, self._warn = folder / "text", family, warn
-        self._embeds: dict[str, TextEmbeds] = {}
+        self._files: dict[str, Path] = {}
+        self._embeds: OrderedDict[str, TextEmbeds] = OrderedDict()
+        self._bytes = 0
 
     def fill(self, captions: Iterable[str], progress: Progress) -> None:
         encoder = self._family.text_encoder_id()
         wanted = sorted({"", *captions})
         for number, caption in enumerate(wanted):
-            if caption not in self._embeds:
+            if caption not in self._files:
                 key = _key(caption, encoder)
                 file = self._folder / key[:2] / f"{key}.safetensors"
                 cached = _read(file, self._warn)
@@ -162,38 +168,64 @@ class TextCache:
                             "nan",
                         )
                     _write(file, cached)
-                self._embeds[caption] = cached
+                self._files[caption] = file
+                self._keep(caption, cached)
             progress(number + 1, len(wanted))
 
     def embeds(self, captions: Sequence[str]) -> list[TextEmbeds]:
-        return [self._embeds[caption] for caption in captions]
+        return [self._embeds_of(caption) for caption in captions]
+
+    def _embeds_of(self, caption: str) -> TextEmbeds:
+        cached = self._embeds.get(caption)
+        if cached is None:
+            file = self._files[caption]
+            cached = _read(file, self._warn)
+            if cached is None:  # the encoders are gone
+                raise RunError(f"{file} was damaged or removed while training; resume to make it again")
+            self._keep(caption, cached)
+        self._embeds.move_to_end(caption)
+        return cached
+
+    def _keep(self, caption: str, embeds: TextEmbeds) -> None:
+        self._embeds[caption] = embeds
+        self._bytes += _bytes(embeds)
+        while self._bytes > IN_MEMORY and len(self._embeds) > 1:
+            self._bytes -= _bytes(self._embeds.popitem(last=False)[1])
+
+
+def _bytes(embeds: TextEmbeds) -> int:
+    return sum(tensor.nbytes for tensor in embeds.values())
 
 
 def encode_captions(
-    config: TrainConfig,
+    captions: Captions,
     folder: Path,
     family: ModelFamily,
-    images: Sequence[TrainImage],
     trigger: str,
     warn: Callable[[str], None],
     preparing: Stages,
 ) -> Texts:
     """Every caption and prompt encoded, and the encoders let go; unless they are trained themselves."""
-    captions = [image.caption for image in images]
-    if cut := family.cut_captions(captions):
-        many = "1 caption is" if len(cut) == 1 else f"{len(cut)} captions are"
-        first = images[captions.index(cut[0])].original_name
+    config = captions.config
+    live = bool(config.text_encoder_rates())
+    shown = captions.some() if live else captions.all()
+    texts = sorted({text for _, text in shown})
+    if cut := set(family.cut_captions(texts)):
+        long = {image_id for image_id, text in shown if text in cut}
+        many = "1 caption is" if len(long) == 1 else f"{len(long)} captions are"
+        first = next(image.original_name for image in captions.plan.images if image.id in long)
         warn(
             f"{many} longer than the {family.tokens} tokens that {family.row.label} reads, such as that of "
             f"{first}; what comes after is not learnt"
         )
-    if config.text_encoder_rates():
+    if live:
         family.free_encoders(keep_text=True)
         return LiveTexts(family)
-    texts = TextCache(folder, family, warn)
+    cache = TextCache(folder, family, warn)
+    kept: list[str] = []
     if config.prior.method == "output":
-        captions += [kept for caption in captions for kept in kept_captions(config.prior, caption, trigger)]
+        kept += [one for text in texts for one in kept_captions(config.prior, text, trigger)]
     prompts = [*config.samples.prompts, config.samples.negative]
-    texts.fill(captions + prompts, preparing("captions", "Encoding captions"))
+    cache.fill(texts + kept + prompts, preparing("captions", "Encoding captions"))
     family.free_encoders()
-    return texts
+    return cache

@@ -7,9 +7,8 @@ and several processes agree without talking.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +23,7 @@ from dataset_tools.models import ensure_face_model
 from .concepts import Concept, TrainImage, balanced, concepts_of, id_in
 from .contract.config import TrainConfig
 from .contract.files import read_json, seen_from, write_json
+from .contract.randomness import derived_seed
 from .contract.runs import RunFolder
 from .contract.settings.dataset import DatasetSettings
 from .contract.sizes import bucket_step, rounded
@@ -183,20 +183,15 @@ def frozen_images(
 # Randomness without state -----------------------------------------------------------------------
 
 
-def derived_seed(*parts: object) -> int:
-    """63 bits that depend on every part and nothing else."""
-    digest = hashlib.sha256("|".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
 @dataclass(frozen=True)
 class Sample:
-    """One look at one picture."""
+    """One look at one picture, in the run's batch number ``batch``."""
 
     image: TrainImage
     epoch: int
     repeat: int
     seed: int
+    batch: int = 0
 
     def generator(self, purpose: str) -> torch.Generator:
         """A fresh generator for one purpose ("noise", "t", "flip", …) of this sample, on the CPU."""
@@ -218,7 +213,7 @@ class BatchPlan:
     """
 
     def __init__(self, images: Sequence[TrainImage], batch_size: int, seed: int) -> None:
-        self._batch_size, self._seed = batch_size, seed
+        self.images, self._batch_size, self._seed = tuple(images), batch_size, seed
         self._buckets: dict[tuple[int, int], list[tuple[TrainImage, int]]] = {}
         for image in images:
             assert image.bucket
@@ -242,4 +237,5 @@ class BatchPlan:
             batches += [samples[start : start + size] for start in range(0, len(samples), size)]
         first = "batch order"
         batches.sort(key=lambda b: derived_seed(self._seed, epoch, b[0].image.id, b[0].repeat, first))
-        return batches
+        start = epoch * self.batches_per_epoch
+        return [[replace(one, batch=start + n) for one in batch] for n, batch in enumerate(batches)]

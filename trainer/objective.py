@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .assemble import Model
 from .cache import LatentCache, Texts
+from .captions import Captions
 from .contract.config import TrainConfig
 from .data import Sample
 from .families.base import Geometry, ModelFamily, TextEmbeds
@@ -50,6 +51,7 @@ class Objective:
     model: Model
     latents: LatentCache
     texts: Texts
+    captions: Captions
     config: TrainConfig
     device: torch.device
     trigger: str
@@ -78,7 +80,8 @@ class Objective:
         captions = {
             number: caption
             for number, one in enumerate(samples)
-            if (caption := kept_caption(self.config.prior, one, self.trigger)) is not None
+            for text in [self.captions.of(one, dropout=False)]
+            if (caption := kept_caption(self.config.prior, one, text, self.trigger)) is not None
         }
         change_B = torch.zeros(len(samples), device=self.device)
         if not captions:
@@ -93,7 +96,7 @@ class Objective:
         """What is looked up and drawn for the samples."""
         data = self.config.dataset
         flips = [data.flip and sample.uniform("flip") < 0.5 for sample in samples]
-        captions = [self.caption(sample) for sample in samples]
+        captions = [self.captions.of(sample) for sample in samples]
         clean = [self.latents.get(one.image.id, flip) for one, flip in zip(samples, flips, strict=True)]
         noise = [one.noise_like(latent) for one, latent in zip(samples, clean, strict=True)]
         t_B = self.family.noise.sample_t(torch.tensor([one.uniform("t") for one in samples]))
@@ -104,11 +107,6 @@ class Objective:
             self.texts.embeds(captions),
             [one.image.geometry(flip) for one, flip in zip(samples, flips, strict=True)],
         )
-
-    def caption(self, sample: Sample) -> str:
-        """The text that a sample is shown with."""
-        dropped = sample.uniform("caption") < self.config.captions.dropout
-        return "" if dropped else sample.image.caption
 
     def predict(self, batch: Batch) -> Tensor:
         """The denoiser's answer to a noisy batch, (B, C, h, w)."""

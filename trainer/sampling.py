@@ -18,10 +18,10 @@ from .assemble import Model
 from .cache import Texts
 from .contract.config import TrainConfig
 from .contract.files import staged
+from .contract.randomness import derived_seed
 from .contract.runs import RunFolder
 from .contract.settings.samples import SampleSettings
 from .contract.sizes import square_side
-from .data import derived_seed
 from .families.base import ModelFamily
 from .report import Reporter
 from .requests import Asks

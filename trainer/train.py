@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from .adapters import lora_weights
 from .assemble import assemble, find_base, open_family, warm_start
 from .cache import LatentCache, Progress, encode_captions
+from .captions import Captions
 from .checkpoints import TrainState, load_checkpoint, newest_whole, rotate, save_checkpoint
 from .contract.config import TrainConfig
 from .contract.errors import RunError
@@ -124,7 +125,9 @@ def _train(
     latents.fill(root, images, flips, preparing("encode", "Encoding photos"))
     trains_text = bool(config.text_encoder_rates())
     trigger = frozen_trigger(run.dataset)
-    texts = encode_captions(config, folders.cache, family, images, trigger, report.warning, preparing)
+    plan = BatchPlan(images, settings.batch_size, settings.seed)
+    captions = Captions(config, plan)
+    texts = encode_captions(captions, folders.cache, family, trigger, report.warning, preparing)
 
     # The denoiser, its LoRA, and the optimizer.
     report.stage("load", 0, 0, "Loading the denoiser")
@@ -148,8 +151,7 @@ def _train(
         module.train()
     baselines = folders.cache / "baselines"
     drawings = Drawings(run, family, model, texts, config, report, requests, accelerator.autocast, baselines)
-    objective = Objective(family, model, latents, texts, config, device, trigger)
-    plan = BatchPlan(images, settings.batch_size, settings.seed)
+    objective = Objective(family, model, latents, texts, captions, config, device, trigger)
 
     def save(state: TrainState) -> None:
         report.state("saving")

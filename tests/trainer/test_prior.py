@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from trainer.adapters import lora_parameters
 from trainer.assemble import assemble, open_family
 from trainer.cache import LatentCache, TextCache
+from trainer.captions import Captions
 from trainer.checkpoints import load_adapter
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError
 from trainer.contract.runs import RunFolder
 from trainer.contract.settings.prior import PriorSettings
-from trainer.data import Sample, load_frozen
+from trainer.data import BatchPlan, Sample, load_frozen
 from trainer.objective import Objective
 from trainer.prior import base_alone, class_caption, kept_caption, kept_captions
 from trainer.source import resolve
@@ -64,7 +66,8 @@ def objective_of(config: TrainConfig, run: RunFolder, cache: Path) -> tuple[Obje
     texts.fill(captions, lambda done, total: None)
     model = assemble(family, config, run.path)
     samples = [Sample(image, 0, 0, 3) for image in images if image.bucket == images[0].bucket]
-    return Objective(family, model, latents, texts, config, cpu, "zwx"), samples
+    plan = BatchPlan(images, 2, 3)
+    return Objective(family, model, latents, texts, Captions(config, plan), config, cpu, "zwx"), samples
 
 
 def test_what_the_lora_changes_is_what_counts(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
@@ -82,7 +85,9 @@ def test_what_the_lora_changes_is_what_counts(tiny_base: Path, photos: Path, tmp
             if ".lora_B." in name:
                 parameter.normal_(std=0.1)
     change = objective.output_change(samples, batch)
-    kept = objective.texts.embeds([kept_caption(config.prior, one, "zwx") or "" for one in samples])
+    kept = objective.texts.embeds(
+        [kept_caption(config.prior, one, one.image.caption, "zwx") or "" for one in samples]
+    )
     shown = batch.part([*range(len(samples))], kept)
     with torch.no_grad():
         with_lora = objective.predict(shown)
@@ -92,15 +97,7 @@ def test_what_the_lora_changes_is_what_counts(tiny_base: Path, photos: Path, tmp
     assert change.min() > 0 and change.requires_grad
     assert all(parameter.requires_grad for parameter in parameters.values())
     half = objective.config.model_copy(update={"prior": PriorSettings(**{**KEEP, "share": 0.5})})  # type: ignore[arg-type]
-    some = Objective(
-        objective.family,
-        objective.model,
-        objective.latents,
-        objective.texts,
-        half,
-        objective.device,
-        "zwx",
-    ).output_change(samples, batch)
+    some = replace(objective, config=half).output_change(samples, batch)
     asked = torch.tensor([one.uniform("prior") < 0.5 for one in samples])
     assert torch.allclose(some, torch.where(asked, change, 0), atol=1e-6)
 

@@ -24,7 +24,17 @@ from trainer.contract.runs import RunFolder
 
 from .helpers import Script, recipe, sha256, train_here, weights_hash
 
-DROPOUT = {"adapter": {"dropout": 0.1}, "dataset": {"flip": True}, "captions": {"dropout": 0.2}}
+CAPTIONS = {
+    "dropout": 0.2,
+    "suffix": ", {red|blue}, one, two, three",
+    "protect": False,
+    "wildcards": True,
+    "shuffle": True,
+    "keep_tokens": 1,
+    "tag_dropout": 0.2,
+    "warmup_steps": 0.5,
+}
+DROPOUT = {"adapter": {"dropout": 0.1}, "dataset": {"flip": True}, "captions": CAPTIONS}
 
 
 def make(path: Path, config: TrainConfig) -> RunFolder:

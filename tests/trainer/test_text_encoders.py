@@ -22,8 +22,8 @@ from trainer.assemble import assemble
 from trainer.contract.errors import ConfigError
 from trainer.contract.families import CATALOGUE
 from trainer.contract.fields import parse
+from trainer.contract.randomness import derived_seed
 from trainer.contract.runs import RunFolder
-from trainer.data import derived_seed
 from trainer.export import FORMATS
 from trainer.families.base import ModelFamily, family_class, load_family
 from trainer.source import resolve

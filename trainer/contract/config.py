@@ -81,6 +81,17 @@ class TrainConfig(Section):
             raise _problem("model.precision", sentence)
         return self
 
+    @model_validator(mode="after")
+    def _separators_can_be_told_apart(self) -> TrainConfig:
+        captions = self.captions
+        names = ("secondary_separator", "keep_tokens_separator", "separator")
+        for number, name in enumerate(names):
+            for other in names[number + 1 :]:
+                one, two = getattr(captions, name), getattr(captions, other)
+                if one and two and (one in two or two in one):
+                    raise _problem(f"captions.{name}", f"{one} cannot be told from captions.{other}, {two}")
+        return self
+
     def text_encoder_rates(self) -> dict[str, float]:
         """{text encoder: its learning rate} of those that get a LoRA."""
         trainable = CATALOGUE[self.model.family].trainable_text

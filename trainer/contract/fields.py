@@ -300,7 +300,8 @@ def settings_page() -> str:
             default = "" if value in (None, "", ()) else f"`{value}`"
             unit = f" ({record.unit})" if record.unit else ""
             allowed = {"switch": "true, false", "lines": "list of texts"}.get(record.kind, record.range_text)
-            lines.append(f"| `{record.name}`{unit} | {default} | {allowed} | {record.help} |")
+            help_text = record.help.replace("|", "\\|")
+            lines.append(f"| `{record.name}`{unit} | {default} | {allowed} | {help_text} |")
         lines.append("")
     return "\n".join(lines)
 

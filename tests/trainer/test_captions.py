@@ -1,0 +1,138 @@
+"""The captions of a run: what is encoded beforehand is what is shown, and memory is bounded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dataset_tools.dataset import load_dataset, write_caption
+from tests.pictures import draw_project
+from trainer import cache
+from trainer.cache import TextCache
+from trainer.captions import Captions
+from trainer.contract.errors import RunError
+from trainer.contract.events import read_events
+from trainer.contract.runs import RunFolder
+from trainer.contract.settings.dataset import DatasetSettings
+from trainer.data import BatchPlan, TrainImage, freeze_dataset
+
+from .helpers import recipe, train_here
+
+TAGS = "zwx, {red|green} hat, a, b, c, d"
+MOVING = {"shuffle": True, "wildcards": True, "keep_tokens": 1, "tag_dropout": 0.3, "dropout": 0.2}
+
+
+@pytest.fixture
+def tagged(tmp_path: Path) -> Path:
+    root = draw_project(tmp_path / "tagged")
+    for record in load_dataset(root).images:
+        write_caption(root, record, f"{TAGS}, {record.id}")
+    return root
+
+
+def captions_of(root: Path, images: tuple[TrainImage, ...], steps: int, **captions: Any) -> Captions:
+    train = {"steps": steps, "batch_size": 2, "gradient_accumulation": 2}
+    config = recipe(root, root, train=train, captions={**MOVING, **captions})
+    return Captions(config, BatchPlan(images, 2, config.train.seed))
+
+
+def shown(captions: Captions) -> set[tuple[str, str]]:
+    """What the loop shows, step by step."""
+    return {
+        (one.image.id, text)
+        for step in range(captions.config.train.steps)
+        for micro in range(2)
+        for one in captions.plan.batch(step * 2 + micro)
+        if (text := captions.of(one))
+    }
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"variants": 3},
+        {"variants": 3, "warmup_steps": 0.5},
+        {"variants": 1, "warmup_steps": 100},
+        {"variants": 2, "protect": False, "prefix": "one, two,"},
+    ],
+)
+def test_what_is_encoded_is_what_is_shown(more: dict[str, Any], tagged: Path) -> None:
+    images = freeze_dataset(tagged, DatasetSettings(path=str(tagged)), 64, 8, tagged)
+    images = (images[0].model_copy(update={"repeats": 3}), *images[1:])
+    captions = captions_of(tagged, images, 40, **more)
+    every = captions.all()
+    assert shown(captions) <= every
+    assert {text for _, text in every if "{" in text or "|" in text} == set()
+    if more.get("variants") == 3 and len(more) == 1:
+        assert len(every) <= 3 * len(images)
+        assert len(every) == len(shown(captions)), "of 40 steps none is missed"
+    if not more:
+        assert len(every) > 40, "every look has its own"
+
+
+def test_the_step_is_that_of_the_update(tagged: Path) -> None:
+    """With accumulation two batches are of one step; the warm-up counts steps."""
+    images = freeze_dataset(tagged, DatasetSettings(path=str(tagged)), 64, 8, tagged)
+    captions = captions_of(tagged, images, 40, warmup_steps=20, tag_dropout=0, shuffle=False)
+    counts = [
+        [len(captions.of(one, dropout=False).split(", ")) for one in captions.plan.batch(number)]
+        for number in range(50)
+    ]
+    flexible = 6  # beside the trigger
+    for number, found in enumerate(counts):
+        step = number // 2
+        expected = flexible if step >= 20 else step * (flexible - 1) // 20 + 1
+        assert set(found) == {1 + expected}, number
+
+
+class Encoders:
+    """Embeddings of a kilobyte that tell whose they are."""
+
+    encoded = 0
+
+    def text_encoder_id(self) -> str:
+        return "text"
+
+    def encode_captions(self, captions: list[str]) -> list[dict[str, torch.Tensor]]:
+        self.encoded += len(captions)
+        return [{"prompt": torch.full((256,), float(len(caption)))} for caption in captions]
+
+
+def test_many_captions_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "IN_MEMORY", 4 * 1024)
+    family: Any = Encoders()
+    texts = TextCache(tmp_path, family, pytest.fail)
+    captions = ["x" * length for length in range(1, 30)]
+    texts.fill(captions, lambda done, total: None)
+    assert family.encoded == 30
+    held: Any = texts._embeds
+    for caption in [*captions, *captions[::-1], captions[5]]:
+        assert texts.embeds([caption])[0]["prompt"].unique().item() == len(caption)
+        assert len(held) <= 4
+    assert family.encoded == 30, "the encoders are gone by then"
+    last = next(iter(held))
+    for file in tmp_path.rglob("*.safetensors"):
+        file.unlink()
+    texts.embeds([last])
+    with pytest.raises(RunError, match="resume to make it again"):
+        texts.embeds([next(caption for caption in captions if caption not in held)])
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_variant_that_is_cut_is_told(live: bool, tiny_base: Path, tagged: Path, tmp_path: Path) -> None:
+    """The short choice fits and the long one does not; some variant has it."""
+    record = load_dataset(tagged).images[1]
+    write_caption(tagged, record, "zwx {a|" + "a" * 90 + "}")
+    train = {"steps": 2, "text_encoder_lr": 1e-4 if live else 0.0}
+    settings = {"wildcards": True, "variants": 8}
+    config = recipe(tiny_base, tagged, samples={"prompts": []}, train=train, captions=settings)
+    run = RunFolder(tmp_path / "runs" / "r")
+    run.create(config)
+    assert train_here(run)
+    told = [event["text"] for event in read_events(run.events)[0] if event["kind"] == "warning"]
+    assert len(told) == 1 and told[0].startswith("1 caption is longer than the 77 tokens")
+    assert f"that of {record.original_name}" in told[0]
