@@ -1,8 +1,9 @@
 """A plain folder of pictures, as other trainers use it: read in place, nothing is written.
 
 Taken are the pictures in the folder itself and in subfolders named like ``10_zwx dog``, kohya's way of
-giving repeats and a caption. Other subfolders are left out, as they often hold masks, rejects or the
-samples of a run; what is left out is told, never passed over in silence.
+giving repeats and a caption. Masks are found by their names and in folders called ``masks``. Other subfolders
+are left out, as they often hold rejects or the samples of a run; what is left out is told, never passed over
+in silence.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dataset_tools.captions import read_captions
@@ -26,6 +27,7 @@ from dataset_tools.dataset import (
     read_caption_file,
 )
 from dataset_tools.images import ImageError, probe_image
+from dataset_tools.masks import FOLDERS, is_transparent, mask_path, pair_masks
 from dataset_tools.sources import (
     Entry,
     Skipped,
@@ -61,6 +63,8 @@ class Photos:
     """image id -> caption, "" where there is none."""
     notes: tuple[str, ...] = ()
     """sentences on what was left out or guessed."""
+    masks: Mapping[str, str] = field(default_factory=dict)
+    """image id -> file of its mask, seen from the folder; the picture's own where it is transparent."""
 
 
 def load_photos(root: Path) -> Photos:
@@ -68,7 +72,9 @@ def load_photos(root: Path) -> Photos:
     if not (root / DATASET_FILE).exists():
         return scan_folder(root)
     dataset = load_dataset(root)
-    return Photos(dataset, read_captions(root, dataset))
+    paths = {record.id: mask_path(root, record.id) for record in dataset.images}
+    masks = {key: path.relative_to(root).as_posix() for key, path in paths.items() if path.exists()}
+    return Photos(dataset, read_captions(root, dataset), masks=masks)
 
 
 def scan_folder(folder: Path) -> Photos:
@@ -85,16 +91,21 @@ def scan_folder(folder: Path) -> Photos:
         raise DatasetError(
             f"{error.filename} cannot be read ({error.strerror}); check its permissions."
         ) from error
-    pictures = [entry for entry in entries if not entry.is_caption]
+    paired = pair_masks(entry for entry in entries if not entry.is_caption)
+    pictures = paired.photos
     if not pictures:
         raise DatasetError(_nothing(folder, elsewhere))
     alone: list[Skipped] = []
     pairs = pair_captions(pictures, (entry for entry in entries if entry.is_caption), alone.append)
-    records, captions, problems, guesses = [], {}, [], {}
+    records, captions, problems, guesses, masks = [], {}, [], {}, {}
     for picture in pictures:
         try:
             record = _record(folder, picture)
             caption, guess = _caption(pairs[picture]) if picture in pairs else ("", None)
+            if picture in paired.masks:
+                masks[record.id] = _file(paired.masks[picture]).relative_to(folder).as_posix()
+            elif is_transparent(_file(picture)):
+                masks[record.id] = record.file
         except ImageError as error:
             problems.append(str(error))
             continue
@@ -111,7 +122,10 @@ def scan_folder(folder: Path) -> Photos:
     if alone:
         names = listed([skipped.name for skipped in alone])
         notes.append(f"no picture takes the caption file{'s' * (len(alone) > 1)} {names}; check the names")
-    return Photos(Dataset(images=tuple(records)), captions, (*notes, *guessed_notes(guesses.items())))
+    if others := [printable(entry.name) for entry in (*paired.alone, *paired.spare)]:
+        notes.append(f"no picture takes the mask{'s' * (len(others) > 1)} {listed(others)}; check the names")
+    notes += guessed_notes(guesses.items())
+    return Photos(Dataset(images=tuple(records)), captions, tuple(notes), masks)
 
 
 def _entries(folder: Path) -> tuple[list[Entry], Counter[str]]:
@@ -120,16 +134,27 @@ def _entries(folder: Path) -> tuple[list[Entry], Counter[str]]:
     for path in _subfolders(folder):
         if class_folder(path.name):
             groups.append((path, path.name))
-            elsewhere.update({f"{path.name}/{below.name}": _count(below) for below in _subfolders(path)})
+            for below in _subfolders(path):
+                if _is_masks(below, path):
+                    groups.append((below, below.name))
+                else:
+                    elsewhere[f"{path.name}/{below.name}"] = _count(below)
+        elif _is_masks(path, folder):
+            groups.append((path, path.name))
         else:
             elsewhere[path.name] = _count(path)
     entries = [
-        disk_entry(path, group=name, folder=name)
+        disk_entry(path, group=str(group), folder=name)
         for group, name in groups
         for path in sorted(group.iterdir())
         if not ignored(path.name) and not path.is_dir()
     ]
     return [entry for entry in entries if entry.is_caption or _is_picture(entry.name)], +elsewhere
+
+
+def _is_masks(path: Path, beside: Path) -> bool:
+    """Whether a folder holds masks of the photos beside it."""
+    return path.name.casefold() in FOLDERS and any(_is_picture(photo.name) for photo in beside.iterdir())
 
 
 def _subfolders(folder: Path) -> Iterator[Path]:

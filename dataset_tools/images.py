@@ -69,6 +69,8 @@ class OpenedImage:
     """upright, mode RGB, sRGB, with empty ``info``."""
     notes: tuple[str, ...]
     """what was changed on the way, e.g. "turned upright", "GPS position removed"."""
+    alpha: Image.Image | None = None
+    """upright, mode L, 255 where the picture is opaque; None where it is so everywhere."""
 
 
 def open_image(source: Path | bytes, name: str | None = None) -> OpenedImage:
@@ -87,14 +89,15 @@ def open_image(source: Path | bytes, name: str | None = None) -> OpenedImage:
             picture.load()
             notes += [f"{what} removed" for what in _metadata(picture)]
             orientation = _orientation(picture)
-            image, colour_notes = _to_srgb(picture)
+            image, alpha, colour_notes = _to_srgb(picture)
         except DECODE_ERRORS as error:
             raise ImageError(_damaged(name)) from error
     if orientation in _TRANSPOSES:
         image = image.transpose(_TRANSPOSES[orientation])
+        alpha = alpha.transpose(_TRANSPOSES[orientation]) if alpha else None
         notes.append("turned upright")
     image.info = {}
-    return OpenedImage(image, (*notes, *colour_notes))
+    return OpenedImage(image, (*notes, *colour_notes), alpha)
 
 
 def probe_image(path: Path) -> tuple[int, int]:
@@ -116,6 +119,12 @@ def probe_image(path: Path) -> tuple[int, int]:
         return (height, width) if _orientation(picture) >= 5 else (width, height)
 
 
+def may_be_transparent(path: Path) -> bool:
+    """Whether a picture's header says that it has transparent parts; no pixel is decoded."""
+    with _opened(path, path.name) as picture:
+        return _has_alpha(picture)
+
+
 def thumbnail(image: Image.Image, size: int) -> Image.Image:
     """A copy no larger than ``size`` on either side, same aspect; never enlarged."""
     small = image.copy()
@@ -125,7 +134,15 @@ def thumbnail(image: Image.Image, size: int) -> Image.Image:
 
 def encode_png(image: Image.Image) -> bytes:
     """An RGB picture as PNG bytes with nothing but pixels: no EXIF, GPS, ICC, text, time."""
-    bare = image.convert("RGB")
+    return _png(image.convert("RGB"))
+
+
+def encode_mask(mask: Image.Image) -> bytes:
+    """A mask as PNG bytes, one channel."""
+    return _png(mask.convert("L"))
+
+
+def _png(bare: Image.Image) -> bytes:
     bare.info = {}
     buffer = io.BytesIO()
     # Level 1 is three times faster than the default and a seventh larger.
@@ -258,15 +275,19 @@ def _metadata(picture: Image.Image) -> list[str]:
     return found
 
 
-def _to_srgb(picture: Image.Image) -> tuple[Image.Image, list[str]]:
-    """(mode RGB in sRGB, notes) for a loaded picture of any mode. Alpha is put on white."""
+def _has_alpha(picture: Image.Image) -> bool:
+    return picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info
+
+
+def _to_srgb(picture: Image.Image) -> tuple[Image.Image, Image.Image | None, list[str]]:
+    """(mode RGB in sRGB, alpha if there is any, notes) for a loaded picture of any mode, put on white."""
     notes: list[str] = []
     profile = picture.info.get("icc_profile")
     image, depth_note = _to_8_bit(picture)
     if depth_note:
         notes.append(depth_note)
     alpha = None
-    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+    if _has_alpha(image):
         colours = "L" if image.mode in ("L", "LA", "La") else "RGB"  # what a grey ICC profile fits
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
@@ -281,12 +302,11 @@ def _to_srgb(picture: Image.Image) -> tuple[Image.Image, list[str]]:
         image, note = _apply_profile(image, profile)
         notes += [note] if note else []
     image = image.convert("RGB")
-    if alpha is not None and alpha.getextrema() != (255, 255):
-        white = Image.new("RGB", image.size, "white")
-        white.paste(image, mask=alpha)
-        image = white
-        notes.append("transparent parts put on white")
-    return image, notes
+    if alpha is None or alpha.getextrema() == (255, 255):
+        return image, None, notes
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=alpha)
+    return white, alpha, [*notes, "transparent parts put on white"]
 
 
 def _to_8_bit(picture: Image.Image) -> tuple[Image.Image, str | None]:

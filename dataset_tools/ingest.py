@@ -1,4 +1,4 @@
-"""Taking photos into a project: decoded, upright, sRGB, without metadata, each with its caption.
+"""Taking photos into a project: decoded, upright, sRGB, without metadata, each with its caption and mask.
 
 What is wrong with one file is told in one sentence and the others go in. Nothing that the project
 already holds is changed, and ``dataset.json`` is replaced after every few photos, so that a crash
@@ -11,7 +11,7 @@ import errno
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -20,6 +20,7 @@ from dataset_tools.dataset import (
     Dataset,
     DatasetError,
     ImageRecord,
+    Size,
     caption_path,
     decode_caption,
     guessed_notes,
@@ -29,7 +30,8 @@ from dataset_tools.dataset import (
     save_dataset,
     write_caption,
 )
-from dataset_tools.images import ImageError, encode_png, open_image
+from dataset_tools.images import ImageError, encode_mask, encode_png, open_image
+from dataset_tools.masks import mask_of, mask_path, names_of, open_mask, pair_masks
 from dataset_tools.sources import (
     ArchiveAborted,
     Entry,
@@ -58,6 +60,8 @@ class IngestReport:
     """how many of the new pictures got a caption."""
     notes: tuple[str, ...]
     """what was changed on the way, counted: "GPS position removed (14 photos)"."""
+    masks: int = 0
+    """how many pictures got a mask, from a file or from their transparency."""
 
     def summary(self) -> str:
         """One line: "23 added · 2 skipped · 20 captions · GPS position removed (14 photos)"."""
@@ -66,6 +70,8 @@ class IngestReport:
             parts.append(f"{len(self.skipped)} skipped")
         if self.captions:
             parts.append(f"{self.captions} captions")
+        if self.masks:
+            parts.append(f"{self.masks} masks")
         return " · ".join([*parts, *self.notes])
 
 
@@ -76,6 +82,8 @@ class _Prepared:
     record: ImageRecord
     png: bytes
     caption: str
+    mask: bytes | None
+    """PNG, as large as the picture."""
     original: tuple[str, bytes] | None
     """(suffix, bytes) of the file as it came."""
 
@@ -91,13 +99,14 @@ class _Ingest:
     notes: Counter[str] = field(default_factory=Counter)
     caption_notes: list[str] = field(default_factory=list)
     captions: int = 0
+    masks: int = 0
     batch: list[_Prepared] = field(default_factory=list)
 
     def skip(self, name: str, reason: str) -> None:
         self.skipped.append(Skipped(printable(name), reason))
 
-    def prepare(self, entry: Entry, caption: str, work: Path) -> None:
-        """Decode one picture into the batch."""
+    def prepare(self, entry: Entry, caption: str, mask_entry: Entry | None, work: Path) -> None:
+        """Decode one picture into the batch. Its mask is that of a file, or its own transparency."""
         copy = work / "entry"
         try:
             if entry.path is None or self.keep_originals:
@@ -113,6 +122,9 @@ class _Ingest:
         self.notes.update(opened.notes)
         width, height = opened.image.size
         png = encode_png(opened.image)
+        mask = encode_mask(opened.alpha) if opened.alpha else None
+        if mask_entry:
+            mask = self.read_mask(mask_entry, (width, height), work) or mask
         image_id = hashlib.sha256(f"{width}x{height} ".encode() + opened.image.tobytes()).hexdigest()[:12]
         record = ImageRecord(
             id=image_id,
@@ -123,7 +135,46 @@ class _Ingest:
             height=height,
             repeats=entry.repeats,
         )
-        self.batch.append(_Prepared(record, png, caption, original))
+        self.batch.append(_Prepared(record, png, caption, mask, original))
+
+    def read_mask(self, entry: Entry, size: Size, work: Path) -> bytes | None:
+        """The mask in a file; None where it cannot be used, which is told. Its photo is taken in anyway."""
+        copy = work / "mask"
+        try:
+            entry.copy_to(copy)
+            return encode_mask(open_mask(copy, size, printable(entry.name)))
+        except (ImageError, EntryError) as error:
+            self.skip(entry.name, str(error))
+            return None
+        finally:
+            copy.unlink(missing_ok=True)
+
+    def mask_of(self, record: ImageRecord) -> bytes | None:
+        path = mask_path(self.project_dir, record.id)
+        return path.read_bytes() if path.exists() else None
+
+    def add_masks(self, entries: Sequence[Entry], work: Path) -> None:
+        """Masks that come without a photo, for photos that are in the project already."""
+        there = names_of(load_dataset(self.project_dir).images) if entries else {}
+        for entry in entries:
+            shown = printable(entry.name)
+            named = next((there[name] for _, name in mask_of(entry) if name in there), [])
+            if not named:
+                self.skip(entry.name, f"{shown} is the mask of no photo here; name it like its photo.")
+                continue
+            if len(named) > 1:
+                self.skip(entry.name, f"{shown} could be the mask of {len(named)} photos; rename them apart.")
+                continue
+            record = named[0]
+            try:
+                mask = self.read_mask(entry, (record.width, record.height), work)
+            except ArchiveAborted as error:
+                self.skip(entry.name, str(error))
+                continue
+            with project_lock(self.project_dir):
+                if mask and record in load_dataset(self.project_dir).images:  # not deleted meanwhile
+                    write_bytes(mask_path(self.project_dir, record.id), mask)
+                    self.masks += 1
 
     def batch_is_full(self) -> bool:
         return len(self.batch) >= BATCH_IMAGES or sum(len(p.png) for p in self.batch) >= BATCH_BYTES
@@ -135,13 +186,15 @@ class _Ingest:
             return
         with project_lock(self.project_dir):
             dataset = load_dataset(self.project_dir)
-            new, captions = self._choose_new(batch, dataset)
+            new, captions, masks = self._choose_new(batch, dataset)
             written: list[tuple[str, Path]] = []
             try:
                 for prepared in new:
                     self._write(prepared, written)
                 for image_id, caption in captions.items():
                     write_caption(self.project_dir, dataset.get(image_id), caption)
+                for image_id, mask in masks.items():
+                    write_bytes(mask_path(self.project_dir, image_id), mask)
                 if new:
                     images = (*dataset.images, *(prepared.record for prepared in new))
                     save_dataset(self.project_dir, dataset.model_copy(update={"images": images}))
@@ -150,16 +203,20 @@ class _Ingest:
                 raise disk_error(error, self.project_dir) from error
         self.added += [prepared.record.id for prepared in new]
         self.captions += sum(bool(prepared.caption) for prepared in new) + len(captions)
+        self.masks += sum(prepared.mask is not None for prepared in new) + len(masks)
 
-    def _choose_new(self, batch: list[_Prepared], dataset: Dataset) -> tuple[list[_Prepared], dict[str, str]]:
+    def _choose_new(
+        self, batch: list[_Prepared], dataset: Dataset
+    ) -> tuple[list[_Prepared], dict[str, str], dict[str, bytes]]:
         """Those of the batch that the project lacks and has room for; the others are skipped.
 
-        With them, by id, captions for pictures that are there without one: they may come later than
+        With them, by id, captions and masks for pictures that are there without: they may come later than
         their photos.
         """
         known = {record.id: record for record in dataset.images}
         new: dict[str, _Prepared] = {}
         captions: dict[str, str] = {}
+        masks: dict[str, bytes] = {}
         for prepared in batch:
             record, name = prepared.record, prepared.record.original_name
             twin, earlier = known.get(record.id), new.get(record.id)
@@ -175,13 +232,23 @@ class _Ingest:
                     sentence += "; its caption was added"
                 elif prepared.caption not in ("", there):
                     sentence += " with another caption, which is kept"
+                masked = earlier.mask if earlier else self.mask_of(twin)
+                masked = masked or masks.get(record.id)
+                if prepared.mask and not masked:
+                    if earlier:
+                        earlier.mask = prepared.mask
+                    else:
+                        masks[record.id] = prepared.mask
+                    sentence += "; its mask was added"
+                elif prepared.mask not in (None, masked):
+                    sentence += "; its other mask is kept, add the new one without the photo to replace it"
                 self.skip(name, f"{sentence}.")
             elif len(known) >= MAX_IMAGES:
                 self.skip(name, _project_full(name))
             else:
                 known[record.id] = record
                 new[record.id] = prepared
-        return list(new.values()), captions
+        return list(new.values()), captions, masks
 
     def _take_back(self, written: list[tuple[str, Path]]) -> None:
         """Remove what was written, but for pictures that dataset.json names by now after all."""
@@ -201,6 +268,10 @@ class _Ingest:
             original = self.project_dir / "originals" / f"{record.id}{suffix}"
             written.append((record.id, original))
             write_bytes(original, data)
+        if prepared.mask:
+            mask = mask_path(self.project_dir, record.id)
+            written.append((record.id, mask))
+            write_bytes(mask, prepared.mask)
         if prepared.caption:
             written.append((record.id, caption_path(self.project_dir, record)))
             write_caption(self.project_dir, record, prepared.caption)
@@ -233,7 +304,9 @@ def ingest(
 def _ingest(
     entries: list[Entry], state: _Ingest, work: Path, progress: Callable[[int, int, str], None] | None
 ) -> IngestReport:
-    pictures = [entry for entry in entries if not entry.is_caption]
+    there = names_of(load_dataset(state.project_dir).images)
+    paired = pair_masks((entry for entry in entries if not entry.is_caption), there)
+    pictures = paired.photos
     aborted: set[str] = set()
     texts = [entry for entry in entries if entry.is_caption]
     pairs = pair_captions(pictures, texts, state.skipped.append)
@@ -247,7 +320,7 @@ def _ingest(
             if len(state.added) + len(state.batch) >= MAX_IMAGES:
                 raise EntryError(_project_full(printable(entry.name)))
             caption = captions.get(pairs[entry], "") if entry in pairs else ""
-            state.prepare(entry, caption or entry.class_caption, work)
+            state.prepare(entry, caption or entry.class_caption, paired.masks.get(entry), work)
         except ArchiveAborted as error:
             aborted.add(_archive_of(entry))
             state.skip(entry.name, str(error))
@@ -256,11 +329,15 @@ def _ingest(
         if state.batch_is_full():
             state.commit()
     state.commit()
+    for entry in paired.spare:
+        shown = printable(entry.name)
+        state.skip(entry.name, f"{shown} is one mask too many: its photo has another; delete one of them.")
+    state.add_masks(paired.alone, work)
     if progress:
         progress(len(pictures), len(pictures), "done")
     notes = [f"{what} ({count} photo{'s' * (count > 1)})" for what, count in state.notes.most_common()]
     return IngestReport(
-        tuple(state.added), tuple(state.skipped), state.captions, (*notes, *state.caption_notes)
+        tuple(state.added), tuple(state.skipped), state.captions, (*notes, *state.caption_notes), state.masks
     )
 
 
@@ -275,7 +352,7 @@ def remove_images(project_dir: Path, ids: Iterable[str]) -> Dataset:
         for record in records:
             (project_dir / record.file).unlink(missing_ok=True)
             caption_path(project_dir, record).unlink(missing_ok=True)
-            (project_dir / "masks" / f"{record.id}.png").unlink(missing_ok=True)
+            mask_path(project_dir, record.id).unlink(missing_ok=True)
             for original in (project_dir / "originals").glob(f"{record.id}.*"):
                 original.unlink()
         return remaining

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import APIRouter, HTTPException, Request
+from PIL import Image
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from dataset_tools.crop import render_crop
 from dataset_tools.dataset import ImageRecord, read_caption
 from dataset_tools.images import open_image, thumbnail
+from dataset_tools.masks import mask_path
 from trainer.contract.files import staged
 
 from .checker import Checker
@@ -27,6 +29,8 @@ from .projects import NotFound, Project
 
 THUMB_SIDE = 320
 CAPTION_LIMIT = 5000
+Kind = Literal["thumb", "crop", "mask"]
+VEIL, VEIL_OPACITY = (214, 40, 57), 0.6
 SAMPLE_NAME = re.compile(r"s\d{6,9}_p\d{2}\.webp")
 RESULT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.safetensors")
 
@@ -60,6 +64,11 @@ def file_routes(studio: Studio) -> APIRouter:
     def crop(request: Request, project_id: str, image_id: str, v: str = "") -> Response:
         """What the trainer sees of the picture."""
         return _picture(request, studio.workspace.project(project_id), image_id, "crop", v)
+
+    @router.get("/mask/{project_id}/{image_id}.webp")
+    def mask(request: Request, project_id: str, image_id: str, v: str = "") -> Response:
+        """Red where the mask keeps the picture from being learnt, to be laid over its thumbnail."""
+        return _picture(request, studio.workspace.project(project_id), image_id, "mask", v)
 
     @router.post("/caption/{project_id}/{image_id}")
     async def caption(request: Request, project_id: str, image_id: str) -> Response:
@@ -109,6 +118,14 @@ def version(record: ImageRecord) -> str:
     return hashlib.sha256(f"{record.sha256} {record.crop} {record.bucket}".encode()).hexdigest()[:10]
 
 
+def mask_version(project: Project, image_id: str) -> str:
+    """Changes when the mask of a picture does; "" where it has none."""
+    try:
+        return f"{mask_path(project.root, image_id).stat().st_mtime_ns:x}"
+    except OSError:
+        return ""
+
+
 def describe(project: Project) -> dict[str, Any]:
     """What the photo grid and the caption editor show of a project."""
     dataset = project.dataset()
@@ -127,41 +144,53 @@ def describe(project: Project) -> dict[str, Any]:
             "repeats": record.repeats,
             "caption": read_caption(project.root, record),
             "v": version(record),
+            "mask": mask_version(project, record.id),
         }
         for record in dataset.images
     ]
     return {"trigger": dataset.trigger, "resolution": project.resolution(), "images": images}
 
 
-def _picture(
-    request: Request, project: Project, image_id: str, kind: Literal["thumb", "crop"], asked: str
-) -> Response:
+def _picture(request: Request, project: Project, image_id: str, kind: Kind, asked: str) -> Response:
     """A rendering from the project's cache, made on first use."""
     record = project.record(image_id)
     # A thumbnail shows the whole picture: a changed crop is no reason to draw it again.
-    state = record.sha256[:10] if kind == "thumb" else version(record)
+    now = mask_version(project, record.id) if kind == "mask" else version(record)
+    state = record.sha256[:10] if kind == "thumb" else now
+    if not state:
+        raise NotFound(f"{record.original_name} has no mask.")
     path = project.root / ".thumbs" / f"{record.id}.{state}.{kind}.webp"
     if not path.exists():
         with _rendering:
             render(project, record, kind, path)
-    cache = IMMUTABLE if asked == version(record) else REVALIDATE
+    cache = IMMUTABLE if asked == now else REVALIDATE
     return send_file(request, path, "image/webp", cache)
 
 
-def render(project: Project, record: ImageRecord, kind: Literal["thumb", "crop"], path: Path) -> None:
+def render(project: Project, record: ImageRecord, kind: Kind, path: Path) -> None:
     """Draw a picture into the cache, and drop what it replaces there."""
-    image = open_image(project.root / record.file, record.original_name).image
-    if kind == "thumb":
+    source = mask_path(project.root, record.id) if kind == "mask" else project.root / record.file
+    image = open_image(source, record.original_name).image
+    if kind == "mask":
+        image, quality = _veil(thumbnail(image, THUMB_SIDE)), 80
+    elif kind == "thumb":
         image, quality = thumbnail(image, THUMB_SIDE), 80
     elif record.crop is None or record.bucket is None:
         raise NotFound(f"{record.original_name} has no crop yet.")
     else:
         image, quality = render_crop(image, record.crop, record.bucket), 90
     data = BytesIO()
-    image.convert("RGB").save(data, "WEBP", quality=quality, method=2)
+    image.save(data, "WEBP", quality=quality, method=2)
     old = list(path.parent.glob(f"{record.id}.*.{kind}.webp"))
     with staged(path) as temporary:
         temporary.write_bytes(data.getvalue())
     for file in old:
         if file != path:
             file.unlink(missing_ok=True)
+
+
+def _veil(mask: Image.Image) -> Image.Image:
+    """A red picture that shows where a mask is black."""
+    veil = Image.new("RGBA", mask.size, VEIL)
+    veil.putalpha(mask.convert("L").point(lambda value: (255 - value) * VEIL_OPACITY))
+    return veil

@@ -98,15 +98,17 @@ def build(studio: Studio, project_id: Any) -> Page:
 def report_of(came: IngestReport) -> dict[str, Any]:
     """What became of the files: ``kind``, ``parts`` of a line, ``reasons`` [a sentence for each left out]."""
     many, skipped = len(came.added), len(came.skipped)
-    parts = [f"{many} added" if many else "Nothing was added"]
+    parts = [f"{many} added" if many else "No new photos" if came.masks else "Nothing was added"]
     if came.captions:
         parts.append(f"{came.captions} with a caption")
+    if came.masks:
+        parts.append(f"{came.masks} with a mask")
     if skipped:
         parts.append(f"{skipped} skipped")
     reasons = [one.reason for one in came.skipped[:SHOWN_SKIPPED]]
     if skipped > SHOWN_SKIPPED:
         reasons.append(f"… and {skipped - SHOWN_SKIPPED} more.")
-    kind = "good" if many and not skipped else "warn"
+    kind = "good" if (many or came.masks) and not skipped else "warn"
     return {"kind": kind, "parts": [*parts, *came.notes], "reasons": reasons}
 
 

@@ -7,13 +7,15 @@
   const FINDINGS_SHOWN = 5;
   const thumb = (image) => `/studio/thumb/${studio.project()}/${image.id}.webp?v=${image.v}`;
   const crop = (image) => `/studio/crop/${studio.project()}/${image.id}.webp?v=${image.v}`;
+  const veil = (image) => `/studio/mask/${studio.project()}/${image.id}.webp?v=${image.mask}`;
   const size = (bucket) => (bucket ? `${bucket[0]} × ${bucket[1]}` : "not cropped");
 
-  /** The whole picture, with all that is not trained on dimmed and the crop outlined. Numbers only: no escaping. */
+  /** The whole picture, with all that is not trained on dimmed, what its mask hides red, and the crop outlined. Numbers only: no escaping. */
   function shot(image, lazy = true) {
     const { width, height } = image;
     const picture = h("img", { src: thumb(image), alt: image.name, width, height, loading: lazy ? "lazy" : "eager", decoding: "async", draggable: false });
-    const frame = h("div.shot", { style: `aspect-ratio: ${width} / ${height}; ${width >= height ? "width: 100%" : "height: 100%"}` }, picture);
+    const frame = h("div.shot", { style: `aspect-ratio: ${width} / ${height}; ${width >= height ? "width: 100%" : "height: 100%"}` }, picture,
+      image.mask ? h("img", { src: veil(image), alt: "", width, height, loading: lazy ? "lazy" : "eager", decoding: "async", draggable: false }) : null);
     if (image.crop) {
       const [left, top, right, bottom] = image.crop;
       const inner = `M${left} ${top}H${right}V${bottom}H${left}Z`;
@@ -144,7 +146,7 @@
 
     function empty() {
       return h("div.empty", null, h("h3", null, "No photos yet"),
-        h("p", null, "10 to 30 varied photos teach a subject well: near and far, different backgrounds and light. Captions in .txt files of the same name come along."));
+        h("p", null, "10 to 30 varied photos teach a subject well: near and far, different backgrounds and light. Captions in .txt files of the same name come along, and masks in pictures named like cat-mask.png."));
     }
 
     function summary(images) {
@@ -184,7 +186,7 @@
       const use = h("input", { type: "checkbox", checked: image.enabled, "aria-label": `Train on ${image.name}`, onchange: () => enable(image.id, use.checked) });
       return h(`article.tile${image.enabled ? "" : ".out"}`, { role: "listitem" }, open,
         h("p.reason", { "aria-hidden": "true" }, reason),
-        h("div.tile-foot", null, h("label", { title: "Train on this photo" }, use, h("span.badge.number", null, size(image.bucket))),
+        h("div.tile-foot", null, h("label", { title: "Train on this photo" }, use, h("span.badge.number", null, size(image.bucket)), image.mask ? h("span.badge", { title: "Has a mask: what is red is hardly learnt, if the recipe says so" }, "mask") : null),
           problems.length ? h("span.sign", { title: problems.join("\n"), role: "img", "aria-label": problems.join(" ") }, icon("alert")) : null));
     }
 

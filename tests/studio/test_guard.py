@@ -40,6 +40,7 @@ def test_no_parameter_is_a_path(serve, project: Project) -> None:
             f"/studio/thumb/{bad}/{image}.webp",
             f"/studio/thumb/{project.id}/{bad}.webp",
             f"/studio/crop/{project.id}/{bad}.webp",
+            f"/studio/mask/{project.id}/{bad}.webp",
             f"/studio/sample/{bad}/s000000_p00.webp",
             f"/studio/download/{bad}/lora.safetensors",
             f"/studio/static/{bad}",

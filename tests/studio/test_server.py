@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from running import make_run, wait_for
 
+from dataset_tools.masks import mask_path
 from studio.live import LOG_BYTES, MAX_POINTS, read_log, thinned
 from studio.projects import Project, Workspace
 from studio.redact import redact
@@ -229,6 +230,33 @@ def test_dataset_is_described_with_findings_and_an_etag(serve, project: Project)
         image = next(each for each in changed["images"] if each["id"] == blue)
         assert image["caption"] == caption and not image["enabled"]
         assert not any("blue.png" in finding["sentence"] for finding in changed["findings"])
+
+
+def test_masks_are_laid_over_the_thumbnails(serve, project: Project) -> None:
+    record = project.dataset().images[0]
+    mask = Image.new("L", (record.width, record.height), 0)
+    mask.paste(255, (0, 0, record.width // 2, record.height))
+    path = mask_path(project.root, record.id)
+    studio = serve()
+    with studio.client() as client:
+
+        def told() -> str:
+            return client.get(f"/studio/dataset/{project.id}").json()["images"][0]["mask"]
+
+        url = f"/studio/mask/{project.id}/{record.id}.webp"
+        assert told() == "" and client.get(url).status_code == 404
+        path.parent.mkdir(exist_ok=True)
+        mask.save(path)
+        first = told()
+        answer = client.get(url, params={"v": first})
+        assert answer.status_code == 200 and "immutable" in answer.headers["cache-control"]
+        veil = Image.open(io.BytesIO(answer.content))
+        assert veil.mode == "RGBA" and veil.size == (200, 150)
+        assert veil.getpixel((10, 75))[3] == 0 and veil.getpixel((190, 75))[3] > 100
+        mask.point(lambda value: 255 - value).save(path)
+        assert told() != first
+        veil = Image.open(io.BytesIO(client.get(url, params={"v": told()}).content))
+        assert veil.getpixel((10, 75))[3] > 100 and veil.getpixel((190, 75))[3] == 0
 
 
 def test_thumbnail_and_crop_are_rendered_once(serve, project: Project) -> None:
