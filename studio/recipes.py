@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dataset_tools.captions import missing_trigger
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError, UserError
 from trainer.contract.families import CATALOGUE, DEMO_BASE, family_of, known_base
-from trainer.contract.fields import dump_recipe, flatten, merge, parse, read_tables, to_tables
+from trainer.contract.fields import dump_recipe, flatten, merge, parse, to_tables
 from trainer.contract.lint import Facts, Finding, lint, looks_per_picture
 from trainer.contract.lora_header import start_from_facts
 from trainer.contract.plan import Machine, Plan, estimate
@@ -20,7 +19,6 @@ from trainer.contract.presets import Preset
 
 from .projects import Project
 
-MAX_RECIPE_BYTES = 1_000_000
 DEFAULT_PRESET = {True: "sdxl-subject", False: "demo"}
 """What a new project starts from, with and without a GPU."""
 
@@ -262,20 +260,3 @@ def export_text(project: Project) -> str:
         "# dataset.path is the project's folder on this machine; change it elsewhere.\n\n"
         + dump_recipe(project.config())
     )
-
-
-def import_recipe(project: Project, file: Path) -> TrainConfig:
-    """Make a recipe file the draft; photos, and a trigger word that is already chosen, stay the project's.
-
-    Raises ConfigError with a sentence for each setting that is wrong; the draft is then unchanged.
-    """
-    if file.stat().st_size > MAX_RECIPE_BYTES:
-        raise UserError(f"{file.name} has more than 1 MB; a recipe is a small TOML file.")
-    tables = read_tables(file)
-    trigger = project.dataset().trigger
-    own = {"dataset": {"path": str(project.root)} | ({"trigger": trigger} if trigger else {})}
-    config = parse(merge(tables, own))
-    with changing:
-        keep_draft(project, config)
-        project.set_preset("")
-    return config

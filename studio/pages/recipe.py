@@ -15,6 +15,9 @@ from typing import Any
 
 import gradio as gr
 
+from studio.bring import bring as read_brought
+from studio.bring import brought_html, taken_html
+from studio.bring import take as take_brought
 from studio.context import Studio
 from studio.form import (
     Form,
@@ -39,7 +42,6 @@ from studio.recipes import (
     choose_preset,
     draft,
     export_text,
-    import_recipe,
     keep_draft,
     verdict,
     with_family,
@@ -49,6 +51,7 @@ from trainer.contract.config import TrainConfig
 from trainer.contract.errors import UserError
 from trainer.contract.families import CATALOGUE, DEMO_BASE, known_base
 from trainer.contract.fields import RECORDS, Record, flatten
+from trainer.contract.foreign.importing import ENDINGS
 from trainer.contract.presets import Preset, load_presets
 from trainer.contract.schedule import lr_curve, warmup_steps
 
@@ -80,6 +83,7 @@ def build(studio: Studio, project_id: Any) -> Page:
             server_functions=served(studio, export),
         )
         cards = gr.HTML("", elem_id="recipe-presets", apply_default_css=False)
+        report = gr.HTML("", elem_id="recipe-report", apply_default_css=False)
         with gr.Row(elem_id="recipe-columns"):
             with gr.Column(scale=7, min_width=320, elem_id="recipe-form"):
                 form = build_form(hidden=HIDDEN, own={"model.base": base_widget})
@@ -92,9 +96,13 @@ def build(studio: Studio, project_id: Any) -> Page:
                         '<button type="button" class="btn quiet" data-export>Export recipe.toml</button>',
                         apply_default_css=False,
                     )
-                    bring = gr.UploadButton(
-                        "Import recipe.toml", file_types=[".toml"], size="md", elem_id="recipe-import"
-                    )
+                bring = gr.File(
+                    label="Bring your recipe: kohya, ai-toolkit, OneTrainer, SimpleTuner, or recipe.toml",
+                    file_count="multiple",
+                    file_types=[".toml", *ENDINGS],
+                    elem_id="recipe-import",
+                    height=120,
+                )
         started = gr.Textbox(visible="hidden", elem_id="recipe-started")
         # Gradio puts an answer into the page piece by piece, and checks what it meets half-way. The first and
         # the last piece of a recipe are its project with a mark: they are alike when all of it is there.
@@ -104,7 +112,7 @@ def build(studio: Studio, project_id: Any) -> Page:
         known = gr.Textbox(visible="hidden", elem_id="recipe-known")
 
     shown = [cards, summary, start, *form.notes, known]
-    outputs = [opening, *form.widgets, *shown, answer, opened]
+    outputs = [opening, *form.widgets, *shown, answer, report, opened]
 
     def judged(project: Project, merged: Merged, told: Mapping[str, str]) -> dict[Any, Any]:
         """Everything on the page but the widgets; ``told`` is what was settled for the family."""
@@ -124,7 +132,14 @@ def build(studio: Studio, project_id: Any) -> Page:
     def page_of(project: Project, config: TrainConfig) -> dict[Any, Any]:
         mark = f"{project.id} {token_hex(4)}"
         merged = Merged(config, {}, flatten(config), {})
-        return {opening: mark, **form.filled(config), **judged(project, merged, {}), answer: "", opened: mark}
+        return {
+            opening: mark,
+            **form.filled(config),
+            **judged(project, merged, {}),
+            answer: "",
+            report: "",
+            opened: mark,
+        }
 
     # Marks of forms that a preset or a file has just replaced, and when. What was typed into one of them
     # milliseconds before may come in later than that, and must not be written over it.
@@ -172,6 +187,12 @@ def build(studio: Studio, project_id: Any) -> Page:
         message = event._data or {}
         with changing:
             project, merged, told = take_in(data)
+            if (tables := message.get("recipe")) is not None:
+                before = taken_html(merged.config, project.preset)
+                preset = str(message.get("preset", ""))
+                known_preset = any(one.key == preset for one in presets)
+                config = take_brought(project, tables, preset if known_preset else "")
+                return {**replace_form(data[opened], project, config), report: before}
             if key := message.get("preset"):
                 config = choose_preset(project, merged.config, presets, str(key))
                 return replace_form(data[opened], project, config)
@@ -205,15 +226,17 @@ def build(studio: Studio, project_id: Any) -> Page:
             return {answer: notice_html(str(error), "bad"), started: ""}
         return {answer: "", started: run.id}
 
-    def take(file: str, mark: str) -> dict[Any, Any]:
+    @shows_errors
+    def look(files: list[str], mark: str) -> dict[Any, Any]:
+        """Something was dropped: what it says, and nothing is changed yet."""
+        project = studio.workspace.project(mark.partition(" ")[0])
+        paths = [Path(file) for file in files or ()]
         try:
-            target = studio.workspace.project(mark.partition(" ")[0])
-            with studio.uploads.taken([Path(file)]):
-                config = import_recipe(target, Path(file))
+            with studio.uploads.taken(paths):
+                brought = read_brought(paths, draft(project, presets, gpu.state()))
         except UserError as error:
-            return {answer: notice_html(str(error), "bad")}
-        imported = notice_html("Imported. Photos and trigger word of this project stay as they are.", "good")
-        return {**replace_form(mark, target, config), answer: imported}
+            return {report: notice_html(str(error), "bad"), bring: None}
+        return {report: brought_html(brought), bring: None}
 
     def refresh(project: str) -> list[Any]:
         opened = studio.workspace.project(project)
@@ -236,7 +259,7 @@ def build(studio: Studio, project_id: Any) -> Page:
     start.click(launch, inputs, [*outputs, started], js=hold, **quiet).then(
         None, started, None, js="(run) => { studio.recipe.release(); if (run) studio.go('train'); }"
     )
-    bring.upload(take, [bring, opened], outputs, js=hold, **quiet).then(None, js=release)
+    bring.upload(look, [bring, opened], [report, bring], **quiet)
     return Page(outputs=outputs, refresh=refresh)
 
 

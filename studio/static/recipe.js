@@ -32,9 +32,11 @@
     const soon = () => { clearTimeout(timer); timer = setTimeout(() => studio.refreshBadges?.(), 1500); };
     document.addEventListener("input", (event) => { if (event.target.closest("#recipe-page")) soon(); });
     document.addEventListener("click", async (event) => {
-      const button = event.target.closest("#recipe-page :is([data-set], [data-preset], [data-export])");
+      const button = event.target.closest("#recipe-page :is([data-set], [data-preset], [data-recipe], [data-export])");
       if (!button) return;
       soon();
+      if (button.dataset.recipe === "") { button.closest(".brought").remove(); return; }
+      if (button.dataset.recipe) return tell(JSON.parse(button.dataset.recipe));
       if (button.dataset.preset) return tell({ preset: button.dataset.preset });
       if (button.dataset.set) return tell({ set: JSON.parse(button.dataset.set) });
       const answer = await studio.call(server.export({ project: studio.project() }));

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 import pytest
-from running import functions_of
+from recipe_driver import RecipePage
 
+from studio.bring import bring, take
 from studio.context import Studio
 from studio.form import Form, build_form, merge_typed
 from studio.pages import recipe
 from studio.projects import Project
-from studio.recipes import draft, export_text, import_recipe, rename_trigger, verdict
+from studio.recipes import draft, export_text, rename_trigger, verdict
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError, RunError, UserError
 from trainer.contract.families import CATALOGUE
@@ -137,49 +137,17 @@ def test_export_then_import(project: Project, studio: Studio, tmp_path: Path) ->
     exported = load_recipe(file)
     assert exported == project.config() and Path(exported.dataset.path) == project.root
     other = studio.workspace.create_project("Other")
-    taken = import_recipe(other, file)
+    taken = take(other, bring([file], TrainConfig()).tables, "")
     assert Path(taken.dataset.path) == other.root and taken.dataset.trigger == "zwx cat"
     assert taken.train == exported.train
     file.write_text(dump_recipe(exported).replace("learning_rate", "learning_rat"), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"did you mean train\.learning_rate"):
-        import_recipe(other, file)
+        bring([file], TrainConfig())
     assert other.config().train == exported.train
 
 
 def load_recipe_of(project: Project) -> TrainConfig:
     return load_recipe(project.root / "recipe.toml").model_copy(update={"dataset": project.config().dataset})
-
-
-class RecipePage:
-    """The Recipe page, driven as Gradio would."""
-
-    def __init__(self, studio: Studio, project: Project) -> None:
-        self.page, self.handlers, _ = functions_of(recipe.build, studio)
-        values = dict(zip(self.page.outputs, self.page.refresh(project.id), strict=True))
-        self.values = values
-        self.by_id = {component.elem_id: component for component in values}
-
-    def call(self, name: str, *, event: Any = None, **typed: Any) -> Any:
-        """Call a handler with the widgets' values, some of them changed (ids with _ for -)."""
-        function = self.handlers[name]
-        for key, value in typed.items():
-            self.values[self.by_id["recipe-" + key.replace("_", "-")]] = value
-        data = {component: self.values[component] for component in function.inputs}
-        assert function.inputs_as_dict, "inputs are a set, not a list"
-        answer = function.fn(data) if event is None else function.fn(data, SimpleNamespace(_data=event))
-        if isinstance(answer, dict):
-            self.values.update({c: v for c, v in answer.items() if c in self.values})
-        return answer
-
-    @property
-    def cards(self) -> str:
-        return unescape(str(self.values[self.by_id["recipe-presets"]]))
-
-    def shows(self, name: str) -> Any:
-        return self.values[self.by_id[f"recipe-{name}"]]
-
-    def note(self, name: str) -> str:
-        return unescape(str(self.values[self.by_id[f"recipe-{name}-note"]]))
 
 
 @pytest.fixture
