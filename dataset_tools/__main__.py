@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dataset_tools import captions as bulk
+from dataset_tools.buckets import Buckets
 from dataset_tools.check import check_project
 from dataset_tools.crop import crop_project
 from dataset_tools.dataset import Dataset, DatasetError, load_dataset, update_dataset
@@ -90,7 +91,12 @@ def _crop(arguments: argparse.Namespace) -> int:
     wanted = {record.id for record in dataset.images if arguments.all or record.crop is None}
     models = arguments.models or _workspace(root) / "models"
     cropped = crop_project(
-        root, arguments.resolution, models_dir=models, only=wanted, progress=_Progress(), notify=print
+        root,
+        Buckets(arguments.resolution),
+        models_dir=models,
+        only=wanted,
+        progress=_Progress(),
+        notify=print,
     )
     for record in cropped.images:
         if record.id in wanted and record.bucket:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 from dataset_tools.dataset import DatasetError, Size
+from trainer.contract.settings.dataset import BucketList, DatasetSettings
 from trainer.contract.sizes import bucket_step
 
 SDXL_BUCKETS: tuple[Size, ...] = (
@@ -39,3 +43,82 @@ def scaled_buckets(resolution: int, step: int | None = None) -> tuple[Size, ...]
         return max(1, round(side * resolution / SDXL_RESOLUTION / step)) * step
 
     return tuple(dict.fromkeys((scale(width), scale(height)) for width, height in SDXL_BUCKETS))
+
+
+def area_buckets(resolution: int, minimum: int, maximum: int, step: int) -> tuple[Size, ...]:
+    """Every bucket with about the area of ``resolution``² whose sides are whole steps: kohya's list.
+
+    The square, floored to the step; and for every width from ``minimum`` in steps the largest height of at
+    most that area, no longer than ``maximum``; each of these upright and lying. Sorted.
+    """
+    square = resolution // step * step
+    found = {(square, square)} if square else set()
+    for width in range(minimum, maximum + 1, step):
+        height = min(maximum, resolution**2 // width // step * step)
+        if height >= minimum:
+            found |= {(width, height), (height, width)}
+    if not found:
+        raise DatasetError(f"No bucket has sides from {minimum} to {maximum} in steps of {step} pixels.")
+    return tuple(sorted(found))
+
+
+def own_bucket(width: int, height: int, resolution: int, step: int) -> Size:
+    """The bucket of a picture that is shrunk to the area of ``resolution``² but never enlarged (kohya's
+    bucket_no_upscale): its own size, floored to whole steps; at least one step.
+
+    A larger one is shrunk keeping its aspect; of flooring first the width or first the height, what comes
+    nearer to the aspect is taken.
+    """
+    if width * height > resolution**2:
+        aspect = width / height
+        wide = math.sqrt(resolution**2 * aspect) // step * step
+        high = math.sqrt(resolution**2 / aspect) // step * step
+        found = [
+            (int(a), int(b))
+            for a, b in ((wide, wide / aspect // step * step), (high * aspect // step * step, high))
+            if a and b
+        ]
+        width, height = min(found or [(step, step)], key=lambda size: abs(size[0] / size[1] - aspect))
+    return max(1, width // step) * step, max(1, height // step) * step
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """The sizes that a picture may be trained at; empty fields are worked out from the resolution."""
+
+    resolution: int = SDXL_RESOLUTION
+    list: BucketList = "standard"
+    step: int | None = None
+    minimum: int | None = None
+    maximum: int | None = None
+
+    @classmethod
+    def of(cls, settings: DatasetSettings, native: int, multiple: int = 8) -> Buckets:
+        """Those of a recipe, for a base of ``native`` pixels whose sizes are multiples of ``multiple``."""
+        resolution = settings.resolution or native
+        step = bucket_step(resolution, multiple)
+        if settings.buckets == "standard":
+            return cls(resolution, step=step)
+        return cls(
+            resolution,
+            settings.buckets,
+            settings.bucket_step or step,
+            settings.bucket_min,
+            settings.bucket_max,
+        )
+
+    def sizes(self, width: int, height: int) -> tuple[Size, ...]:
+        """The buckets that a picture of this size may go to."""
+        step = self.step or bucket_step(self.resolution)
+        if self.list == "standard":
+            return scaled_buckets(self.resolution, step)
+        if self.list == "no_upscale":
+            return (own_bucket(width, height, self.resolution, step),)
+        # kohya's defaults, 256 to 1024, would cut the long sides of every bucket at 1024 px.
+        minimum = -(-(self.minimum or self.resolution // 2) // step) * step
+        return area_buckets(self.resolution, minimum, self.maximum or 2 * self.resolution, step)
+
+    def nearest(self, width: int, height: int) -> Size:
+        """The bucket whose aspect comes nearest to the picture's."""
+        sizes = self.sizes(width, height)
+        return min(sizes, key=lambda size: abs(math.log(size[0] / size[1] * height / width)))

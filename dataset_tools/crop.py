@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dataset_tools.buckets import SDXL_RESOLUTION, scaled_buckets
+from dataset_tools.buckets import Buckets
 from dataset_tools.dataset import (
     Box,
     Dataset,
@@ -90,23 +90,20 @@ def largest_box(width: int, height: int, bucket: Size, centre: tuple[float, floa
     return left, top, left + box_width, top + box_height
 
 
-def fit_to_resolution(record: ImageRecord, resolution: int, step: int | None = None) -> tuple[Size, Box]:
-    """(bucket, box) of a cropped picture for another resolution.
+def fit_to_buckets(record: ImageRecord, buckets: Buckets) -> tuple[Size, Box]:
+    """(bucket, box) of a cropped picture among other buckets than those it was cropped for.
 
-    The bucket of the nearest aspect in that resolution's list, and the largest box of its aspect
-    inside the chosen crop; a crop that has this aspect already is kept to the pixel. Raises
-    :class:`DatasetError` when the picture is not cropped yet.
+    The bucket of the nearest aspect, and the largest box of its aspect inside the chosen crop; a crop that
+    has this aspect already is kept to the pixel. Raises :class:`DatasetError` when the picture is not
+    cropped yet.
     """
     if record.crop is None:
         raise DatasetError(f"{record.original_name} is not cropped yet; open the Photos step once.")
     left, top, right, bottom = record.crop
-    wanted = record.bucket or (right - left, bottom - top)
-
-    def distance(bucket: Size) -> float:
-        return abs(math.log(bucket[0] / bucket[1] * wanted[1] / wanted[0]))
-
-    bucket = min(scaled_buckets(resolution, step), key=distance)
     width, height = right - left, bottom - top
+    # A small crop's own aspect is a pixel off its bucket's; with "no_upscale" the bucket is no larger.
+    wanted = record.bucket if record.bucket and buckets.list != "no_upscale" else (width, height)
+    bucket = buckets.nearest(*wanted)
     if abs(width - height * bucket[0] / bucket[1]) <= 1 or abs(height - width * bucket[1] / bucket[0]) <= 1:
         return bucket, record.crop
     inner = largest_box(width, height, bucket, (width / 2, height / 2))
@@ -128,9 +125,8 @@ def render_crop(image: Image.Image, box: Box, bucket: Size) -> Image.Image:
 def crop_dataset(
     root: Path,
     dataset: Dataset,
-    resolution: int,
+    buckets: Buckets,
     *,
-    step: int | None = None,
     models_dir: Path | None = None,
     only: Collection[str] | None = None,
     detector: FaceDetector | None = None,
@@ -143,7 +139,6 @@ def crop_dataset(
     by saliency alone. ``notify`` gets one sentence where faces cannot be looked for. Nothing is
     saved. Raises :class:`~dataset_tools.images.ImageError` for a picture that cannot be read.
     """
-    buckets = scaled_buckets(resolution, step)
     wanted = [record for record in dataset.images if only is None or record.id in only]
     cropped: list[ImageRecord] = []
     with ExitStack() as stack:
@@ -155,7 +150,7 @@ def crop_dataset(
             if progress:
                 progress(done, len(wanted), record.original_name)
             image = open_image(root / record.file, record.original_name).image
-            crop = choose_crop(*image.size, find_subject(image, detector), buckets)
+            crop = choose_crop(*image.size, find_subject(image, detector), buckets.sizes(*image.size))
             changes = {
                 "bucket": crop.bucket,
                 "crop": crop.box,
@@ -173,7 +168,7 @@ SAVED_AT_ONCE = 8
 
 def crop_project(
     root: Path,
-    resolution: int = SDXL_RESOLUTION,
+    buckets: Buckets = Buckets(),  # noqa: B008 (frozen)
     *,
     models_dir: Path | None = None,
     only: Collection[str] | None = None,
@@ -186,7 +181,7 @@ def crop_project(
     By default only those without a crop, so that crops already made stay; ``only`` names others.
     """
     dataset = load_dataset(root)
-    scaled_buckets(resolution)  # a resolution that cannot be is told even where nothing is to be cropped
+    buckets.sizes(1024, 1024)  # a resolution that cannot be is told even where nothing is to be cropped
     wanted = [
         record for record in dataset.images if (record.crop is None if only is None else record.id in only)
     ]
@@ -201,7 +196,7 @@ def crop_project(
                 if progress:
                     progress(before + done, len(wanted), text)
 
-            cropped = crop_dataset(root, dataset, resolution, only=some, detector=detector, progress=tell)
+            cropped = crop_dataset(root, dataset, buckets, only=some, detector=detector, progress=tell)
             _save_crops(root, [record for record in cropped.images if record.id in some])
     return load_dataset(root)
 

@@ -34,5 +34,5 @@ def prepare_demo(workspace: Workspace) -> Project:
         project.save_config(preset.apply(project.config()))
         project.set_preset(preset.key)
     # Drawn creatures have no faces that a detector would know: no model is fetched for them.
-    crop_project(project.root, project.resolution(), models_dir=None)
+    crop_project(project.root, project.buckets(), models_dir=None)
     return project

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -148,7 +148,17 @@ def describe(project: Project) -> dict[str, Any]:
         }
         for record in dataset.images
     ]
-    return {"trigger": dataset.trigger, "resolution": project.resolution(), "images": images}
+    buckets = project.buckets()
+    return {
+        "trigger": dataset.trigger,
+        "resolution": buckets.resolution,
+        # Frames for other sizes than the recipe now trains at are chosen anew.
+        "buckets": " ".join(map(str, astuple(buckets))),
+        "stale": any(
+            record.bucket not in buckets.sizes(record.width, record.height) for record in dataset.images
+        ),
+        "images": images,
+    }
 
 
 def _picture(request: Request, project: Project, image_id: str, kind: Kind, asked: str) -> Response:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dataset_tools.buckets import Buckets
 from dataset_tools.dataset import (
     Dataset,
     ImageRecord,
@@ -130,7 +131,7 @@ class Project:
         notes: list[str] = []
         crop_project(
             self.root,
-            self.resolution(),
+            self.buckets(),
             models_dir=self.workspace.models,
             only=only,
             progress=progress,
@@ -195,15 +196,19 @@ class Project:
             (self.root / "recipe.toml").rename(kept)
         return kept.name
 
-    def resolution(self) -> int:
-        """Side in pixels of the square bucket: the recipe's, else the base's native one."""
+    def buckets(self) -> Buckets:
+        """The sizes that the recipe crops to; its resolution is that of the base where it names none."""
         try:
             config = self.config()
         except ConfigError:
             config = TrainConfig()
+        family = CATALOGUE[config.model.family]
         base = known_base(config.model.family, config.model.base)
-        native = base.resolution if base else CATALOGUE[config.model.family].resolution
-        return config.dataset.resolution or native
+        return Buckets.of(config.dataset, (base or family).resolution, family.size_multiple)
+
+    def resolution(self) -> int:
+        """Side in pixels of the square bucket."""
+        return self.buckets().resolution
 
     def folder(self, path: str) -> Path:
         """The folder that a path in the draft means: "../mia" is the project of that id."""

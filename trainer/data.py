@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dataset_tools.crop import crop_dataset, fit_to_resolution
+from dataset_tools.buckets import Buckets
+from dataset_tools.crop import crop_dataset, fit_to_buckets
 from dataset_tools.dataset import DatasetError
 from dataset_tools.folder import load_photos
 from dataset_tools.models import ensure_face_model
@@ -26,7 +27,7 @@ from .contract.files import read_json, seen_from, write_json
 from .contract.randomness import derived_seed
 from .contract.runs import RunFolder
 from .contract.settings.dataset import DatasetSettings
-from .contract.sizes import bucket_step, rounded
+from .contract.sizes import rounded
 from .families.base import ModelFamily
 
 Progress = Callable[[int, int], None]
@@ -53,14 +54,13 @@ class Frozen(NamedTuple):
 def freeze_dataset(
     root: Path,
     settings: DatasetSettings,
-    resolution: int,
-    step: int,
+    buckets: Buckets,
     models: Path,
     stages: Stages = _unwatched,
     notify: Callable[[str], None] = _unheard,
     beside: Path = Path(),
 ) -> tuple[TrainImage, ...]:
-    """The pictures of a recipe as this run will see them: in buckets of ``resolution``, with captions.
+    """The pictures of a recipe as this run will see them: cropped to ``buckets``, with captions.
 
     ``root`` is the folder of dataset.path; those of dataset.subsets are looked up in ``beside``. ``notify``
     is told what was left out, and where there is no face detector. Raises DatasetError when there is nothing
@@ -68,7 +68,7 @@ def freeze_dataset(
     """
     images: list[TrainImage] = []
     for number, concept in enumerate(concepts_of(settings, root, beside)):
-        frozen = freeze_folder(concept, resolution, step, models, stages, notify)
+        frozen = freeze_folder(concept, buckets, models, stages, notify)
         shared = {
             "folder": seen_from(root, concept.folder) if number else "",
             "trigger": frozen.trigger or ("" if concept.regularisation else images[0].trigger),
@@ -88,8 +88,7 @@ def freeze_dataset(
 
 def freeze_folder(
     concept: Concept,
-    resolution: int,
-    step: int,
+    buckets: Buckets,
     models: Path,
     stages: Stages = _unwatched,
     notify: Callable[[str], None] = _unheard,
@@ -115,8 +114,7 @@ def freeze_folder(
         dataset = crop_dataset(
             root,
             dataset,
-            resolution,
-            step=step,
+            buckets,
             models_dir=models,
             only=uncropped,
             progress=lambda done, total, _: cropping(done, total),
@@ -124,7 +122,7 @@ def freeze_folder(
         )
     images = []
     for record in dataset.enabled_images():
-        bucket, crop = fit_to_resolution(record, resolution, step)
+        bucket, crop = fit_to_buckets(record, buckets)
         fields = record.model_dump() | {
             "bucket": bucket,
             "crop": crop,
@@ -168,12 +166,11 @@ def frozen_images(
     """The run's pictures: frozen at its first start, the same ever after."""
     if not run.dataset.exists():
         root = photo_folder(run, config)
-        resolution = config.dataset.resolution or family.resolution
         multiple = family.row.size_multiple
-        step = bucket_step(resolution, multiple)
-        if sentence := rounded(resolution, multiple):
+        buckets = Buckets.of(config.dataset, family.resolution, multiple)
+        if buckets.list == "standard" and (sentence := rounded(buckets.resolution, multiple)):
             notify(sentence)
-        images = freeze_dataset(root, config.dataset, resolution, step, models, stages, notify, run.path)
+        images = freeze_dataset(root, config.dataset, buckets, models, stages, notify, run.path)
         project = root / "dataset.json"
         trigger = config.dataset.trigger or (read_json(project)["trigger"] if project.exists() else "")
         save_frozen(run.dataset, trigger, images)

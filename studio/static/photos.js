@@ -103,9 +103,8 @@
 
     /** Crops that are missing, or were made for another size than the recipe now trains at, are made anew. */
     async function cropAgain(project) {
-      const wanted = `${project} ${data.resolution}`;
-      const stale = data.images.some(({ bucket }) => !bucket || Math.abs(Math.sqrt(bucket[0] * bucket[1]) / data.resolution - 1) > 0.15);
-      if (!stale || cropping === wanted) return;
+      const wanted = `${project} ${data.buckets}`;
+      if (!data.stale || cropping === wanted) return;
       cropping = wanted;
       const note = h("div.notice", { role: "status" }, `Choosing crops for ${data.resolution} px…`);
       notes.prepend(note);

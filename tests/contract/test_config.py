@@ -136,6 +136,10 @@ AWAY: dict[str, Any] = {
     "dataset.trigger": "zwx créature 🐈",
     "dataset.resolution": 768,
     "dataset.flip": True,
+    "dataset.buckets": "all",
+    "dataset.bucket_step": 32,
+    "dataset.bucket_min": 256,
+    "dataset.bucket_max": 2048,
     "dataset.repeats": 10,
     "dataset.subsets": (
         "../mia | trigger = qrt = cat | repeats = 5",
@@ -310,3 +314,28 @@ def test_an_encoder_that_overflows_in_fp16() -> None:
     assert "the text encoder of Sana overflows in fp16" in found["model.precision"]
     other, said = go_with_family(parse({"model": {"precision": "fp16"}}), "lumina2")
     assert other.model.precision == "auto" and "Lumina" in said["model.precision"]
+@pytest.mark.parametrize(
+    ("dataset", "setting", "said"),
+    [
+        ({"bucket_step": 12}, "dataset.bucket_step", "12 is no multiple of 8"),
+        ({"bucket_min": 900, "bucket_max": 512}, "dataset.bucket_max", "shorter than the shortest"),
+        ({"resolution": 512, "bucket_min": 768}, "dataset.bucket_min", "above the resolution of 512 px"),
+        ({"resolution": 512, "bucket_max": 256}, "dataset.bucket_max", "below the resolution of 512 px"),
+        ({"subsets": ["a | repeats = x"]}, "dataset.subsets", "dataset.subsets.repeats = 'x' is not allowed"),
+        ({"subsets": ["a | repeat = 3"]}, "dataset.subsets", "did you mean dataset.subsets.repeats?"),
+        ({"subsets": [{"trigger": "x"}]}, "dataset.subsets", "dataset.subsets.path is empty"),
+        ({"subsets": [{"path": "a|b"}]}, "dataset.subsets", "'a|b' holds a |"),
+        ({"subsets": [5]}, "dataset.subsets", "give a list of tables or lines"),
+    ],
+)
+def test_buckets_and_folders_that_cannot_be(dataset: dict[str, Any], setting: str, said: str) -> None:
+    found = problems({"dataset": dataset})
+    assert list(found) == [setting] and said in found[setting]
+
+
+def test_a_folder_is_a_table_or_a_line() -> None:
+    table = {"path": "../mia", "trigger": "qrt = cat", "repeats": 5, "regularisation": True, "weight": 0.5}
+    line = "../mia | trigger = qrt = cat | repeats = 5 | regularisation | weight = 0.5"
+    one, other = (parse({"dataset": {"subsets": [given]}}) for given in (table, line))
+    assert one == other and one.dataset.subsets[0].line == line
+    assert "[[dataset.subsets]]" in dump_recipe(one)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_tools.buckets import SDXL_BUCKETS, scaled_buckets
+from dataset_tools.buckets import SDXL_BUCKETS, Buckets, scaled_buckets
 from dataset_tools.crop import (
     choose_crop,
     crop_dataset,
     crop_project,
     cut_share,
-    fit_to_resolution,
+    fit_to_buckets,
     render_crop,
 )
 from dataset_tools.dataset import Dataset, DatasetError, ImageRecord, load_dataset, update_dataset
@@ -133,7 +133,7 @@ def record(bucket: tuple[int, int] | None, crop: tuple[int, int, int, int] | Non
 def test_another_resolution_keeps_the_aspect_inside_the_old_box(resolution: int) -> None:
     for index, bucket in enumerate(SDXL_BUCKETS):
         box = choose_crop(4000, 3000, centre(4000, 3000), [bucket]).box
-        fitted, inner = fit_to_resolution(record(bucket, box), resolution)
+        fitted, inner = fit_to_buckets(record(bucket, box), Buckets(resolution))
         if resolution % 128 == 0:
             assert fitted == scaled_buckets(resolution)[index] and inner == box
         assert box[0] <= inner[0] < inner[2] <= box[2] and box[1] <= inner[1] < inner[3] <= box[3]
@@ -146,7 +146,7 @@ def test_another_resolution_keeps_the_aspect_inside_the_old_box(resolution: int)
 
 def test_an_uncropped_picture_cannot_be_fitted() -> None:
     with pytest.raises(DatasetError, match=r"a\.png is not cropped yet"):
-        fit_to_resolution(record(None, None), 512)
+        fit_to_buckets(record(None, None), Buckets(512))
 
 
 def test_a_crop_is_rendered_at_exactly_the_buckets_size() -> None:
@@ -183,7 +183,7 @@ def test_a_project_is_cropped_once_and_other_changes_stay(
         # Meanwhile, in another tab: a picture is switched off.
         update_dataset(root, lambda d: d.with_record(d.get(first).model_copy(update={"enabled": False})))
 
-    cropped = crop_project(root, 128, progress=progress)
+    cropped = crop_project(root, Buckets(128), progress=progress)
     assert seen == ["0/2", "1/2", "2/2"]
     assert cropped == load_dataset(root)
     assert not cropped.get(first).enabled
@@ -195,8 +195,8 @@ def test_a_project_is_cropped_once_and_other_changes_stay(
         update={"crop": (0, 0, 128, 128), "bucket": (128, 128), "reason": "yours"}
     )
     update_dataset(root, lambda d: d.with_record(by_hand))
-    assert crop_project(root, 128).get(second).reason == "yours"
-    assert crop_project(root, 128, only={second}).get(second).bucket == (152, 104)
+    assert crop_project(root, Buckets(128)).get(second).reason == "yours"
+    assert crop_project(root, Buckets(128), only={second}).get(second).bucket == (152, 104)
 
 
 def test_a_crash_while_cropping_costs_little(tmp_path: Path) -> None:
@@ -212,10 +212,10 @@ def test_a_crash_while_cropping_costs_little(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        crop_project(root, 128, progress=crash_at_nine)
+        crop_project(root, Buckets(128), progress=crash_at_nine)
     assert sum(record.crop is not None for record in load_dataset(root).images) == 8
     assert told[-1] == (9, 11)
-    assert all(record.crop for record in crop_project(root, 128).images)
+    assert all(record.crop for record in crop_project(root, Buckets(128)).images)
 
 
 def test_the_preview_is_the_training_crop(tmp_path: Path) -> None:
@@ -223,13 +223,13 @@ def test_the_preview_is_the_training_crop(tmp_path: Path) -> None:
     root = tmp_path / "project"
     picture(321, 200).save(tmp_path / "a.png")
     ingest([tmp_path / "a.png"], root)
-    shown = crop_dataset(root, load_dataset(root), 128)
+    shown = crop_dataset(root, load_dataset(root), Buckets(128))
     assert load_dataset(root).images[0].crop is None, "nothing is saved"
-    crop_project(root, 128)
+    crop_project(root, Buckets(128))
     trained = load_dataset(root).images[0]
     assert trained.crop and trained.bucket
     assert trained.crop == shown.images[0].crop
-    assert fit_to_resolution(trained, 128) == (trained.bucket, trained.crop)
+    assert fit_to_buckets(trained, Buckets(128)) == (trained.bucket, trained.crop)
     image = open_image(root / trained.file).image
     assert (
         render_crop(image, trained.crop, trained.bucket).tobytes()
@@ -239,6 +239,21 @@ def test_the_preview_is_the_training_crop(tmp_path: Path) -> None:
 
 def test_only_the_named_pictures_are_cropped() -> None:
     assert (
-        crop_dataset(Path("/nowhere"), Dataset(images=(record(None, None),)), 128, only=set()).images[0].crop
+        crop_dataset(Path("/nowhere"), Dataset(images=(record(None, None),)), Buckets(128), only=set())
+        .images[0]
+        .crop
         is None
     )
+
+
+def test_a_crop_for_other_buckets_stays_inside_the_chosen_one() -> None:
+    trained = record((1216, 832), (0, 100, 1900, 1400))
+    bucket, box = fit_to_buckets(trained, Buckets(1024, "all"))
+    assert bucket == (1216, 832) and box == trained.crop
+    small = record((1216, 832), (10, 10, 510, 352))
+    bucket, box = fit_to_buckets(small, Buckets(1024, "no_upscale"))
+    assert bucket == (448, 320)  # not enlarged to a megapixel
+    left, top, right, bottom = box
+    assert left >= 10 and top >= 10 and right <= 510 and bottom <= 352
+    assert (right - left) / (bottom - top) == pytest.approx(448 / 320, rel=0.01)
+    assert (right - left) >= 448 and (bottom - top) >= 320

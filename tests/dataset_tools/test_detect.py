@@ -12,7 +12,7 @@ from PIL import Image
 
 from dataset_tools import crop as crop_module
 from dataset_tools import detect
-from dataset_tools.buckets import SDXL_BUCKETS
+from dataset_tools.buckets import SDXL_BUCKETS, Buckets
 from dataset_tools.crop import choose_crop, crop_project, cut_share
 from dataset_tools.dataset import load_dataset
 from dataset_tools.detect import (
@@ -220,7 +220,7 @@ def test_without_a_detector_crops_go_on_by_saliency(
 @pytest.mark.network
 def test_a_project_is_cropped_by_face(tmp_path: Path, photos: Path, face_model: Path) -> None:
     report = ingest([photos / "astronaut.png", photos / "chelsea.png"], tmp_path / "project")
-    cropped = crop_project(tmp_path / "project", 512, models_dir=face_model.parent)
+    cropped = crop_project(tmp_path / "project", Buckets(512), models_dir=face_model.parent)
     person, cat = (cropped.get(image_id) for image_id in report.added)
     assert person.reason.startswith("face kept whole") and person.bucket == (512, 512)
     assert cat.reason.startswith("no face found: what stands out") and cat.bucket == (608, 416)

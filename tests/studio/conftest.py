@@ -44,7 +44,7 @@ def project(workspace: Workspace, tmp_path: Path) -> Project:
         (tmp_path / f"{name}.txt").write_text(f"a {name} blob")
     ingest([*photos, tmp_path / "red.txt", tmp_path / "green.txt"], made.root)
     made.set_trigger("zwx blob")
-    crop_project(made.root, made.resolution(), models_dir=None)
+    crop_project(made.root, made.buckets(), models_dir=None)
     return made
 
 

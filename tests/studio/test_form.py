@@ -39,6 +39,7 @@ def away_from_default() -> TrainConfig:
             case "number":
                 low, high = record.minimum or 0.0, record.maximum or 1.0
                 values[path] = low + (high - low) * 0.123456789
+    values["dataset.bucket_step"] = 72  # a multiple of the family's
     values["model.family"] = RECORDS["model.family"].default  # others refuse some of these settings
     config = parse(nest(values))
     same = [path for path, value in flatten(config).items() if value == RECORDS[path].default]

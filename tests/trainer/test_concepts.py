@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dataset_tools.buckets import Buckets
 from dataset_tools.dataset import DatasetError, load_dataset, read_caption, save_dataset
 from tests.pictures import draw_picture, draw_project
 from trainer.__main__ import main
@@ -40,7 +41,7 @@ def picture(image_id: str, repeats: int = 1, regularisation: bool = False) -> Tr
 def freeze(root: Path, told: list[str] | None = None, **settings: object) -> tuple[TrainImage, ...]:
     made = DatasetSettings.model_validate({"path": str(root), **settings})
     notify = (told if told is not None else []).append
-    return freeze_dataset(root, made, 64, 8, root / "models", notify=notify, beside=root)
+    return freeze_dataset(root, made, Buckets(64), root / "models", notify=notify, beside=root)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dataset_tools.buckets import Buckets
 from dataset_tools.dataset import DatasetError, load_dataset, save_dataset
 from dataset_tools.images import ImageError
 from tests.pictures import draw_picture, draw_project
@@ -36,7 +37,7 @@ from .helpers import recipe
 
 def freeze(root: Path, resolution: int = 64, **settings: object) -> tuple[TrainImage, ...]:
     made = DatasetSettings.model_validate({"path": str(root), **settings})
-    return freeze_dataset(root, made, resolution, 8, root / "models")
+    return freeze_dataset(root, made, Buckets(resolution), root / "models")
 
 
 @pytest.fixture
@@ -234,7 +235,7 @@ def test_cropping_is_watched_and_can_be_stopped(tmp_path: Path, monkeypatch: pyt
     for number in range(3):
         draw_picture(tmp_path / f"{number}.png", number)
     with pytest.raises(Enough):
-        freeze_dataset(tmp_path, DatasetSettings(), 64, 8, tmp_path / "models", stages, told.append)
+        freeze_dataset(tmp_path, DatasetSettings(), Buckets(64), tmp_path / "models", stages, told.append)
     assert seen == [("detector", 3, 36), ("crop", 0, 3), ("crop", 1, 3), ("crop", 2, 3)]
     assert told == ["no detector"]
 
@@ -245,7 +246,9 @@ def test_a_plain_folder_is_trained_as_kohya_would_and_the_rest_is_told(tmp_path:
     draw_picture(tmp_path / "photos" / "cats" / "2.png", 2)
     told: list[str] = []
     settings = DatasetSettings(trigger="zwx")
-    frozen = freeze_dataset(tmp_path / "photos", settings, 64, 8, tmp_path / "models", notify=told.append)
+    frozen = freeze_dataset(
+        tmp_path / "photos", settings, Buckets(64), tmp_path / "models", notify=told.append
+    )
     assert [(image.file, image.repeats, image.caption) for image in frozen] == [
         ("0.png", 1, "zwx"),
         ("10_dog/1.png", 10, "dog"),

@@ -92,6 +92,24 @@ class TrainConfig(Section):
                     raise _problem(f"captions.{name}", f"{one} cannot be told from captions.{other}, {two}")
         return self
 
+    @model_validator(mode="after")
+    def _buckets_are_possible(self) -> TrainConfig:
+        data, row = self.dataset, CATALOGUE[self.model.family]
+        if data.bucket_step and data.bucket_step % row.size_multiple:
+            sentence = f"{data.bucket_step} is no multiple of {row.size_multiple}, as {row.label} needs"
+            raise _problem("dataset.bucket_step", sentence)
+        if data.bucket_min and data.bucket_max and data.bucket_min > data.bucket_max:
+            raise _problem(
+                "dataset.bucket_max",
+                f"the longest side, {data.bucket_max} px, is shorter than the shortest, {data.bucket_min} px",
+            )
+        side = data.resolution
+        if side and data.bucket_min and data.bucket_min > side:
+            raise _problem("dataset.bucket_min", f"{data.bucket_min} px is above the resolution of {side} px")
+        if side and data.bucket_max and data.bucket_max < side:
+            raise _problem("dataset.bucket_max", f"{data.bucket_max} px is below the resolution of {side} px")
+        return self
+
     def text_encoder_rates(self) -> dict[str, float]:
         """{text encoder: its learning rate} of those that get a LoRA."""
         trainable = CATALOGUE[self.model.family].trainable_text

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import model_validator
 
 from .section import Section, setting
+
+BucketList = Literal["standard", "all", "no_upscale"]
 
 
 class Subset(Section):
@@ -67,6 +69,19 @@ class DatasetSettings(Section):
     flip: bool = setting(False, label="Mirror at random")
     """Show half of the pictures mirrored, chosen anew each epoch. Not for faces with a parting, text or
     anything else that is not symmetric."""
+    buckets: BucketList = setting("standard", label="Buckets")
+    """The shapes that photos are cropped to. "standard" are the nine that guides name for SDXL, scaled to the
+    resolution; "all" is every shape of that area in whole steps, which cuts off less and makes more, smaller
+    batches; "no_upscale" shrinks a large photo to that area and leaves a small one at its own size, in whole
+    steps. Frames that are chosen already are cut to the nearest shape when a training starts."""
+    bucket_step: int | None = setting(None, label="Bucket step", unit="px", ge=8, le=512)
+    """The sides of buckets are multiples of this, with "all" and "no_upscale". Empty means a sixteenth of the
+    resolution: 64 for 1024, 32 for 512."""
+    bucket_min: int | None = setting(None, label="Shortest side", unit="px", ge=8, le=4096)
+    """Shortest side of a bucket, with "all". Empty means half the resolution: shapes of up to 1 : 4."""
+    bucket_max: int | None = setting(None, label="Longest side", unit="px", ge=64, le=8192)
+    """Longest side of a bucket, with "all". Empty means twice the resolution. Less cuts long sides off, and
+    trains such photos at a smaller area: 1024 at a resolution of 1024 spoils every shape but the square."""
     repeats: int = setting(1, label="Repeats", ge=1, le=1000)
     """How often each picture is shown an epoch. Alone it only makes epochs longer; beside other folders
     it balances them. Subfolders named like 10_zwx dog bring repeats of their own, which multiply."""
