@@ -314,6 +314,8 @@ def test_an_encoder_that_overflows_in_fp16() -> None:
     assert "the text encoder of Sana overflows in fp16" in found["model.precision"]
     other, said = go_with_family(parse({"model": {"precision": "fp16"}}), "lumina2")
     assert other.model.precision == "auto" and "Lumina" in said["model.precision"]
+
+
 @pytest.mark.parametrize(
     ("dataset", "setting", "said"),
     [

@@ -30,7 +30,7 @@ def away_from_default() -> TrainConfig:
             case "lines":
                 values[path] = ["one prompt", 'a "second" <b>prompt</b>, with, commas']
             case "text":
-                values[path] = "some-text.v2"
+                values[path] = f"text-{record.name[:9]}.v2"
             case "integer":
                 low = int(record.minimum or 0)
                 values[path] = low + 65 if record.default != low + 65 else low + 66

@@ -289,11 +289,11 @@ IMAGES: Table = {
     "color_aug": To("dataset.colour"),
     "random_crop": To("dataset.random_crop"),
     "face_crop_aug_range": Absent("photos are cropped by the face when they are taken in"),
-    "enable_bucket": To("dataset.buckets"),
+    "enable_bucket": To("dataset.buckets", lambda value: "standard" if is_off(value) else "all"),
     "min_bucket_reso": To("dataset.bucket_min", _max_side),
     "max_bucket_reso": To("dataset.bucket_max", _max_side),
     "bucket_reso_steps": To("dataset.bucket_step"),
-    "bucket_no_upscale": To("dataset.bucket_no_upscale"),
+    "bucket_no_upscale": To("dataset.buckets", lambda value: None if is_off(value) else "no_upscale"),
     "resize_interpolation": Ignored(
         "photos are made smaller by area and larger by Lanczos, kohya's default too"
     ),

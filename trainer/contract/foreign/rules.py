@@ -11,7 +11,8 @@ from .report import Imported, Unusable, is_off, number
 
 @dataclass(frozen=True)
 class To:
-    """The option is our ``setting``; ``convert`` turns its value into ours and may raise Unusable."""
+    """The option is our ``setting``; ``convert`` turns its value into ours, None for what changes nothing
+    here, and may raise Unusable."""
 
     setting: str
     convert: Callable[[Any], Any] | None = None
@@ -78,8 +79,9 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def follow(found: Imported, options: dict[str, Any], table: Table, prefix: str = "") -> None:
-    """Take every option that the table knows out of ``options``, with a line each."""
-    for name in [name for name in options if name in table]:
+    """Take every option that the table knows out of ``options``, with a line each, in the table's order: of
+    two that are one setting here, the later one holds."""
+    for name in [name for name in table if name in options]:
         value, rule = options.pop(name), table[name]
         option = prefix + name
         if isinstance(rule, Ignored):
@@ -98,6 +100,9 @@ def follow(found: Imported, options: dict[str, Any], table: Table, prefix: str =
                     found.leave(option, value, rule.why)
                 else:
                     ours = rule.convert(value) if rule.convert else value
-                    found.keep(option, value, rule.setting, ours, rule.why)
+                    if ours is None:
+                        found.leave(option, value, "off, as it is here")
+                    else:
+                        found.keep(option, value, rule.setting, ours, rule.why)
             except Unusable as problem:
                 found.miss(option, value, str(problem))
