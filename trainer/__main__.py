@@ -78,9 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, help="default: the recipe's")
     sample.set_defaults(verb=_sample)
 
-    export = verbs.add_parser("export", help="write a run's LoRA for another program")
-    export.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    export.add_argument("--format", choices=("kohya", "diffusers", "comfyui"), default="kohya")
+    export = verbs.add_parser("export", help="write a run's LoRA, or a recipe, for another program")
+    export.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="or RECIPE.toml, with kohya-toml")
+    export.add_argument(
+        "--format",
+        choices=("kohya", "diffusers", "comfyui", "kohya-toml"),
+        default="kohya",
+        help="kohya-toml writes the recipe for kohya's scripts; the others write the LoRA",
+    )
     export.add_argument("--out", type=Path, required=True, metavar="FILE")
     export.set_defaults(verb=_export)
 
@@ -244,9 +249,23 @@ def _sample(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    if arguments.format == "kohya-toml":
+        return _export_recipe(arguments)
     from .after import export_run
 
     return export_run(RunFolder(arguments.run_dir.resolve()), arguments.format, arguments.out)
+
+
+def _export_recipe(arguments: argparse.Namespace) -> int:
+    from .contract.foreign.kohya_export import export_kohya
+
+    source = arguments.run_dir
+    config = RunFolder(source.resolve()).config() if source.is_dir() else load_recipe(source)
+    made = export_kohya(config, arguments.out)
+    for line in made.lines:
+        print(f"{line.outcome:9} {line}")
+    print(f"written to {arguments.out}; accelerate launch {made.script} --config_file {arguments.out}")
+    return FINISHED
 
 
 def _import(arguments: argparse.Namespace) -> int:
