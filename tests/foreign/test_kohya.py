@@ -163,3 +163,15 @@ def test_every_option_has_a_line(tmp_path: Path) -> None:
     assert not [each.option for each in imported.lines if each.outcome == "unknown"]
     _, imported = read(tmp_path, "t.sh", "accelerate launch train_network.py --brand_new 3 --seed 3")
     assert line(imported, "brand_new").outcome == "unknown" and line(imported, "seed").ours == 3
+
+
+def test_buckets(tmp_path: Path) -> None:
+    def buckets(options: str) -> tuple[str, int | None, str]:
+        config, imported = read(tmp_path, "t.sh", f"accelerate launch sdxl_train_network.py {options}")
+        return config.dataset.buckets, config.dataset.bucket_max, said(imported)
+
+    size = "--resolution=1024,1024"
+    assert buckets(f"{size} --enable_bucket --max_bucket_reso=2048")[:2] == ("all", 2048)
+    chosen, longest, told = buckets(f"{size} --enable_bucket --bucket_no_upscale")
+    assert (chosen, longest) == ("no_upscale", None) and "1024 would cut the long sides" in told
+    assert "crops to squares" in buckets(f"{size} --min_bucket_reso=256")[2]

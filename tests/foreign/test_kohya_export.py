@@ -23,6 +23,10 @@ RECIPE: dict[str, Any] = {
         "trigger": "zwx cat",
         "resolution": 768,
         "flip": True,
+        "buckets": "all",
+        "bucket_min": 384,
+        "bucket_max": 1536,
+        "bucket_step": 32,
         "repeats": 3,
         "subsets": [
             {"path": "more", "trigger": "qrt dog", "repeats": 2},
@@ -97,6 +101,7 @@ def test_there_and_back(tmp_path: Path) -> None:
         {"adapter": {"targets": "transformer+conv"}},
         {"captions": {"shuffle": True, "keep_tokens_separator": "|||", "suffix": ", 4k"}},
         {"checkpoints": {"keep": 1}},
+        {"dataset": {"buckets": "no_upscale"}},
         {"samples": {"prompts": [], "negative": ""}},
     ],
 )

@@ -13,7 +13,7 @@ from typing import Any
 from ..config import TEXT_RATES
 from ..families import CATALOGUE
 from . import kohya_tables
-from .kohya_dataset import take_dataset
+from .kohya_dataset import take_buckets, take_dataset
 from .kohya_network import take_network
 from .names import effective_rate, family_called, flat, side, take_base
 from .prompt_lines import prompt_lines, take_prompts
@@ -326,6 +326,8 @@ def _take_photos(found: Imported, options: dict[str, Any], beside: Beside) -> No
             "No caption_extension: kohya then reads .caption files, so that .txt captions have no effect "
             "there. Here captions are .txt."
         )
+    if dataset in (None, ""):
+        take_buckets(found, options)
     if "resolution" in options and not isinstance(options["resolution"], list):
         try:
             side(options["resolution"])

@@ -31,6 +31,7 @@ def take_dataset(found: Imported, tables: dict[str, Any], reg_weight: Any = None
     merged |= _take_subsets(found, merged, subsets, reg_weight)
     if batch := merged.pop("batch_size", None):
         found.keep("batch_size", batch, "train.batch_size", batch)
+    take_buckets(found, merged)
     follow(found, merged, _KNOWN)
     follow(found, merged, _DATASET)
     if "network_multiplier" in merged:
@@ -74,3 +75,25 @@ def _take_subsets(
     for name in ("class_tokens", "num_repeats"):
         above.pop(name, None)
     return own
+
+
+def take_buckets(found: Imported, options: dict[str, Any]) -> None:
+    """enable_bucket and what goes with it; off is kohya's default, and crops every photo to a square."""
+    on, keep = options.pop("enable_bucket", None), options.pop("bucket_no_upscale", None)
+    if is_off(on):
+        if on is not None or "resolution" in options:
+            found.miss("enable_bucket", bool(on), "kohya crops to squares then; here photos keep their shape")
+        for option in ("bucket_no_upscale", *kohya_tables.BUCKETS):
+            value = keep if option == "bucket_no_upscale" else options.pop(option, None)
+            if value is not None:
+                found.leave(option, value, "enable_bucket is off")
+        return
+    found.keep("enable_bucket", on, "dataset.buckets", "all" if is_off(keep) else "no_upscale")
+    if keep is not None:
+        found.leave("bucket_no_upscale", keep, "read with enable_bucket")
+    if "max_bucket_reso" not in options:
+        found.note(
+            "No max_bucket_reso: kohya's 1024 would cut the long sides of every shape but the square at a "
+            "resolution of 1024; here it is twice the resolution (dataset.bucket_max)."
+        )
+    follow(found, options, kohya_tables.BUCKETS)

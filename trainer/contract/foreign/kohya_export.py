@@ -287,15 +287,21 @@ def _put_dataset(made: Exported, config: TrainConfig, row: Family) -> None:
         "resolution": [side, side],
         "batch_size": config.train.batch_size,
         "enable_bucket": True,
-        "min_bucket_reso": min(256, side),
-        "max_bucket_reso": 2 * side,
-        "bucket_reso_steps": 64,
+        "bucket_no_upscale": dataset.buckets == "no_upscale",
+        "min_bucket_reso": dataset.bucket_min or side // 2,
+        "max_bucket_reso": dataset.bucket_max or 2 * side,
+        "bucket_reso_steps": dataset.bucket_step or max(8, side // 16),
         "caption_extension": ".txt",
     }
     made.told.update(("dataset.trigger", "dataset.repeats"))
     made.tell("train.batch_size", config.train.batch_size, "batch_size", config.train.batch_size)
     why = "" if dataset.resolution else "the base's own; kohya has no usual one"
     made.tell("dataset.resolution", dataset.resolution, "resolution", [side, side], why)
+    made.told.update(f"dataset.bucket_{name}" for name in ("min", "max", "step"))
+    if dataset.buckets == "standard":
+        made.miss("dataset.buckets", dataset.buckets, "kohya makes its own list, of all shapes of that area")
+    else:
+        made.tell("dataset.buckets", dataset.buckets, "enable_bucket", True)
     own: dict[str, Any] = {"image_dir": dataset.path, "num_repeats": dataset.repeats}
     if dataset.trigger:
         own["class_tokens"] = dataset.trigger

@@ -55,10 +55,6 @@ def _guidance(value: Any) -> None:
         )
 
 
-def _max_side(value: Any) -> Any:
-    return int(number(value))
-
-
 MODEL: Table = {
     "v2": Ignored("the base's own files say so"),
     "v_parameterization": SCHEDULER,
@@ -255,6 +251,13 @@ SAVING: Table = {
     "max_validation_steps": Absent("all photos that are held out are looked at"),
 }
 
+BUCKETS: Table = {
+    "min_bucket_reso": To("dataset.bucket_min"),
+    "max_bucket_reso": To("dataset.bucket_max"),
+    "bucket_reso_steps": To("dataset.bucket_step"),
+}
+"""What matters where enable_bucket is on."""
+
 CAPTIONS: Table = {
     "caption_dropout_rate": To("captions.dropout"),
     "caption_dropout_every_n_epochs": To("captions.dropout_every_epochs"),
@@ -289,11 +292,6 @@ IMAGES: Table = {
     "color_aug": To("dataset.colour"),
     "random_crop": To("dataset.random_crop"),
     "face_crop_aug_range": Absent("photos are cropped by the face when they are taken in"),
-    "enable_bucket": To("dataset.buckets", lambda value: "standard" if is_off(value) else "all"),
-    "min_bucket_reso": To("dataset.bucket_min", _max_side),
-    "max_bucket_reso": To("dataset.bucket_max", _max_side),
-    "bucket_reso_steps": To("dataset.bucket_step"),
-    "bucket_no_upscale": To("dataset.buckets", lambda value: None if is_off(value) else "no_upscale"),
     "resize_interpolation": Ignored(
         "photos are made smaller by area and larger by Lanczos, kohya's default too"
     ),
