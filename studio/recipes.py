@@ -60,6 +60,7 @@ def facts_of(project: Project, config: TrainConfig, gpu: dict[str, Any] | None) 
         images=len(images),
         captions_missing_trigger=len(missing_trigger(texts, trigger)),
         distinct_captions=len(set(texts.values())),
+        captions=tuple(texts.values()),
         native_resolution=base.resolution if base else CATALOGUE[config.model.family].resolution,
         gpu=gpu["name"] if gpu else "",
         vram_gib=gpu["total_gib"] if gpu else None,

@@ -237,6 +237,7 @@ def _facts(config: TrainConfig) -> tuple[Facts, tuple[str, ...]]:
         images=len(captions),
         captions_missing_trigger=len(missing_trigger(captions, trigger)),
         distinct_captions=len(set(captions.values())),
+        captions=tuple(captions.values()),
         **start_from_facts(config.adapter.start_from, Path()),
     )
     return facts, photos.notes

@@ -26,6 +26,7 @@ from dataset_tools.images import open_image
 from .captions import Captions
 from .contract.errors import RunError
 from .contract.files import staged
+from .contract.plan import CAPTIONS_IN_MEMORY_GIB
 from .data import Progress, Stages, TrainImage
 from .families.base import ModelFamily, TextEmbeds
 from .prior import kept_captions
@@ -35,7 +36,7 @@ def _key(*parts: object) -> str:
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
 
 
-IN_MEMORY = 2**30
+IN_MEMORY = int(CAPTIONS_IN_MEMORY_GIB * 2**30)
 """Bytes of encoded captions that are held in memory."""
 DAMAGED = "some files of the cache were damaged; they are made again"
 

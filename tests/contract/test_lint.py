@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from lint_case import Case
+from lint_cases_captions import CASES as CAPTION_CASES
 
 from trainer.contract.config import TrainConfig
 from trainer.contract.families import CATALOGUE
@@ -23,16 +24,6 @@ GOOD = {
     "samples": {"prompts": ["a photo of zwx cat", "a house"]},
 }
 """A recipe in which no rule finds anything; the cases below change it."""
-
-
-@dataclass(frozen=True)
-class Case:
-    rule: str
-    fires: dict[str, Any]
-    silent: dict[str, Any]
-    facts: Facts = field(default_factory=Facts)
-    silent_facts: Facts | None = None
-    says: tuple[str, ...] = field(default=())
 
 
 DEV = "black-forest-labs/FLUX.1-dev"
@@ -232,6 +223,7 @@ CASES = [
         {"prior.method": "output", "prior.class_name": "cat", "prior.weight": 6},
         {"prior.method": "output", "prior.class_name": "cat", "prior.weight": 5},
     ),
+    *CAPTION_CASES,
 ]
 
 

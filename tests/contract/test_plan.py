@@ -146,3 +146,19 @@ def test_what_is_encoded_once_takes_disk_and_ram() -> None:
     taught = of(1010, train={"text_encoder_lr": 1e-5})  # captions are encoded anew at every step
     assert taught.breakdown["encoded"] == pytest.approx(1010 / 1024, rel=0.01)
     assert of(1010, dataset={"flip": True}).disk_gib - many.disk_gib == pytest.approx(1010 / 1024, rel=0.01)
+
+
+def test_variants_of_captions_take_disk_and_little_ram() -> None:
+    """T5's embeddings of FLUX are 4 MiB a caption; of a thousand most are not in RAM at once."""
+    model: dict[str, object] = {"family": "flux", "base": "black-forest-labs/FLUX.1-dev"}
+
+    def of(**sections: dict[str, object]) -> Plan:
+        config: TrainConfig = parse(merge({"model": model}, sections))
+        return estimate(config, Machine("a card", 24.0), images=50)
+
+    one = of()
+    twenty = of(captions={"shuffle": True, "variants": 20})
+    assert twenty.disk_gib - one.disk_gib == pytest.approx(950 * 4 / 1024, rel=0.01)
+    assert 0.5 < twenty.ram_gib - one.ram_gib < 1.0
+    every_look = of(captions={"shuffle": True}, train={"steps": 200, "batch_size": 2})
+    assert every_look.disk_gib - one.disk_gib == pytest.approx(350 * 4 / 1024, rel=0.05)

@@ -103,6 +103,14 @@ def variants_of(config: TrainConfig) -> int:
     return 0 if looks_of_run(config) <= FREE_LOOKS else USUAL_VARIANTS
 
 
+def encoded_captions(config: TrainConfig, images: int) -> int:
+    """About so many captions of pictures are encoded beforehand, the shorter ones of a warm-up aside."""
+    variants = variants_of(config)
+    if not varies(config.captions):
+        return images
+    return images * variants if variants else looks_of_run(config)
+
+
 def warmup_steps(config: TrainConfig) -> int:
     """Updates of the tag warm-up."""
     given = config.captions.warmup_steps

@@ -20,6 +20,7 @@ class Facts:
     Attributes:
         images: pictures that will be trained on.
         captions_missing_trigger, distinct_captions: counts over those pictures.
+        captions: their captions, with the trigger where there is none.
         native_resolution: side in pixels that the base was trained at.
         gpu: name of the GPU; "" where there is none.
         vram_gib: its memory.
@@ -30,6 +31,7 @@ class Facts:
     images: int | None = None
     captions_missing_trigger: int = 0
     distinct_captions: int | None = None
+    captions: tuple[str, ...] = ()
     native_resolution: int | None = None
     gpu: str | None = None
     vram_gib: float | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from . import lint_families, lint_photos, lint_prior, lint_training  # noqa: F401 (registers the rules)
+from . import lint_captions, lint_families, lint_photos, lint_prior, lint_training  # noqa: F401 (registers the rules)
 from .config import TrainConfig
 from .findings import LEVELS, RULES, Facts, Finding, looks_per_picture
 

@@ -10,6 +10,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .caption_pipeline import encoded_captions
 from .config import TrainConfig
 from .families import CATALOGUE, DEMO_BASE, assistant_of, first_base, known_base
 from .settings.model import Quantization
@@ -32,6 +33,8 @@ ASSISTANT_RANK = 32
 """Taken for an assistant LoRA that is yet to be fetched, on all layers of the blocks, in 16 bits."""
 LATENT_GIB = 1 / 1024
 """Of a picture of a megapixel, as it is cached: 16 channels in 32 bits at an eighth of the side."""
+CAPTIONS_IN_MEMORY_GIB = 1.0
+"""Encoded captions that are held in RAM; more stay on disk."""
 TILE = 512
 """Side in pixels of the tiles that a picture is decoded in."""
 
@@ -120,9 +123,10 @@ def estimate(
     assistant, assistant_download = _assistant(config, plain)
     # What is encoded once lies on disk, and in RAM while training: captions in the encoders' number format.
     tokens, numbers = (base and base.caption) or family.caption
-    captions = 0 if trained_text_m else images + len(config.samples.prompts) + 2
-    encoded = captions * tokens * numbers * plain / GIB
-    encoded += images * (2 if config.dataset.flip else 1) * LATENT_GIB * area * megapixels
+    captions = encoded_captions(config, images) + len(config.samples.prompts) + 2
+    texts = 0.0 if trained_text_m else captions * tokens * numbers * plain / GIB
+    latents = images * (2 if config.dataset.flip else 1) * LATENT_GIB * area * megapixels
+    encoded, held = texts + latents, min(texts, CAPTIONS_IN_MEMORY_GIB) + latents
     context = CONTEXT_GIB if on_gpu else 0.5
     breakdown = {
         "denoiser": denoiser,
@@ -163,7 +167,7 @@ def estimate(
     return Plan(
         vram_gib={phase: round(gib, 2) if on_gpu else 0.0 for phase, gib in phases.items()},
         # With a GPU the parts pass through one after the other.
-        ram_gib=round(encoded + (peak + 1.0 if not on_gpu else weights(max(denoiser_m, encoder_m)) + 2.0), 2),
+        ram_gib=round(held + (peak + 1.0 if not on_gpu else weights(max(denoiser_m, encoder_m)) + 2.0), 2),
         disk_gib=round(disk, 3),
         download_gib=round(_download(config, encoder_m + vae_m) + assistant_download, 2),
         steps=config.train.steps,
