@@ -164,9 +164,16 @@ def caption_path(root: Path, record: ImageRecord) -> Path:
     return root / PurePosixPath(record.file).with_suffix(".txt")
 
 
+def caption_files(root: Path, record: ImageRecord) -> tuple[Path, ...]:
+    """Where a caption is looked for: in our sidecar, else in one of kohya's default kind."""
+    path = caption_path(root, record)
+    return path, path.with_suffix(".caption")
+
+
 def read_caption(root: Path, record: ImageRecord) -> str:
     """The caption of a picture, "" when it has none. Never fails on an odd encoding."""
-    return read_caption_file(caption_path(root, record))[0]
+    texts = (read_caption_file(path)[0] for path in caption_files(root, record))
+    return next((text for text in texts if text), "")
 
 
 def read_caption_file(path: Path) -> tuple[str, str | None]:
@@ -219,9 +226,13 @@ def listed(names: Sequence[str], most: int = 3) -> str:
 
 def write_caption(root: Path, record: ImageRecord, text: str) -> None:
     """Replace the caption of a picture atomically. An empty caption is no caption: no file is left."""
-    path = caption_path(root, record)
     text = text.strip()
     if text:
-        write_text(path, text + "\n")
+        write_text(caption_path(root, record), text + "\n")
     else:
+        remove_caption(root, record)
+
+
+def remove_caption(root: Path, record: ImageRecord) -> None:
+    for path in caption_files(root, record):
         path.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from dataset_tools.dataset import (
     load_dataset,
     project_lock,
     read_caption,
+    remove_caption,
     save_dataset,
     write_caption,
 )
@@ -351,7 +352,7 @@ def remove_images(project_dir: Path, ids: Iterable[str]) -> Dataset:
         save_dataset(project_dir, remaining)  # First: a record without files is worse than the reverse.
         for record in records:
             (project_dir / record.file).unlink(missing_ok=True)
-            caption_path(project_dir, record).unlink(missing_ok=True)
+            remove_caption(project_dir, record)
             mask_path(project_dir, record.id).unlink(missing_ok=True)
             for original in (project_dir / "originals").glob(f"{record.id}.*"):
                 original.unlink()

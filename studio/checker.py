@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dataset_tools.check import Finding, check_project
 from dataset_tools.dataset import DATASET_FILE
+from dataset_tools.sources import CAPTION_SUFFIXES
 from trainer.contract.errors import UserError
 
 PATIENCE_S = 1.0
@@ -62,7 +63,8 @@ class Checker:
 def _fingerprint(root: Path) -> str:
     """Changes with dataset.json and with every caption: both are replaced by renaming."""
     digest = hashlib.sha256()
-    paths = [root / DATASET_FILE, *sorted((root / "images").glob("*.txt"))]
+    captions = (path for kind in CAPTION_SUFFIXES for path in (root / "images").glob(f"*{kind}"))
+    paths = [root / DATASET_FILE, *sorted(captions)]
     for path in paths:
         try:
             stat = path.stat()

@@ -16,7 +16,6 @@ from pathlib import Path
 from .contract.config import TrainConfig
 from .contract.errors import ConfigError, UserError
 from .contract.fields import RECORDS, load_recipe, parse, to_tables
-from .contract.findings import Facts
 from .contract.runs import RunFolder, new_run_id
 from .requests import Requests
 
@@ -68,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
 
     check = verbs.add_parser("check", help="check a recipe and its photos, without loading a model")
     check.add_argument("recipe", type=Path, metavar="RECIPE.toml")
+    check.add_argument(
+        "--captions",
+        type=int,
+        default=0,
+        metavar="N",
+        help="show what is made of the captions of the first N photos, stage by stage",
+    )
     _add_set(check)
     check.set_defaults(verb=_check)
 
@@ -201,46 +207,9 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from .contract.lint import lint
+    from .check import check_recipe
 
-    config = _load(arguments)
-    facts, notes = _facts(config)
-    findings = lint(config, facts)
-    for note in notes:
-        print(f"warning: {note}")
-    for finding in findings:
-        print(f"{finding.level}: {finding.message}")
-    if not findings and not notes:
-        print("the recipe is fine")
-    return BAD_RECIPE if any(finding.level == "error" for finding in findings) else FINISHED
-
-
-def _facts(config: TrainConfig) -> tuple[Facts, tuple[str, ...]]:
-    """What the linter wants to know of the photos, and sentences on those that are left out.
-
-    Raises ConfigError where they cannot be trained on.
-    """
-    from dataset_tools.captions import missing_trigger
-    from dataset_tools.folder import load_photos
-
-    from .contract.lora_header import start_from_facts
-
-    try:
-        photos = load_photos(Path(config.dataset.path))
-    except UserError as error:
-        raise ConfigError({"dataset.path": str(error)}) from None
-    trigger = config.dataset.trigger or photos.dataset.trigger
-    captions = {
-        record.id: photos.captions[record.id] or trigger for record in photos.dataset.enabled_images()
-    }
-    facts = Facts(
-        images=len(captions),
-        captions_missing_trigger=len(missing_trigger(captions, trigger)),
-        distinct_captions=len(set(captions.values())),
-        captions=tuple(captions.values()),
-        **start_from_facts(config.adapter.start_from, Path()),
-    )
-    return facts, photos.notes
+    return FINISHED if check_recipe(_load(arguments), arguments.captions) else BAD_RECIPE
 
 
 def _sample(arguments: argparse.Namespace) -> int:

@@ -6,17 +6,21 @@ Gradio event. Saving goes through ``/studio/caption``, everything else through t
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import gradio as gr
 
+from dataset_tools.caption_preview import caption_previews
+from dataset_tools.tokens import Counter, counters_for
 from studio import bulk
 from studio.context import Studio
+from studio.files import CAPTION_LIMIT
 from studio.projects import Project
 from studio.recipes import rename_trigger
 from studio.theme import scripts
-from studio.tokens import counter_for
 from studio.trigger import trigger_hint
+from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError
 from trainer.contract.presets import load_presets
 
@@ -34,7 +38,9 @@ def build(studio: Studio, project_id: Any) -> Page:
             apply_default_css=False,
             head=scripts("live.js", "frame.js", "captions.js"),
             js_on_load="studio.panels.captions(element, server)",
-            server_functions=served(studio, about, set_trigger, count_tokens, preview, apply_change, undo),
+            server_functions=served(
+                studio, about, set_trigger, count_tokens, read_as, preview, apply_change, undo
+            ),
         )
     return Page()
 
@@ -62,14 +68,46 @@ def set_trigger(studio: Studio, message: Message) -> dict[str, Any]:
 def count_tokens(studio: Studio, message: Message) -> dict[str, Any]:
     """``{"counts": […], "limit": n}``, or nulls where the base's tokenizer is not on this machine."""
     try:
-        base = project_of(studio, message).config().model.base
+        config = project_of(studio, message).config()
     except ConfigError:
-        base = ""
-    counter = counter_for(base) if base else None
-    if counter is None:
+        return {"counts": None, "limit": None}
+    counters = [*_counters(config).values()]
+    if not counters:
         return {"counts": None, "limit": None}
     texts = [str(text) for text in list(message.get("texts") or [])[:MAX_TEXTS]]
-    return {"counts": [counter.count(text) for text in texts], "limit": counter.limit}
+    return {"counts": [counters[-1].count(text) for text in texts], "limit": counters[-1].limit}
+
+
+def read_as(studio: Studio, message: Message) -> dict[str, Any]:
+    """What the recipe makes of a photo's caption, ``text``, at some looks: ``{"looks": [{"epoch", "step",
+    "warming", "stages": [[title, text], …], "tokens": [{"encoder", "count", "limit"}, …]}, …]}``."""
+    project = project_of(studio, message)
+    config, dataset = project.config(), project.dataset()
+    record = project.record(text_of(message, "image"))
+    previews = caption_previews(
+        text_of(message, "text").strip()[:CAPTION_LIMIT] or dataset.trigger,
+        config,
+        _counters(config),
+        image_id=record.id,
+        repeats=record.repeats * config.dataset.repeats,
+        looks_an_epoch=config.dataset.repeats * max(1, sum(one.repeats for one in dataset.enabled_images())),
+    )
+    return {
+        "looks": [
+            {
+                "epoch": one.epoch,
+                "step": one.step + 1,
+                "warming": config.captions.warmup_steps > 0,
+                "stages": one.stages.titled(),
+                "tokens": [asdict(tokens) for tokens in one.tokens],
+            }
+            for one in previews
+        ]
+    }
+
+
+def _counters(config: TrainConfig) -> dict[str, Counter]:
+    return counters_for(config.model.family, config.model.base)
 
 
 def preview(studio: Studio, message: Message) -> dict[str, Any]:

@@ -151,7 +151,8 @@
       const flags = h("span");
       const picture = h("img", { alt: "", loading: "lazy", decoding: "async", width: 132, height: 132 });
       const name = h("div.name");
-      const article = h("article.caption-card", { role: "listitem" }, picture, h("div.edit", null, name, box, h("div.foot", null, flags, state)));
+      const read = makeReading(image.id, () => box.value);
+      const article = h("article.caption-card", { role: "listitem" }, picture, h("div.edit", null, name, box, h("div.foot", null, flags, read.button, state)), read.element);
       const project = loadedFor; // a picture has the same id in every project that holds it
       let saved = image.caption;
       let savedAt = 0;
@@ -185,6 +186,7 @@
           [saved, savedAt] = [text, performance.now()];
           say(box.value === text ? "Saved" : "Saving…", "good");
           count([image.id]);
+          read.refresh();
           studio.refreshBadges?.();
         } catch (error) {
           const away = error instanceof studio.Unreachable;
@@ -221,6 +223,35 @@
       };
       box.onblur = () => { save(); tally(); };
       return card;
+    }
+
+    /** What the recipe makes of a caption: its stages in a few epochs, opened below the card. */
+    function makeReading(id, text) {
+      const element = h("div.reading", { hidden: true, role: "region", "aria-label": "What the model reads", "aria-live": "polite" });
+      const button = h("button.link", { type: "button", ariaExpanded: "false", onclick: toggle }, "What the model reads");
+
+      function toggle() {
+        element.hidden = !element.hidden;
+        button.ariaExpanded = String(!element.hidden);
+        refresh();
+      }
+      async function refresh() {
+        if (element.hidden) return;
+        const answer = await server.read_as({ project: studio.project(), image: id, text: text() }).catch(() => ({ error: "The studio did not answer; try again in a moment." }));
+        if (answer.error) return void element.replaceChildren(h("p.say.error", null, answer.error));
+        element.replaceChildren(...answer.looks.map(oneLook), h("p.say", null, "Shuffle, wildcards and the like are set on the Recipe page, under Captions."));
+      }
+      return { element, button, refresh };
+    }
+
+    function oneLook({ epoch, step, warming, stages, tokens }, index) {
+      const length = tokens.map(({ encoder, count, limit: most }) => {
+        const words = encoder ? `${encoder.replaceAll("_", " ")}: ${count} of ${most} tokens` : `about ${count} of ${most} tokens, estimated: the base's tokenizer is not on this machine`;
+        return h(count > most ? "span.over" : "span", null, words + (count > most ? ", the end is cut off" : ""));
+      });
+      const rows = stages.map(([title, text], number) => h(number && text === stages[number - 1][1] ? "li.same" : "li", null, h("b", null, title), h("span", null, number && text === stages[number - 1][1] ? "the same" : text || "no caption")));
+      return h("details", { open: !index }, h("summary", null, h("b", null, `Epoch ${epoch}${warming ? `, step ${step}` : ""}`), " ", stages.at(-1)[1] || h("i", null, "no caption")),
+        h("ol", null, rows), h("p.say", null, length.flatMap((part, number) => (number ? [" · ", part] : [part]))));
     }
 
     async function count(ids) {

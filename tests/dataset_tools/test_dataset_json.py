@@ -11,6 +11,7 @@ from dataset_tools.dataset import (
     caption_path,
     decode_caption,
     load_dataset,
+    read_caption,
     read_caption_file,
     save_dataset,
     update_dataset,
@@ -97,6 +98,18 @@ def test_captions_are_sidecars(tmp_path: Path) -> None:
     write_caption(tmp_path, image, " ")
     assert not path.exists()
     write_caption(tmp_path, image, "")
+
+
+def test_a_caption_of_kohyas_kind_is_read_where_there_is_no_other(tmp_path: Path) -> None:
+    image = record("a", file="images/a.png")
+    other = tmp_path / "images" / "a.caption"
+    other.parent.mkdir()
+    other.write_text("theirs\n")
+    assert read_caption(tmp_path, image) == "theirs"
+    write_caption(tmp_path, image, "ours")
+    assert read_caption(tmp_path, image) == "ours"
+    write_caption(tmp_path, image, "")  # emptied, not taken back to what it was before
+    assert read_caption(tmp_path, image) == "" and not other.exists()
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"])

@@ -13,11 +13,11 @@ from running import functions_of
 from dataset_tools.dataset import load_dataset
 from dataset_tools.ingest import IngestReport
 from dataset_tools.sources import Skipped
+from dataset_tools.tokens import counters_for
 from studio import bulk
 from studio.context import Studio
 from studio.pages import captions, photos, served
 from studio.projects import Project
-from studio.tokens import Counter, counter_for
 from studio.trigger import trigger_hint
 from trainer.contract.errors import UserError
 from trainer.contract.fields import parse
@@ -245,8 +245,8 @@ TEXTS = ["", "cat", "Cat  CAT\n12", "don't", "a café, 日本 🐈 x", "zwx" * 4
 
 
 def test_tokens_are_counted_as_the_text_encoder_does(tmp_path: Path) -> None:
-    counter = counter_for(str(clip_files(tmp_path / "base" / "tokenizer").parent))
-    assert isinstance(counter, Counter) and counter.limit == 77
+    counter = counters_for("flux", str(clip_files(tmp_path / "base" / "tokenizer").parent))["text_encoder"]
+    assert counter.limit == 77, "CLIP's own, of a family that reads 512 with another"
     assert [counter.count(text) for text in ("", "cat", "cat cat", "dog")] == [2, 3, 4, 5]
     transformers = pytest.importorskip("transformers")
     real = transformers.CLIPTokenizer.from_pretrained(str(tmp_path / "base" / "tokenizer"))
@@ -255,11 +255,42 @@ def test_tokens_are_counted_as_the_text_encoder_does(tmp_path: Path) -> None:
 
 
 def test_no_tokenizer_no_count(studio: Studio, project: Project) -> None:
-    assert counter_for("somebody/not-here") is None
-    assert counter_for("/no/such/folder.safetensors") is None
+    assert counters_for("sdxl", "somebody/not-here") == {}
+    assert counters_for("sdxl", "/no/such/folder.safetensors") == {}
     config = parse({"model": {"base": "somebody/not-here"}})
     project.save_config(config.model_copy(update={"dataset": project.config().dataset}))
     assert captions.count_tokens(studio, {"project": project.id, "texts": ["a"]}) == {
         "counts": None,
         "limit": None,
     }
+
+
+def test_what_the_model_reads_of_a_caption(studio: Studio, project: Project) -> None:
+    config = parse(
+        {
+            "train": {"steps": 100},
+            "captions": {"prefix": "photo of luna,", "shuffle": True, "wildcards": True, "warmup_steps": 0.5},
+        }
+    )
+    project.save_config(config.model_copy(update={"dataset": project.config().dataset}))
+    record = project.dataset().images[0]
+    asked = {"project": project.id, "image": record.id, "text": "{red|blue} hat, sofa, garden"}
+    looks = captions.read_as(studio, asked)["looks"]
+    json.dumps(looks)
+    assert [(look["epoch"], look["step"]) for look in looks] == [(1, 1), (2, 5), (3, 9), (25, 97)]
+    for look in looks:
+        assert [title for title, _ in look["stages"]][-2:] == ["Tags", "Secondary separator"]
+        assert look["stages"][0][1] == asked["text"]
+        assert look["stages"][3][1].split()[3] in ("red", "blue")
+        last = look["stages"][-1][1]
+        assert last.startswith("photo of luna, ") and "{" not in last
+        assert [one["encoder"] for one in look["tokens"]] == ["text_encoder", "text_encoder_2"]
+        assert all(one["limit"] == 77 and one["count"] > 5 for one in look["tokens"])
+    assert looks[0]["stages"][-1][1].count(",") == 1, "the warm-up shows one tag at first"
+    assert looks[-1]["stages"][-1][1].count(",") == 3
+    empty = captions.read_as(studio, {**asked, "text": " "})["looks"][0]
+    assert empty["stages"][0][1] == project.dataset().trigger
+    away = parse({"model": {"family": "flux", "base": "somebody/not-here"}})
+    project.save_config(away.model_copy(update={"dataset": project.config().dataset}))
+    tokens = captions.read_as(studio, asked)["looks"][0]["tokens"]
+    assert tokens == [{"encoder": "", "count": 12, "limit": 512}], "an estimate has no encoder"

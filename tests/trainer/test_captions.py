@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from dataset_tools.caption_preview import caption_previews
 from dataset_tools.dataset import load_dataset, write_caption
 from tests.pictures import draw_project
 from trainer import cache
+from trainer.__main__ import main
 from trainer.cache import TextCache
 from trainer.captions import Captions
 from trainer.contract.errors import RunError
@@ -136,3 +138,45 @@ def test_a_variant_that_is_cut_is_told(live: bool, tiny_base: Path, tagged: Path
     told = [event["text"] for event in read_events(run.events)[0] if event["kind"] == "warning"]
     assert len(told) == 1 and told[0].startswith("1 caption is longer than the 77 tokens")
     assert f"that of {record.original_name}" in told[0]
+
+
+@pytest.mark.parametrize("variants", [0, 3])
+def test_the_preview_shows_what_is_trained(variants: int, tagged: Path) -> None:
+    """Every epoch that is shown, of every picture, by the same draw."""
+    settings = DatasetSettings(path=str(tagged), repeats=2)
+    images = freeze_dataset(tagged, settings, 64, 8, tagged)
+    captions = captions_of(tagged, images, 40, variants=variants, prefix="photo,")
+    trained = {
+        (one.image.id, one.epoch + 1): captions.of(one)
+        for batch in range(80)
+        for one in captions.plan.batch(batch)
+        if one.repeat == 0
+    }
+    for image in images:
+        previews = caption_previews(
+            image.caption,
+            captions.config,
+            {},
+            image_id=image.id,
+            repeats=image.repeats,
+            looks_an_epoch=sum(one.repeats for one in images),
+        )
+        assert len(previews) == 4
+        for preview in previews[:-1]:  # of the last epoch this run shows a part
+            assert preview.stages.caption == trained[image.id, preview.epoch]
+    assert len(set(trained.values())) > 6
+
+
+def test_check_shows_captions_stage_by_stage(tagged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tagged.parent / "recipe.toml"
+    settings = "shuffle = true\nwildcards = true\nkeep_tokens = 1\n"
+    file.write_text(f'[dataset]\npath = "{tagged}"\n[captions]\n{settings}')
+    assert main(["check", str(file)]) == 0
+    assert "epoch" not in capsys.readouterr().out
+    assert main(["check", str(file), "--captions", "2"]) == 0
+    told = capsys.readouterr().out
+    assert told.count(f": {TAGS}, picture") == 2
+    assert told.count("  epoch 1: ") == 2 and "of 77 tokens (text_encoder_2)" in told
+    tags = [line.split(":", 1)[1].strip() for line in told.splitlines() if line.startswith("    Tags:")]
+    assert len(tags) >= 7 and all(line.startswith("zwx, ") and "{" not in line for line in tags)
+    assert len(set(tags)) > 5

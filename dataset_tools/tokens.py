@@ -1,20 +1,24 @@
-"""How many tokens a caption has, and whether a trigger word is rare: told only where the base's own
-tokenizer is on this machine. A guess by words or characters would be wrong where it matters.
+"""How many tokens a caption has, told by the base's own tokenizers where they are on this machine.
 
-``tokenizers`` reads them without torch.
+``tokenizers`` reads them without torch. Everywhere else there is an estimate, to be labelled as such.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.contract.families import DEMO_BASE
+from trainer.contract.families import CATALOGUE, DEMO_BASE
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "demo" / "model"
+PARTS = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
+"""What a base's tokenizers are called, as are its text encoders: text_encoder, text_encoder_2, …"""
 
 
 @dataclass(frozen=True)
@@ -29,48 +33,61 @@ class Counter:
         return len(self.tokenizer.encode(text).ids)
 
 
-def counter_for(base: str) -> Counter | None:
-    """The first tokenizer of a base model, or None where it is not on this machine."""
-    folder = _folder(base)
-    return _load(folder) if folder else None
+def counters_for(family: str, base: str) -> dict[str, Counter]:
+    """{text encoder: counter} of the tokenizers that are on this machine. The last is that of the encoder
+    that reads most, which the trainer goes by."""
+    limit = CATALOGUE[family].token_limit
+    counters = {}
+    for folder in _folders(base):
+        if counter := _load(folder):
+            name = folder.name.replace("tokenizer", "text_encoder")
+            counters[name] = replace(counter, limit=min(limit, counter.limit))
+    return counters
 
 
-def _folder(base: str) -> Path | None:
+def estimated_tokens(text: str) -> int:
+    """About so many tokens, with start and end: English words are one each, longer ones more."""
+    return 2 + sum(math.ceil(len(word) / 8) for word in re.findall(r"\w+|[^\w\s]", text))
+
+
+def _folders(base: str) -> Iterator[Path]:
+    for part in PARTS:
+        folder = _folder(base, part)
+        if folder and any((folder / file).exists() for file in ("tokenizer.json", "vocab.json")):
+            yield folder
+
+
+def _folder(base: str, part: str) -> Path | None:
     if base == DEMO_BASE:
-        return _existing(DEMO_MODEL / "tokenizer")
+        return DEMO_MODEL / part
     local = Path(base).expanduser()
     if local.is_dir():
-        return _existing(local / "tokenizer")
+        return local / part
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        cached = try_to_load_from_cache(base, "tokenizer/tokenizer_config.json")
+        cached = try_to_load_from_cache(base, f"{part}/tokenizer_config.json")
     except HFValidationError:  # a file, or a name that no repository has
         return None
-    return _existing(Path(cached).parent) if isinstance(cached, str) else None
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
-def _existing(folder: Path) -> Path | None:
-    has = (folder / "tokenizer.json").exists() or (folder / "vocab.json").exists()
-    return folder if has else None
-
-
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=8)
 def _load(folder: Path) -> Counter | None:
     """Read ``tokenizer.json``, or the older pair of vocabulary and merges that CLIP repositories hold."""
     from tokenizers import Tokenizer
 
     try:
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        limit = int(settings.get("model_max_length", 77))
+        limit = int(settings.get("model_max_length", 77))  # 10^30 where the file names none
         whole = folder / "tokenizer.json"
         tokenizer = Tokenizer.from_file(str(whole)) if whole.exists() else _clip(folder)
     except (OSError, ValueError):
         return None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return Counter(tokenizer, limit if 0 < limit < 10_000 else 77)
+    return Counter(tokenizer, limit if limit > 0 else 77)
 
 
 def _clip(folder: Path) -> Any:
@@ -84,6 +101,8 @@ def _clip(folder: Path) -> Any:
             str(folder / "vocab.json"), str(folder / "merges.txt"), unk_token=end, end_of_word_suffix="</w>"
         )
     )
+    if tokenizer.token_to_id(start) is None:
+        raise ValueError("not CLIP's")
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
