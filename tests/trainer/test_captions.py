@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from dataset_tools.buckets import Buckets
 from dataset_tools.caption_preview import caption_previews
 from dataset_tools.dataset import load_dataset, write_caption
 from tests.pictures import draw_project
@@ -63,7 +64,7 @@ def shown(captions: Captions) -> set[tuple[str, str]]:
     ],
 )
 def test_what_is_encoded_is_what_is_shown(more: dict[str, Any], tagged: Path) -> None:
-    images = freeze_dataset(tagged, DatasetSettings(path=str(tagged)), 64, 8, tagged)
+    images = freeze_dataset(tagged, DatasetSettings(path=str(tagged)), Buckets(64), tagged)
     images = (images[0].model_copy(update={"repeats": 3}), *images[1:])
     captions = captions_of(tagged, images, 40, **more)
     every = captions.all()
@@ -78,7 +79,7 @@ def test_what_is_encoded_is_what_is_shown(more: dict[str, Any], tagged: Path) ->
 
 def test_the_step_is_that_of_the_update(tagged: Path) -> None:
     """With accumulation two batches are of one step; the warm-up counts steps."""
-    images = freeze_dataset(tagged, DatasetSettings(path=str(tagged)), 64, 8, tagged)
+    images = freeze_dataset(tagged, DatasetSettings(path=str(tagged)), Buckets(64), tagged)
     captions = captions_of(tagged, images, 40, warmup_steps=20, tag_dropout=0, shuffle=False)
     counts = [
         [len(captions.of(one, dropout=False).split(", ")) for one in captions.plan.batch(number)]
@@ -144,7 +145,7 @@ def test_a_variant_that_is_cut_is_told(live: bool, tiny_base: Path, tagged: Path
 def test_the_preview_shows_what_is_trained(variants: int, tagged: Path) -> None:
     """Every epoch that is shown, of every picture, by the same draw."""
     settings = DatasetSettings(path=str(tagged), repeats=2)
-    images = freeze_dataset(tagged, settings, 64, 8, tagged)
+    images = freeze_dataset(tagged, settings, Buckets(64), tagged)
     captions = captions_of(tagged, images, 40, variants=variants, prefix="photo,")
     trained = {
         (one.image.id, one.epoch + 1): captions.of(one)
