@@ -34,6 +34,7 @@ SECTION_TITLES = {
     "adapter": "LoRA",
     "train": "Training",
     "loss": "Loss",
+    "noise": "Noise",
     "prior": "Prior preservation",
     "samples": "Sample images",
     "checkpoints": "Checkpoints",

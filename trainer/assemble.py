@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from .contract.errors import RunError
 from .contract.families import assistant_of
 from .contract.lora_header import encoders_in, read_lora_header
 from .contract.runs import RunFolder
+from .contract.settings.noise import NoiseSettings
 from .families.base import ModelFamily, load_family
 from .hub import Tell, fetch_lora
 from .lora_file import read_lora
+from .losses import require_prediction
 from .source import BaseModel, local_path, looks_like_hub_id, resolve
 
 
@@ -79,9 +81,11 @@ def _recomputed(block: nn.Module, *inputs: Any, **more: Any) -> Any:
 def open_family(
     config: TrainConfig, base: BaseModel, device: torch.device, dtype: torch.dtype
 ) -> ModelFamily:
-    """The recipe's family over its base model."""
+    """The recipe's family over its base model. Raises RunError where the loss is not for what it predicts."""
     model = config.model
-    return load_family(model.family, base, device, dtype, model.quantize, model.quantize_text)
+    family = load_family(model.family, base, device, dtype, model.quantize, model.quantize_text)
+    require_prediction(config.loss, family.noise.prediction)
+    return family
 
 
 def find_base(
@@ -89,7 +93,21 @@ def find_base(
 ) -> BaseModel:
     """The recipe's base model on this machine, fetched if need be; ``tell`` gets the progress."""
     model = config.model
-    return resolve(model.family, model.base, model.revision, model.vae, beside=run.path, on_download=tell)
+    base = resolve(model.family, model.base, model.revision, model.vae, beside=run.path, on_download=tell)
+    return replace(base, schedule=told_schedule(config.noise))
+
+
+def told_schedule(noise: NoiseSettings) -> dict[str, Any]:
+    """What the recipe says of a base's schedule, as its scheduler's configuration: training and sampling
+    follow it alike."""
+    told: dict[str, Any] = {}
+    if noise.prediction != "auto":
+        told["prediction_type"] = noise.prediction
+    if noise.zero_terminal_snr != "auto":
+        told["rescale_betas_zero_snr"] = noise.zero_terminal_snr == "on"
+    if noise.zero_terminal_snr == "on":
+        told["timestep_spacing"] = "trailing"  # begins at the last step, which is what was changed
+    return told
 
 
 def assemble(family: ModelFamily, config: TrainConfig, beside: Path, tell: Tell = lambda text: None) -> Model:

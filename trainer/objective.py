@@ -13,8 +13,10 @@ from .captions import Captions
 from .contract.config import TrainConfig
 from .data import Sample
 from .families.base import Geometry, ModelFamily, TextEmbeds
-from .losses import elementwise, mse, per_sample
+from .losses import elementwise, flow_weights, huber_c, mse, per_sample, snr_weights
+from .noising import drawn_noise, perturbed
 from .prior import base_alone, kept_caption
+from .timesteps import times_of
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,14 @@ class Batch:
     """Samples ready for the denoiser, on its device. All of one bucket.
 
     Attributes:
-        clean_BCHW, noise_BCHW: latents of the pictures, and the noise that is mixed in.
+        clean_BCHW: latents of the pictures.
+        noise_BCHW, seen_BCHW: the noise that the target is made of, and the noise that is mixed in.
         t_B: how much of it, from 0 (clean) to 1 (noise).
     """
 
     clean_BCHW: Tensor
     noise_BCHW: Tensor
+    seen_BCHW: Tensor
     t_B: Tensor
     embeds: list[TextEmbeds]
     geometry: list[Geometry]
@@ -37,6 +41,7 @@ class Batch:
         return Batch(
             self.clean_BCHW[numbers],
             self.noise_BCHW[numbers],
+            self.seen_BCHW[numbers],
             self.t_B[numbers],
             embeds,
             [self.geometry[number] for number in numbers],
@@ -65,14 +70,22 @@ class Objective:
         return losses_B
 
     def elementwise(self, batch: Batch) -> Tensor:
-        """How far every number of the denoiser's answer is from its target, (B, C, h, w), float32."""
-        target_BCHW = self.family.noise.target(batch.clean_BCHW, batch.noise_BCHW, batch.t_B)
-        return elementwise(self.predict(batch), target_BCHW)
+        """How far every number of the denoiser's answer is from its target, (B, C, h, w), float32; of a flow
+        weighed by its time."""
+        noise, loss, t_B = self.family.noise, self.config.loss, batch.t_B
+        prediction_BCHW = self.predict(batch)
+        target_BCHW = noise.target(batch.clean_BCHW, batch.noise_BCHW, t_B)
+        t = t_B.reshape(-1, 1, 1, 1)
+        if self.config.noise.kohya_flow:  # the picture that follows is x_t - t · velocity
+            prediction_BCHW, target_BCHW = t * prediction_BCHW.float(), t * target_BCHW
+        losses = elementwise(prediction_BCHW, target_BCHW, loss.type, huber_c(loss, noise, t_B))
+        return losses * flow_weights(self.config.noise.weighting, t)
 
     def weights(self, batch: Batch, samples: list[Sample]) -> Tensor:
         """How much each sample counts, (B,): its picture's own weight, and its time's."""
+        noise = self.family.noise
         pictures_B = torch.tensor([one.image.weight for one in samples], device=self.device)
-        return pictures_B * self.family.noise.weight(batch.t_B, self.config.loss.min_snr_gamma)
+        return pictures_B * snr_weights(self.config.loss, noise.prediction, noise.snr(batch.t_B))
 
     def output_change(self, samples: list[Sample], batch: Batch) -> Tensor:
         """How far the LoRA moves the answers to captions without the trigger, (B,); 0 for samples that
@@ -98,17 +111,26 @@ class Objective:
         flips = [data.flip and sample.uniform("flip") < 0.5 for sample in samples]
         captions = [self.captions.of(sample) for sample in samples]
         clean = [self.latents.get(one.image.id, flip) for one, flip in zip(samples, flips, strict=True)]
-        noise = [one.noise_like(latent) for one, latent in zip(samples, clean, strict=True)]
-        t_B = self.family.noise.sample_t(torch.tensor([one.uniform("t") for one in samples]))
+        settings = self.config.noise
+        noise = [drawn_noise(settings, one, latent) for one, latent in zip(samples, clean, strict=True)]
+        seen = [perturbed(settings, one, drawn) for one, drawn in zip(samples, noise, strict=True)]
         return Batch(
             torch.stack(clean).to(self.device),
             torch.stack(noise).to(self.device),
-            t_B.to(self.device),
+            torch.stack(seen).to(self.device),
+            self.times(samples, clean[0]).to(self.device),
             self.texts.embeds(captions),
             [one.image.geometry(flip) for one, flip in zip(samples, flips, strict=True)],
         )
 
+    def times(self, samples: list[Sample], latents_CHW: Tensor) -> Tensor:
+        """How much noise each sample gets, (B,), as ``noise.timesteps`` draws it."""
+        noise, patch = self.family.noise, self.family.patch
+        height, width = latents_CHW.shape[-2:]
+        u_B = torch.tensor([one.uniform("t") for one in samples])
+        return noise.sample_t(u_B, times_of(self.config.noise, noise.times), height * width // patch**2)
+
     def predict(self, batch: Batch) -> Tensor:
         """The denoiser's answer to a noisy batch, (B, C, h, w)."""
-        noisy_BCHW = self.family.noise.mix(batch.clean_BCHW, batch.noise_BCHW, batch.t_B)
+        noisy_BCHW = self.family.noise.mix(batch.clean_BCHW, batch.seen_BCHW, batch.t_B)
         return self.family.predict(self.model.denoiser, noisy_BCHW, batch.t_B, batch.embeds, batch.geometry)

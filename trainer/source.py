@@ -40,6 +40,7 @@ class BaseModel:
     single file, which has none, that of the family's reference model. ``vae`` is a VAE to use instead
     of the base's own: a folder with config.json, or a single file. ``name`` is what the user called the
     base, fit for metadata (never a path). ``borrowed`` are the folders of parts that come from elsewhere.
+    ``schedule`` is what the recipe knows better than the base's scheduler configuration.
     """
 
     name: str
@@ -47,6 +48,7 @@ class BaseModel:
     config: Path
     vae: Path | None = None
     borrowed: Mapping[str, Path] = field(default_factory=dict)
+    schedule: Mapping[str, Any] = field(default_factory=dict)
 
     def folder(self, part: str) -> Path:
         """Where a part's configuration or tokenizer is."""

@@ -38,7 +38,7 @@ def test_an_infinite_loss_stops_the_run_and_names_the_pictures(
 ) -> None:
     calls = 0
 
-    def broken(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def broken(prediction: torch.Tensor, target: torch.Tensor, *_: object) -> torch.Tensor:
         nonlocal calls
         calls += 1
         losses = (prediction - target).square()
@@ -59,7 +59,7 @@ def test_an_infinite_loss_stops_the_run_and_names_the_pictures(
 def test_an_infinite_gradient_stops_the_run_too(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
 
-    def broken(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def broken(prediction: torch.Tensor, target: torch.Tensor, *_: object) -> torch.Tensor:
         nonlocal calls
         calls += 1
         losses = (prediction - target).square()

@@ -12,6 +12,7 @@ from tests.tiny_families import sana as tiny
 from trainer.families.sana import _INSTRUCTION, Family
 from trainer.noise import Flow
 from trainer.source import resolve
+from trainer.timesteps import Times
 
 CPU = torch.device("cpu")
 
@@ -41,5 +42,5 @@ def test_the_scheduler_says_the_shift(name: str) -> None:
     family.denoiser_config = {"sample_size": 32}
     family.vae_config = {"encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024]}
     family.setup()
-    assert family.noise == Flow(2.0, logit_normal=True)
+    assert family.noise == Flow(Times("logit_normal", 2.0))
     assert family.resolution == 1024

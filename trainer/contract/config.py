@@ -21,6 +21,7 @@ from .settings.dataset import DatasetSettings
 from .settings.files import CheckpointSettings, OutputSettings
 from .settings.loss import LossSettings
 from .settings.model import ModelSettings
+from .settings.noise import NoiseSettings
 from .settings.prior import PriorSettings
 from .settings.samples import SampleSettings
 from .settings.section import Section
@@ -28,6 +29,17 @@ from .settings.train import TrainSettings
 
 TEXT_RATES = ("text_encoder_lr", "text_encoder_2_lr")
 """The settings of ``train`` for a family's trainable text encoders, in their order."""
+
+
+_FOR_FLOW = ("noise.shift", "noise.weighting", "noise.kohya_flow")
+_FOR_DIFFUSION = (
+    "noise.prediction",
+    "noise.zero_terminal_snr",
+    "loss.debiased",
+    "loss.v_pred_like",
+    "loss.scale_v_like_noise",
+)
+"""Settings that models of the other process cannot have."""
 
 
 def _problem(setting: str, sentence: str) -> PydanticCustomError:
@@ -44,6 +56,7 @@ class TrainConfig(Section):
     adapter: AdapterSettings = Field(default_factory=AdapterSettings)
     train: TrainSettings = Field(default_factory=TrainSettings)
     loss: LossSettings = Field(default_factory=LossSettings)
+    noise: NoiseSettings = Field(default_factory=NoiseSettings)
     prior: PriorSettings = Field(default_factory=PriorSettings)
     samples: SampleSettings = Field(default_factory=SampleSettings)
     checkpoints: CheckpointSettings = Field(default_factory=CheckpointSettings)
@@ -108,6 +121,25 @@ class TrainConfig(Section):
             raise _problem("dataset.bucket_min", f"{data.bucket_min} px is above the resolution of {side} px")
         if side and data.bucket_max and data.bucket_max < side:
             raise _problem("dataset.bucket_max", f"{data.bucket_max} px is below the resolution of {side} px")
+        return self
+
+    @model_validator(mode="after")
+    def _noise_goes_with_the_process(self) -> TrainConfig:
+        noise, row = self.noise, CATALOGUE[self.model.family]
+        if noise.t_min >= noise.t_max:
+            least, most = f"{noise.t_min:g}", f"{noise.t_max:g}"
+            raise _problem("noise.t_min", f"{least} is not below noise.t_max, {most}; set it to 0")
+        others = _FOR_DIFFUSION if row.process == "flow" else _FOR_FLOW
+        kinds = "that predict noise or v" if row.process == "flow" else "of rectified flow"
+        if row.process != "flow" and noise.timesteps in ("shift", "flux_shift"):
+            raise _problem("noise.timesteps", f"{noise.timesteps} is for models {kinds}; choose another")
+        for path in others:
+            section, _, name = path.partition(".")
+            settings: Section = getattr(self, section)
+            usual = type(settings).model_fields[name].default
+            if getattr(settings, name) != usual:
+                back = {None: "leave it empty", False: "switch it off"}.get(usual, f"set it to {usual}")
+                raise _problem(path, f"is for models {kinds}, which {row.label} is not; {back}")
         return self
 
     def text_encoder_rates(self) -> dict[str, float]:

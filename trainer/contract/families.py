@@ -84,6 +84,7 @@ SDXL = Family(
     lora_params_per_rank={"attention": 1451.5, "transformer": 2659.8, "transformer+conv": 3074.2},
     activation_gib=(7.7, 0.45),
     pipelines=("StableDiffusionXL",),
+    process="diffusion",
     signatures=(
         Signature(
             "an SDXL checkpoint", (r"label_emb\.", r"input_blocks\.4\.1\."), (r"input_blocks\.(1\.1|9)\.",)
@@ -136,6 +137,7 @@ SD15 = Family(
     lora_params_per_rank={"attention": 199.3, "transformer": 423.9, "transformer+conv": 1050.8},
     activation_gib=(3.1, 0.2),
     pipelines=("StableDiffusionPipeline",),
+    process="diffusion",
     signatures=(
         Signature(
             "an SD 2.x checkpoint",

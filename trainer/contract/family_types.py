@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Family:
     """One architecture.
 
     Attributes:
+        process: what it was trained to undo: rectified flow, or diffusion in discrete timesteps.
         pipelines: beginnings of the names of the pipeline classes in diffusers folders.
         signatures: how its single-file checkpoints are recognised.
         file_parts: the parts that such a checkpoint holds; the others come from the reference base.
@@ -96,6 +97,7 @@ class Family:
     lora_params_per_rank: dict[str, float]
     activation_gib: tuple[float, float]
     pipelines: tuple[str, ...]
+    process: Literal["flow", "diffusion"] = "flow"
     signatures: tuple[Signature, ...] = ()
     file_parts: tuple[str, ...] = ("transformer",)
     lora_signatures: tuple[Signature, ...] = ()

@@ -74,6 +74,7 @@ class ModelFamily(Protocol):
         noise: the process that the base was trained under, known once constructed.
         resolution: native side of this base in pixels.
         tokens: how many tokens of a caption this base reads.
+        patch: side of the square of latents that is one token of the denoiser (1: each is its own).
         denoiser_part: the denoiser's name in diffusers' pipelines and LoRA files, "unet" or "transformer".
         targets: ``adapter.targets`` -> regular expression that full-matches the module names of the
             denoiser that get a LoRA.
@@ -86,6 +87,7 @@ class ModelFamily(Protocol):
     noise: Noise
     resolution: int
     tokens: int
+    patch: ClassVar[int]
     denoiser_part: ClassVar[str]
     targets: ClassVar[dict[str, str]]
     trainable_text: ClassVar[tuple[str, ...]]

@@ -32,6 +32,7 @@ class Family(NativeFamily):
     pipeline_class = ErnieImagePipeline
     denoiser_class = ErnieImageTransformer2DModel
     vae_class = AutoencoderKLFlux2
+    patch = 1  # latents are in patches already
     text_classes: ClassVar[dict[str, Any]] = {"text_encoder": Mistral3Model}
     tokenizer_classes: ClassVar[dict[str, Any]] = {"tokenizer": TokenizersBackend}
     targets: ClassVar[dict[str, str]] = {

@@ -42,6 +42,7 @@ class Family(FluxFamily):
     pipeline_class = Flux2KleinPipeline
     denoiser_class = Flux2Transformer2DModel
     vae_class = AutoencoderKLFlux2
+    patch = 1  # latents are in patches already
     text_classes: ClassVar[dict[str, Any]] = {"text_encoder": Qwen3ForCausalLM}
     tokenizer_classes: ClassVar[dict[str, Any]] = {"tokenizer": Qwen2Tokenizer}
     targets: ClassVar[dict[str, str]] = {

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Flow
+from ..timesteps import Times
 from .base import Native
 from .native_file import NativeFamily
 from .packing import pack
@@ -73,7 +74,7 @@ class FluxFamily(NativeFamily):
 
     def setup(self) -> None:
         # Times as kohya's and ai-toolkit's "sigmoid": most of the learning is at middle noise.
-        self.noise = Flow(logit_normal=True)
+        self.noise = Flow(Times("logit_normal"))
         self.resolution = int(self.base.read_json("vae", "config.json")["sample_size"])
         self.width = self.denoiser_config["num_attention_heads"] * self.denoiser_config["attention_head_dim"]
 

@@ -32,6 +32,7 @@ from transformers import (
 from ..contract import families as catalogue
 from ..contract.errors import RunError
 from ..noise import Flow
+from ..timesteps import Times
 from .base import Geometry, TextEmbeds
 from .native_file import NativeFamily
 
@@ -81,7 +82,7 @@ class Family(NativeFamily):
         self.resolution = 8 * min(rows, columns)
         # Two schedulers can sample it, and each has a name of its own for the shift.
         shift = self.schedule.get("flow_shift") or self.schedule.get("shift") or 1.0
-        self.noise = Flow(float(shift), logit_normal=True)
+        self.noise = Flow(Times("logit_normal", float(shift)))
 
     def embed(self, text: Any, captions: list[str]) -> list[TextEmbeds]:
         t5, _, llama, _, pooled, _ = text.encode_prompt(

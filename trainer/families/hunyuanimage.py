@@ -48,6 +48,7 @@ class Family(FluxFamily):
     pipeline_class = GuidedPipeline
     denoiser_class = HunyuanImageTransformer2DModel
     vae_class = AutoencoderKLHunyuanImage
+    patch = 1
     text_classes: ClassVar[dict[str, Any]] = {
         "text_encoder": Qwen2_5_VLForConditionalGeneration,
         "text_encoder_2": T5EncoderModel,

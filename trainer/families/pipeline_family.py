@@ -26,6 +26,7 @@ from ..hub import VARIANTS
 from ..noise import Flow, Noise
 from ..quantize import Quantization, quantize
 from ..source import BaseModel, fingerprint
+from ..timesteps import Times
 from .base import Native, TextEmbeds
 
 
@@ -44,6 +45,7 @@ class PipelineFamily:
         unread: regular expression for modules of the last transformer block, named from the block on, whose
             output nothing reads (the text's side of it): they get no LoRA.
         clip_names: what ComfyUI calls the trainable text encoders.
+        patch: side of the square of latents that is one token of the denoiser.
     """
 
     row: ClassVar[catalogue.Family]
@@ -58,6 +60,7 @@ class PipelineFamily:
     unread: ClassVar[str] = ""
     text_targets: ClassVar[str] = ""
     clip_names: ClassVar[dict[str, str]] = {}
+    patch: ClassVar[int] = 2
 
     noise: Noise
     resolution: int
@@ -174,7 +177,7 @@ class PipelineFamily:
             low, high = schedule.get("base_shift", 0.5), schedule.get("max_shift", 1.15)
             mu = low + (high - low) * (tokens - few) / (many - few)
             shift = mu if schedule.get("time_shift_type") == "linear" else math.exp(mu)
-        return Flow(shift, logit_normal=True)
+        return Flow(Times("logit_normal", shift))
 
     # Parts ----------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from transformers import Gemma2Model, GemmaTokenizer
 
 from ..contract import families as catalogue
 from ..noise import Flow
+from ..timesteps import Times
 from .base import Geometry, Native, TextEmbeds
 from .pipeline_family import PipelineFamily
 
@@ -66,6 +67,7 @@ class Family(PipelineFamily):
     pipeline_class = SanaPipeline
     denoiser_class = SanaTransformer2DModel
     vae_class = AutoencoderDC
+    patch = 1
     text_classes: ClassVar[dict[str, Any]] = {"text_encoder": Gemma2Model}
     tokenizer_classes: ClassVar[dict[str, Any]] = {"tokenizer": GemmaTokenizer}
     targets: ClassVar[dict[str, str]] = {
@@ -79,7 +81,7 @@ class Family(PipelineFamily):
         self.resolution = int(self.denoiser_config["sample_size"]) * vae_factor
         # Two schedulers can sample it, and each has a name of its own for the shift.
         shift = self.schedule.get("flow_shift") or self.schedule.get("shift") or 1.0
-        self.noise = Flow(float(shift), logit_normal=True)
+        self.noise = Flow(Times("logit_normal", float(shift)))
 
     # Encoding -------------------------------------------------------------------------------------
 

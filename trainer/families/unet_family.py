@@ -30,6 +30,7 @@ class UnetFamily(PipelineFamily):
 
     denoiser_part = "unet"
     denoiser_class = UNet2DConditionModel
+    patch = 1
     targets: ClassVar[dict[str, str]] = {
         "attention": rf".*\.{_ATTENTION}",
         "transformer": rf".*attentions\..*{_TRANSFORMER}",
@@ -41,11 +42,12 @@ class UnetFamily(PipelineFamily):
     layout: single_file.Layout
 
     def setup(self) -> None:
-        """The schedule and what is predicted (noise, or v) are the base's own."""
+        """Schedule and prediction (noise, or v) are the base's own, unless the recipe says otherwise."""
         if self.base.single_file:
             self.schedule |= single_file.schedule(self.base.header)
         elif (known := known_base(self.row.key, self.base.name)) and known.schedule:
             self.schedule |= known.schedule
+        self.schedule |= self.base.schedule
         self._require_plain_latents()
         ddpm = DDPMScheduler.from_config(self.schedule)
         self.noise = Ddpm(ddpm.alphas_cumprod.float(), ddpm.config.prediction_type)
@@ -90,7 +92,9 @@ class UnetFamily(PipelineFamily):
 
     def prediction_metadata(self) -> dict[str, str]:
         v = self.noise.prediction == "v_prediction"
+        zero = bool(self.noise.alphas_cumprod[-1] == 0)
         return {
             **({"ss_v_parameterization": "True"} if v else {}),
+            **({"ss_zero_terminal_snr": "True"} if zero else {}),
             "modelspec.prediction_type": "v" if v else "epsilon",
         }
