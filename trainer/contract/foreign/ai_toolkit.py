@@ -255,8 +255,29 @@ def _take_train(found: Imported, train: dict[str, Any], whole: bool) -> None:
                 found.leave(f"train.{option}", train.pop(option), "goes with diff_output_preservation")
     elif preserve is not None:
         found.keep("train.diff_output_preservation", preserve, "prior.method", "output")
+    _take_timesteps(found, train, whole)
     follow(found, train, tables.TRAIN, "train.")
     found.unknown({f"train.{key}": value for key, value in train.items()})
+
+
+_DISTRIBUTIONS = {"sigmoid": "sigmoid", "linear": "uniform", "shift": "flux_shift"}
+
+
+def _take_timesteps(found: Imported, train: dict[str, Any], whole: bool) -> None:
+    name = train.pop("timestep_type", None)
+    row = CATALOGUE[found.get("model.family")]
+    if row.process != "flow":
+        if name is not None:
+            found.leave("train.timestep_type", name, f"only for flow models, which {row.label} is not")
+    elif name is None:
+        if whole:
+            found.take("noise.timesteps", "sigmoid", "ai-toolkit's default", "default")
+    elif str(name) in _DISTRIBUTIONS:
+        ours = _DISTRIBUTIONS[str(name)]
+        why = "it grows with the picture; shifted is a sigmoid here" if ours == "flux_shift" else ""
+        found.keep("train.timestep_type", name, "noise.timesteps", ours, why)
+    else:
+        found.miss("train.timestep_type", name, "not offered; the family's own distribution is taken")
 
 
 def _take_schedule(found: Imported, train: dict[str, Any]) -> None:

@@ -23,19 +23,13 @@ from .rules import (
     Table,
     To,
     one,
+    v_prediction,
 )
 
 
 def _extension(value: Any) -> None:
     if str(value).strip().lstrip(".").lower() != "txt":
         raise Unusable("captions are read from .txt files here; rename yours")
-
-
-def _timesteps(value: Any) -> str:
-    names = {"sigmoid": "sigmoid", "linear": "uniform", "shift": "shift"}
-    if str(value) not in names:
-        raise Unusable(f"the distribution {shown(value)} is not offered; the family's usual one is taken")
-    return names[str(value)]
 
 
 def _loss(value: Any) -> str:
@@ -102,7 +96,7 @@ DATASET: Table = {
     "prior_reg": NOT_OFFERED,
     "network_weight": Only(one),
     "loss_multiplier": Only(one),
-    "alpha_mask": To("loss.mask", lambda value: "off" if is_off(value) else "batch"),
+    "alpha_mask": To("loss.mask", lambda value: None if is_off(value) else "batch"),
     "mask_path": Absent("put masks into masks/ beside the photos"),
     "mask_min_value": To("loss.mask_floor"),
     "invert_mask": Absent("invert the masks themselves"),
@@ -137,7 +131,6 @@ TRAIN: Table = {
     "noise_scheduler": SCHEDULER,
     "max_grad_norm": To("train.max_grad_norm"),
     "dtype": To("model.precision", precision, "the LoRA itself stays in adapter.precision"),
-    "timestep_type": To("noise.timesteps", _timesteps),
     "linear_timesteps": Absent("a weight per timestep is not offered"),
     "linear_timesteps2": Absent("a weight per timestep is not offered"),
     "content_or_style": Absent("noise levels are drawn as noise.timesteps says", ("balanced",)),
@@ -178,7 +171,7 @@ TRAIN: Table = {
 MODEL: Table = {
     "quantize": Ignored("read with qtype"),
     "quantize_te": Ignored("read with qtype_te"),
-    "is_v_pred": SCHEDULER,
+    "is_v_pred": To("noise.prediction", v_prediction),
     "dtype": To("model.precision", precision),
     "vae_path": To("model.vae"),
     "assistant_lora_path": To("model.assistant"),

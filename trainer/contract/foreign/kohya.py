@@ -14,6 +14,7 @@ from ..config import TEXT_RATES
 from ..families import CATALOGUE
 from . import kohya_tables
 from .kohya_dataset import take_buckets, take_dataset
+from .kohya_flow import take_flow
 from .kohya_network import take_network
 from .names import effective_rate, family_called, flat, side, take_base
 from .prompt_lines import prompt_lines, take_prompts
@@ -51,11 +52,14 @@ def read_kohya(options: dict[str, Any], beside: Beside, script: str = "") -> Imp
     _take_duration(found, options)
     _take_schedule(found, options)
     _take_optimizer(found, options)
-    _take_timesteps(found, options)
+    take_flow(found, options)
+    _take_loss(found, options)
     _take_photos(found, options, beside)
     _take_samples(found, options, beside)
     _take_saving(found, options)
     follow(found, options, kohya_tables.ALL)
+    if found.has("loss.mask"):
+        found.assume("loss.mask_floor", 0, "kohya's masks hide all that lies outside")
     if not found.has("dataset.resolution"):
         found.note("kohya has no usual resolution; the base's own is taken.")
     found.unknown(options)
@@ -260,42 +264,20 @@ def _take_optimizer(found: Imported, options: dict[str, Any]) -> None:
             found.miss(option, value, "a wrapper around any optimizer is not offered")
 
 
-_SAMPLINGS = {
-    "uniform": "uniform",
-    "sigmoid": "sigmoid",
-    "shift": "shift",
-    "flux_shift": "flux_shift",
-    "logit_normal": "logit_normal",
-    "mode": "mode",
-}
-
-
-def _take_timesteps(found: Imported, options: dict[str, Any]) -> None:
-    """How a flow model's noise levels are drawn, and kohya's own weighting of them."""
-    sampling, weighting = options.pop("timestep_sampling", None), options.pop("weighting_scheme", None)
-    prediction = options.pop("model_prediction_type", None)
-    if sampling not in (None, ""):
-        if sampling in _SAMPLINGS:
-            found.keep("timestep_sampling", sampling, "noise.timesteps", _SAMPLINGS[str(sampling)])
-        else:
-            found.miss("timestep_sampling", sampling, "the family's usual distribution is taken")
-    if weighting in _SAMPLINGS and sampling in (None, "", "sigma"):
-        found.keep("weighting_scheme", weighting, "noise.timesteps", _SAMPLINGS[str(weighting)])
-    elif weighting not in (None, ""):
-        if is_off(weighting):
-            found.leave("weighting_scheme", weighting, "every noise level counts the same, as it is here")
-        else:
-            found.keep("weighting_scheme", weighting, "noise.weighting", weighting)
-    if prediction not in (None, ""):
-        if prediction == "raw":
-            found.leave("model_prediction_type", prediction, "plain velocity, as it is here")
-        else:
-            found.miss(
-                "model_prediction_type",
-                prediction,
-                "kohya then compares an estimate of the picture with the velocity, which its own guide "
-                "advises against; plain velocity is trained here",
-            )
+def _take_loss(found: Imported, options: dict[str, Any]) -> None:
+    """The Huber border, which matters to two losses alone, and whose "snr" kohya has not for flow models."""
+    if str(options.get("loss_type")) not in ("huber", "smooth_l1"):
+        for name in ("huber_schedule", "huber_c", "huber_scale"):
+            if (value := options.pop(name, None)) is not None:
+                found.leave(name, value, "only for the losses huber and smooth_l1")
+    elif CATALOGUE[found.get("model.family")].process == "flow" and options.get("huber_schedule") in (
+        None,
+        "snr",
+    ):
+        found.note(
+            "The Huber schedule is snr, kohya's default: its scripts stop there with flow models. Here snr "
+            "has a form of its own for them (loss.huber_schedule)."
+        )
 
 
 def _take_photos(found: Imported, options: dict[str, Any], beside: Beside) -> None:

@@ -34,6 +34,8 @@ def take_dataset(found: Imported, tables: dict[str, Any], reg_weight: Any = None
     take_buckets(found, merged)
     follow(found, merged, _KNOWN)
     follow(found, merged, _DATASET)
+    if found.has("loss.mask"):
+        found.assume("loss.mask_floor", 0, "kohya's masks hide all that lies outside")
     if "network_multiplier" in merged:
         found.miss("network_multiplier", merged.pop("network_multiplier"), "not offered")
     found.unknown(merged)

@@ -48,7 +48,8 @@ _KINDS = {
     "LyCORIS/BOFT": ("lycoris.kohya", "boft"),
     "LyCORIS/Native Fine-Tuning": ("lycoris.kohya", "full"),
 }
-_CONVOLUTIONS = ("Kohya LoCon", "LyCORIS/LoCon", "LyCORIS/LoHa", "LyCORIS/LoKr")
+_ONLY_FOR = {"conv_": ("LoCon", "LoHa", "LoKr"), "unit": ("DyLoRA",), "factor": ("LoKr",)}
+"""Beginnings of options that the GUI always saves, and the kinds of adapters that they are for."""
 _PAGE = Ignored("a setting of the GUI itself")
 _LAUNCH = Ignored("how the process is launched; it does not change the result")
 _GUI: Table = {
@@ -75,6 +76,7 @@ _GUI: Table = {
 def read_kohya_gui(options: dict[str, Any], beside: Beside) -> Imported:
     options = dict(options)
     opening = Imported()
+    options = {name: value for name, value in options.items() if not _blank(opening, name, value)}
     chosen = []
     for box, name in (("sdxl", "sdxl"), ("flux1_checkbox", "flux"), ("sd3_checkbox", "sd3")):
         if (value := options.pop(box, None)) is not None:
@@ -94,8 +96,9 @@ def read_kohya_gui(options: dict[str, Any], beside: Beside) -> Imported:
         value = options.pop(name, None)
         if value is None:
             continue
-        if is_off(value) or (name.startswith("conv_") and kind not in _CONVOLUTIONS):
-            opening.leave(name, value, "off, as it is here")
+        kinds = next((kinds for start, kinds in _ONLY_FOR.items() if name.startswith(start)), None)
+        if is_off(value) or (kinds is not None and not kind.endswith(kinds)):
+            opening.leave(name, value, "off, or for other kinds of adapters")
         else:
             arguments[name] = value
     if (warmup := options.pop("lr_warmup", None)) is not None:
@@ -125,7 +128,6 @@ def read_kohya_gui(options: dict[str, Any], beside: Beside) -> Imported:
                 opening.leave(old, value, f"{new} is given")
             else:
                 options[new], written[new] = value, old
-    options = {name: value for name, value in options.items() if not _blank(opening, name, value)}
     follow(opening, options, _GUI)
     if not module:
         opening.leave("LoRA_type", kind, "a LoRA, of the kind that suits the base")

@@ -18,7 +18,6 @@ from .rules import (
     HUB,
     NOT_OFFERED,
     RESUME,
-    SCHEDULER,
     SECRET,
     SPEED,
     TRACKED,
@@ -27,6 +26,8 @@ from .rules import (
     Only,
     Table,
     To,
+    on,
+    v_prediction,
 )
 
 _FULL = Ignored("only for full fine-tuning; it has no effect on a LoRA")
@@ -57,8 +58,8 @@ def _guidance(value: Any) -> None:
 
 MODEL: Table = {
     "v2": Ignored("the base's own files say so"),
-    "v_parameterization": SCHEDULER,
-    "zero_terminal_snr": SCHEDULER,
+    "v_parameterization": To("noise.prediction", v_prediction),
+    "zero_terminal_snr": To("noise.zero_terminal_snr", on),
     "vae": To("model.vae"),
     "mixed_precision": To("model.precision", precision, "the LoRA itself stays in adapter.precision"),
     "full_fp16": Absent("a LoRA in fp16 cannot be scaled safely; adapter.precision = bf16 halves it"),
@@ -204,12 +205,6 @@ LOSS: Table = {
     "perlin_noise": Absent("not offered, and in kohya's scripts neither"),
     "min_timestep": To("noise.t_min", lambda value: number(value) / 1000, "a share of the 1000 timesteps"),
     "max_timestep": To("noise.t_max", lambda value: number(value) / 1000, "a share of the 1000 timesteps"),
-    "sigmoid_scale": To("noise.sigmoid_scale"),
-    "discrete_flow_shift": To("noise.shift"),
-    "training_shift": To("noise.shift"),
-    "logit_mean": Absent("the logit-normal distribution is centred here", (0, 0.0, "0", "0.0")),
-    "logit_std": Absent("noise.sigmoid_scale is the width here", (1, 1.0, "1", "1.0")),
-    "mode_scale": Absent("the mode distribution has its usual scale, 1.29", (1.29, "1.29")),
 }
 
 SAVING: Table = {
@@ -301,8 +296,8 @@ IMAGES: Table = {
     "cache_text_encoder_outputs_to_disk": CACHED,
     "skip_cache_check": CACHED,
     "cache_info": CACHED,
-    "masked_loss": To("loss.mask", lambda value: "off" if is_off(value) else "kohya"),
-    "alpha_mask": To("loss.mask", lambda value: "off" if is_off(value) else "kohya"),
+    "masked_loss": To("loss.mask", lambda value: None if is_off(value) else "kohya"),
+    "alpha_mask": To("loss.mask", lambda value: None if is_off(value) else "kohya"),
     "in_json": Absent("captions are .txt files; a metadata JSON is not read"),
     "dataset_class": Absent("code of others is not run"),
     "conditioning_data_dir": Absent("put masks beside the photos"),

@@ -19,6 +19,7 @@ from .report import Imported, Unusable, is_off, number, shown
 from .rules import follow
 from .shared import (
     Folder,
+    leave_off,
     safe_name,
     take_alpha,
     take_folders,
@@ -51,6 +52,7 @@ def read_onetrainer(data: dict[str, Any], name: str, beside: Beside) -> Imported
     _take_duration(found, options)
     _take_optimizer(found, options)
     _take_loss(found, options)
+    _take_timesteps(found, options)
     _take_concepts(found, options, beside)
     _take_samples(found, options, beside)
     _take_saving(found, options)
@@ -68,7 +70,8 @@ def _take_adapter(found: Imported, options: dict[str, Any]) -> None:
         found.keep("peft_type", kind, "adapter.type", ours)
     else:
         found.miss("peft_type", kind, "this kind of adapter is not offered; a LoRA is trained")
-    option = "lokr_dim" if kind == "LOKR" and "lokr_dim" in options else "lora_rank"
+    option = {"LOKR": "lokr_dim", "OFT_2": "oft_block_size"}.get(kind, "lora_rank")
+    option = option if option in options else "lora_rank"
     rank = options.pop(option, None)
     if rank is None:
         found.take("adapter.rank", 16, "OneTrainer's default", "default")
@@ -84,6 +87,8 @@ def _take_adapter(found: Imported, options: dict[str, Any]) -> None:
         found.take("adapter.targets", targets["full"], 'OneTrainer\'s default, "full"', "default")
     elif preset in targets:
         found.keep("layer_filter_preset", preset, "adapter.targets", targets[preset])
+        if (layers := options.pop("layer_filter", None)) is not None:
+            found.leave("layer_filter", layers, "what the preset stands for")
     else:
         found.miss(
             "layer_filter_preset", preset, "set adapter.target_regex; all transformer layers are taken"
@@ -187,7 +192,15 @@ def _take_optimizer(found: Imported, options: dict[str, Any]) -> None:
     if (fused := table.pop("fused_back_pass", None)) is not None:
         found.leave("optimizer.fused_back_pass", fused, "memory only: a LoRA's gradients are small")
     follow(found, table, tables.OPTIMIZER, "optimizer.")
-    known = ("weight_decay", *tables.OPTIMIZER_ARGUMENTS)
+    betas = [table.get(f"beta{place}") for place in (1, 2)]
+    if None not in betas:
+        for place in (1, 2):
+            table.pop(f"beta{place}")
+        if betas == [0.9, 0.999]:
+            found.leave("optimizer beta1, beta2", betas, "as it is here")
+        else:
+            table["betas"] = ",".join(shown(beta) for beta in betas)
+    known = ("weight_decay", "betas", *tables.OPTIMIZER_ARGUMENTS)
     take_optimizer_arguments(found, "optimizer", {key: table.pop(key) for key in known if key in table})
     for key, value in table.items():
         if value is None or is_off(value):
@@ -248,6 +261,53 @@ def _take_loss(found: Imported, options: dict[str, Any]) -> None:
             found.leave("normalize_masked_area_loss", normal, "read with masked_training")
         given_floor = 0.1 if floor is None else floor
         found.keep("unmasked_weight", given_floor, "loss.mask_floor", given_floor)
+
+
+_DISTRIBUTIONS = {
+    "UNIFORM": "uniform",
+    "SIGMOID": "sigmoid",
+    "LOGIT_NORMAL": "logit_normal",
+    "HEAVY_TAIL": "mode",
+}
+
+
+def _take_timesteps(found: Imported, options: dict[str, Any]) -> None:
+    """Noise levels: uniform where nothing is said, for flow models too."""
+    name, shift = options.pop("timestep_distribution", None), options.pop("timestep_shift", None)
+    dynamic = options.pop("dynamic_timestep_shifting", None)
+    weight, bias = options.pop("noising_weight", None), options.pop("noising_bias", None)
+    flow = CATALOGUE[found.get("model.family")].process == "flow"
+    ours = _DISTRIBUTIONS.get(str(name or "UNIFORM"), "")
+    leave_off(found, dynamic_timestep_shifting=dynamic)
+    if flow and not is_off(dynamic) and ours == "logit_normal":
+        told = "timestep_distribution, dynamic_timestep_shifting"
+        found.keep(told, [name, dynamic], "noise.timesteps", "flux_shift", "a sigmoid, shifted by the size")
+    else:
+        if not is_off(dynamic):
+            found.miss("dynamic_timestep_shifting", dynamic, "only flux_shift follows the size")
+        if not ours:
+            found.miss("timestep_distribution", name, "not offered; the family's own distribution is taken")
+        elif name is not None:
+            found.keep("timestep_distribution", name, "noise.timesteps", ours)
+        elif flow:
+            found.take("noise.timesteps", ours, "OneTrainer's default", "default")
+    if shift is not None:
+        if flow and number(shift) != 1 and is_off(dynamic):
+            found.keep("timestep_shift", shift, "noise.shift", shift)
+        else:
+            found.leave("timestep_shift", shift, "no shift")
+    for option, value, setting, usual in (
+        ("noising_weight", weight, "noise.logit_std", 1.0),
+        ("noising_bias", bias, "noise.logit_mean", 0.0),
+    ):
+        if value is None:
+            continue
+        if ours == "logit_normal" and is_off(dynamic):
+            found.keep(option, value, setting, number(value) + usual, "OneTrainer adds 1" if usual else "")
+        elif is_off(value):
+            found.leave(option, value, "off, as it is here")
+        else:
+            found.miss(option, value, "only logit_normal has a width and a centre here")
 
 
 def _rows(found: Imported, options: dict[str, Any], name: str, file_option: str, beside: Beside) -> list[Any]:

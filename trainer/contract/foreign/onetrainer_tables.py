@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .names import precision
-from .report import Unusable
+from .report import Unusable, is_off
 from .rules import (
     CHECKPOINTING,
     EXPORTED,
@@ -13,7 +13,6 @@ from .rules import (
     GUIDANCE,
     LENGTH,
     NOT_OFFERED,
-    SCHEDULER,
     SPEED,
     TRACKED,
     Absent,
@@ -21,18 +20,13 @@ from .rules import (
     Only,
     Table,
     To,
+    on,
     one,
+    v_prediction,
     words,
 )
 
 _OTHER_PART = Ignored("a part that this family does not have, or that is not trained")
-
-
-def _timesteps(value: Any) -> str:
-    names = {"UNIFORM": "uniform", "SIGMOID": "sigmoid", "LOGIT_NORMAL": "logit_normal", "HEAVY_TAIL": "mode"}
-    if str(value) not in names:
-        raise Unusable(f"the distribution {value} is not offered; the family's usual one is taken")
-    return names[str(value)]
 
 
 def _from_text_files(value: Any) -> None:
@@ -64,16 +58,11 @@ CONFIG: Table = {
     "offset_noise_weight": To("noise.offset"),
     "generalized_offset_noise": Absent("the offset does not depend on the timestep here"),
     "perturbation_noise_weight": To("noise.input_perturbation"),
-    "rescale_noise_scheduler_to_zero_terminal_snr": SCHEDULER,
-    "force_v_prediction": SCHEDULER,
-    "force_epsilon_prediction": SCHEDULER,
+    "rescale_noise_scheduler_to_zero_terminal_snr": To("noise.zero_terminal_snr", on),
+    "force_v_prediction": To("noise.prediction", v_prediction),
+    "force_epsilon_prediction": To("noise.prediction", lambda value: None if is_off(value) else "epsilon"),
     "min_noising_strength": To("noise.t_min"),
     "max_noising_strength": To("noise.t_max"),
-    "timestep_distribution": To("noise.timesteps", _timesteps),
-    "noising_weight": Absent("the distribution's width is noise.sigmoid_scale"),
-    "noising_bias": Absent("the distribution is centred here"),
-    "timestep_shift": To("noise.shift"),
-    "dynamic_timestep_shifting": Absent("set noise.timesteps = flux_shift, which depends on the size"),
     "masked_prior_preservation_weight": NOT_OFFERED,
     "unmasked_probability": Absent("every photo is shown with its mask"),
     "custom_conditioning_image": Absent("control pictures are not used"),

@@ -67,6 +67,14 @@ LAYERS = Absent("layers are chosen by adapter.targets and adapter.target_regex")
 NOT_OFFERED = Absent("not offered")
 
 
+def on(value: Any) -> str | None:
+    return None if is_off(value) else "on"
+
+
+def v_prediction(value: Any) -> str | None:
+    return None if is_off(value) else "v_prediction"
+
+
 def one(value: Any) -> None:
     """For :class:`Only`: 1, or not offered."""
     if number(value) != 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ..families import CATALOGUE
 from . import simpletuner_tables as tables
 from .kohya import Beside
 from .names import effective_rate, family_called, quantization, side, take_base
@@ -18,6 +19,7 @@ from .report import Imported, Unusable, is_off, number, shown
 from .rules import follow
 from .shared import (
     Folder,
+    leave_off,
     take_alpha,
     take_folders,
     take_optimizer,
@@ -42,6 +44,7 @@ def read_simpletuner(data: dict[str, Any], name: str, beside: Beside) -> Importe
     _take_model(found, options, name)
     _take_adapter(found, options, beside)
     _take_training(found, options)
+    _take_flow(found, options)
     _take_data(found, options, beside)
     _take_samples(found, options, beside)
     follow(found, options, tables.CONFIG)
@@ -189,11 +192,43 @@ def _take_training(found: Imported, options: dict[str, Any]) -> None:
                 found.leave(option, value, "off, as it is here")
     else:
         found.keep("use_ema", ema, "train.ema_decay", decay or 0.995)
-    uniform = options.pop("flow_use_uniform_schedule", None)
+
+
+def _take_flow(found: Imported, options: dict[str, Any]) -> None:
+    """Noise levels: a sigmoid of a normal number, or uniform, and a shift of 3 where nothing else is said."""
+    names = (
+        "flow_use_uniform_schedule",
+        "flow_schedule_auto_shift",
+        "flow_schedule_shift",
+        "flow_sigmoid_scale",
+    )
+    uniform, auto, shift, scale = (options.pop(name, None) for name in names)
+    row = CATALOGUE[found.get("model.family")]
+    if row.process != "flow":
+        for name, value in zip(names, (uniform, auto, shift, scale), strict=True):
+            if value is not None:
+                found.leave(name, value, f"only for flow models, which {row.label} is not")
+        return
+    leave_off(found, flow_use_uniform_schedule=uniform, flow_schedule_auto_shift=auto)
+    if not is_off(auto):
+        found.keep(
+            "flow_schedule_auto_shift", auto, "noise.timesteps", "flux_shift", "it grows with the picture"
+        )
+        if shift is not None:
+            found.leave("flow_schedule_shift", shift, "the shift follows from the size of the picture")
+        return
     if not is_off(uniform):
         found.keep("flow_use_uniform_schedule", uniform, "noise.timesteps", "uniform")
-    elif uniform is not None:
-        found.leave("flow_use_uniform_schedule", uniform, "off, as it is here")
+    else:
+        found.take("noise.timesteps", "shift", "SimpleTuner's default: a sigmoid, shifted", "default")
+        if scale is not None:
+            found.keep("flow_sigmoid_scale", scale, "noise.sigmoid_scale", scale)
+    if shift is None:
+        found.take("noise.shift", 3.0, "SimpleTuner's default", "default")
+    elif is_off(shift):
+        found.keep("flow_schedule_shift", shift, "noise.shift", 1, "no shift")
+    else:
+        found.keep("flow_schedule_shift", shift, "noise.shift", shift)
 
 
 def _take_data(found: Imported, options: dict[str, Any], beside: Beside) -> None:

@@ -15,7 +15,6 @@ from .rules import (
     LAYERS,
     LENGTH,
     NOT_OFFERED,
-    SCHEDULER,
     SPEED,
     TRACKED,
     Absent,
@@ -23,6 +22,7 @@ from .rules import (
     Only,
     Table,
     To,
+    on,
     one,
     words,
 )
@@ -45,6 +45,10 @@ def _loss(value: Any) -> str:
     return str(value)
 
 
+def _prediction(value: Any) -> str | None:
+    return str(value) if str(value) in ("epsilon", "v_prediction") else None
+
+
 def _textfile(value: Any) -> None:
     if str(value) == "instanceprompt":
         return
@@ -65,8 +69,8 @@ CONFIG: Table = {
     "disable_assistant_lora": Absent('set model.assistant = "none"'),
     "mixed_precision": To("model.precision", precision, "the LoRA itself stays in adapter.precision"),
     "base_model_default_dtype": Ignored("model.precision holds for the base"),
-    "prediction_type": SCHEDULER,
-    "rescale_betas_zero_snr": SCHEDULER,
+    "prediction_type": To("noise.prediction", _prediction),
+    "rescale_betas_zero_snr": To("noise.zero_terminal_snr", on),
     "seed": To("train.seed"),
     "train_batch_size": To("train.batch_size"),
     "gradient_accumulation_steps": To("train.gradient_accumulation"),
@@ -98,9 +102,6 @@ CONFIG: Table = {
     "noise_offset_probability": Only(one),
     "input_perturbation": To("noise.input_perturbation"),
     "input_perturbation_steps": Absent("noise.input_perturbation stays the same over the run"),
-    "flow_schedule_shift": To("noise.shift"),
-    "flow_schedule_auto_shift": NOT_OFFERED,
-    "flow_sigmoid_scale": To("noise.sigmoid_scale"),
     "flow_use_beta_schedule": NOT_OFFERED,
     "flow_custom_timesteps": NOT_OFFERED,
     "masked_loss_probability": Only(one),
