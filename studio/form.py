@@ -41,7 +41,7 @@ SECTION_TITLES = {
     "output": "Result",
 }
 
-MAX_COLUMNS = 3
+MAX_COLUMNS = 4
 """Fields side by side on a wide screen (static/forms.css has the grid)."""
 
 Maker = Callable[[Record, dict[str, Any]], Component]
@@ -380,15 +380,16 @@ def set_attribute(values: Mapping[str, Any]) -> str:
 def build_form(
     *, hidden: Collection[str] = (), own: Mapping[str, Maker] | None = None, prefix: str = "recipe"
 ) -> Form:
-    """Make the widgets, inside the current Blocks: basic ones first, the others under "Advanced".
+    """Make the widgets, inside the current Blocks: basic ones first, the others in sections that unfold.
 
     ``hidden`` settings get no widget; ``own`` makes those that are not the usual ones. The widget of
     ``train.steps`` has the element id ``<prefix>-train-steps``, its note ``<prefix>-train-steps-note``.
+    Folding and finding are static/recipe.js; what is folded is in the page all the same.
     """
     made: dict[str, Field] = {}
 
     def sections(basic: bool) -> None:
-        for name in SECTIONS:
+        for name, model in SECTIONS.items():
             records = [
                 record
                 for record in RECORDS.values()
@@ -396,21 +397,39 @@ def build_form(
             ]
             if not records:
                 continue
-            columns = MAX_COLUMNS if any(_is_wide(record) for record in records) else len(records)
-            with gr.Column(elem_classes=["form-section", f"span-{min(columns, MAX_COLUMNS)}"], min_width=0):
-                gr.HTML(f"<h3>{html.escape(SECTION_TITLES.get(name, name.capitalize()))}</h3>")
+            wide = not basic or any(_is_wide(record) for record in records)
+            columns = MAX_COLUMNS if wide else min(len(records), MAX_COLUMNS)
+            title = html.escape(SECTION_TITLES.get(name, name.capitalize()))
+            kind = f"span-{columns}" if basic else "folded"
+            with gr.Column(elem_classes=["form-section", kind], min_width=0):
+                head = f"<h3>{title}</h3>" if basic else _fold_html(title, model.__doc__ or "")
+                gr.HTML(head, apply_default_css=False)
                 with gr.Row(elem_classes=["form-grid"]):
                     for record in records:
                         made[record.path] = _field(record, (own or {}).get(record.path, widget), prefix)
 
     with gr.Row(elem_classes=["form-sections"]):
         sections(basic=True)
-    with (
-        gr.Accordion("Advanced", open=False, elem_id=f"{prefix}-advanced"),
-        gr.Row(elem_classes=["form-sections"]),
-    ):
+    with gr.Column(elem_id=f"{prefix}-advanced", elem_classes=["form-advanced"]):
+        gr.HTML(_FIND, apply_default_css=False)
         sections(basic=False)
     return Form({path: made[path] for path in RECORDS if path in made})
+
+
+_FIND = """<div class="find"><h3>Advanced</h3>
+<label><input type="search" placeholder="Find a setting" aria-label="Find a setting"></label>
+<button type="button" class="chip" data-changed aria-pressed="false">Changed</button>
+<p class="found" role="status" hidden></p></div>"""
+
+
+def _fold_html(title: str, doc: str) -> str:
+    """The head of a section: what is in it, and a mark where something in it is changed or wrong."""
+    line = " ".join(doc.split()).removeprefix(f"{title}: ")
+    line = html.escape(line[:1].upper() + line[1:])
+    return (
+        f'<h3><button type="button" class="fold" data-fold aria-expanded="false"><b>{title}</b>'
+        f"<small>{line}</small></button></h3>"
+    )
 
 
 def _is_wide(record: Record) -> bool:

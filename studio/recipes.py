@@ -169,7 +169,11 @@ def about_base(config: TrainConfig) -> list[Line]:
     lines = [Line(f"{CATALOGUE[config.model.family].label}. {size}. Licence: {base.licence}.")]
     if base.gated:
         lines.append(
-            Line("Its makers ask you to accept their terms; start the studio with HF_TOKEN then.", "warning")
+            Line(
+                "Its makers ask you to accept their terms before the download, and to start the studio with "
+                "your access token in HF_TOKEN.",
+                "warn",
+            )
         )
     return lines + ([Line(base.note)] if base.note else [])
 

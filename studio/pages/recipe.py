@@ -7,6 +7,7 @@ Buttons inside our own HTML (presets, fixes, "back to the preset") reach Python 
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from secrets import token_hex
@@ -120,7 +121,8 @@ def build(studio: Studio, project_id: Any) -> Page:
         judgement = verdict(project, config, presets, gpu.state())
         findings = [*elsewhere_findings(merged.elsewhere), *judgement.findings]
         notes = form.annotated(config, problems, findings, judgement.reference)
-        notes[form.fields["model.base"].note] += settled_html(config, told) + base_html(config)
+        base = form.fields["model.base"].note
+        notes[base] = base_html(config) + settled_html(config, told) + notes[base]
         return {
             cards: cards_html(presets, judgement, project.damaged_recipe),
             summary: summary_html(config, judgement, problems, form),
@@ -282,17 +284,30 @@ def other_tab(elsewhere: Iterable[str]) -> str:
 
 
 def cards_html(presets: list[Preset], judgement: Verdict, damaged: str = "") -> str:
-    """The presets side by side, and a line on the chosen one; before them, where a damaged recipe went."""
-    cards = []
+    """The presets side by side, those of other bases when asked for, and a line on the chosen one; before
+    them, where a damaged recipe went."""
+    usual = {DEMO_BASE, Counter(preset.base for preset in presets).most_common(1)[0][0]}
+    cards, others = [], []
     chosen = judgement.preset
     for preset in presets:
         train, adapter = preset.values.get("train", {}), preset.values.get("adapter", {})
         facts = f"rank {adapter.get('rank', '–')} · {train.get('steps', '–')} steps"
         pressed = "true" if chosen and preset.key == chosen.key else "false"
+        other = " other" if preset.base not in usual else ""
+        key = html.escape(preset.key, quote=True)
         cards.append(
-            f'<button type="button" class="preset" data-preset="{html.escape(preset.key, quote=True)}" '
+            f'<button type="button" class="preset{other}" data-preset="{key}" '
             f'aria-pressed="{pressed}"><b>{html.escape(preset.title)}</b>'
             f"<span>{html.escape(preset.summary)}</span><small>{html.escape(facts)}</small></button>"
+        )
+        others += [CATALOGUE[preset.family].label] if other else []
+    if others:
+        families = [name for name in dict.fromkeys(others) if name != CATALOGUE[presets[0].family].label]
+        cards.append(
+            '<button type="button" class="preset more" data-more aria-expanded="false">'
+            '<b class="others">Other base models</b><b class="fewer">Only the usual ones</b>'
+            f"<span>{html.escape(', '.join(families[:4]))} and more.</span>"
+            f"<small>{len(others)} presets</small></button>"
         )
     line = "Choose what comes closest; every setting can be changed afterwards."
     if chosen:
@@ -324,13 +339,21 @@ def settled_html(config: TrainConfig, settled: Mapping[str, str]) -> str:
 
 def base_html(config: TrainConfig) -> str:
     """Below the base: what a download brings with it; for one that was typed, a choice of family."""
-    said = [f'<p class="say {line.kind}">{html.escape(line.text)}</p>' for line in about_base(config)]
     model = config.model
     base = known_base(model.family, model.base)
+    link = ""
     if base and base.id != DEMO_BASE:
         page = html.escape(f"https://huggingface.co/{base.id}", quote=True)
-        to = "Read and accept them" if base.gated else "Its page"
-        said.append(f'<p class="say"><a href="{page}" target="_blank" rel="noopener">{to}</a></p>')
+        link = f' <a href="{page}" target="_blank" rel="noopener">%s</a>'
+    said = []
+    for line in about_base(config):
+        text = html.escape(line.text)
+        if line.kind:
+            text += link and link % "Read and accept them"
+            said.append(f'<p class="notice {line.kind}"><span>{text}</span></p>')
+        else:
+            said.append(f'<p class="say">{text}{link and link % "Its page"}</p>')
+            link = link if base and base.gated else ""
     if base is None:
         others = [
             f'<button type="button" class="fix" {set_attribute({"model.family": row.key})}>'

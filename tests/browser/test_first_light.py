@@ -117,7 +117,7 @@ def test_from_photos_to_a_lora(
     fill_number(page, "train-steps", "100000")
     fill_number(page, "train-batch-size", "1")
     fill_number(page, "samples-every", "10")
-    page.locator("#recipe-advanced > button").click()
+    page.locator('#recipe-advanced [data-fold]:has(b:text-is("Sample images"))').click()
     fill_number(page, "samples-steps", "2")
     expect(page.locator("#recipe-summary")).to_contain_text("100000 steps")
     page.locator("#recipe-start").click()
