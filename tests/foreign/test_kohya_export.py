@@ -112,6 +112,38 @@ def test_there_and_back_with(change: dict[str, Any], tmp_path: Path) -> None:
             assert after[f"{section}.{name}"] == before[f"{section}.{name}"]
 
 
+FLUX = {"family": "flux", "base": "black-forest-labs/FLUX.1-dev", "precision": "bf16"}
+SD3 = {"family": "sd3", "base": "stabilityai/stable-diffusion-3.5-large", "precision": "bf16"}
+
+
+@pytest.mark.parametrize(
+    ("model", "noise"),
+    [
+        (FLUX, {"timesteps": "flux_shift", "sigmoid_scale": 0.8}),
+        (FLUX, {"timesteps": "shift", "shift": 3.1582}),
+        (FLUX, {"timesteps": "uniform", "shift": 2.0}),
+        (FLUX, {"timesteps": "logit_normal", "shift": 3.0, "logit_std": 0.5, "logit_mean": -0.5}),
+        (FLUX, {"timesteps": "sigmoid", "t_min": 0.2, "t_max": 0.9}),
+        (SD3, {"timesteps": "logit_normal", "shift": 3.0, "logit_std": 0.5, "kohya_flow": True}),
+        (SD3, {"timesteps": "uniform", "kohya_flow": True, "weighting": "cosmap"}),
+    ],
+)
+def test_noise_levels_there_and_back(model: dict[str, Any], noise: dict[str, Any], tmp_path: Path) -> None:
+    before, after = round_trip({"model": model, "noise": noise}, tmp_path)
+    for name in noise:
+        assert after[f"noise.{name}"] == before[f"noise.{name}"]
+    options = (tmp_path / "zwx.toml").read_text(encoding="utf-8")
+    assert ('model_prediction_type = "raw"' in options) == (model is FLUX), "kohya's default is a trap"
+
+
+def test_plain_velocity_for_sd35_is_sigma_sqrt_there(tmp_path: Path) -> None:
+    """1/s² of the error of the picture, which is s times that of the velocity."""
+    export_kohya(parse({"model": SD3, "noise": {"timesteps": "uniform"}}), tmp_path / "zwx.toml")
+    assert 'weighting_scheme = "sigma_sqrt"' in (tmp_path / "zwx.toml").read_text(encoding="utf-8")
+    made = export_kohya(parse({"model": SD3}), tmp_path / "own.toml")
+    assert "noise.kohya_flow" in [line.option for line in made.lines if line.outcome == "missing"]
+
+
 def test_what_kohya_reads(tmp_path: Path) -> None:
     export_kohya(parse(RECIPE), tmp_path / "zwx.toml")
     tables = tomllib.loads((tmp_path / "zwx.toml").read_text(encoding="utf-8"))

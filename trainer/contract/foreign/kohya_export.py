@@ -18,6 +18,7 @@ from ..families import CATALOGUE, DEMO_BASE, Family, known_base
 from ..fields import RECORDS, flatten
 from ..files import write_text
 from . import kohya_tables
+from .kohya_flow import SCRIPTS, flow_options
 from .prompt_lines import parse_prompt_line
 from .report import Line
 from .rules import Table, To
@@ -124,6 +125,7 @@ def to_kohya(config: TrainConfig, stem: str) -> Exported:
     _put_network(made, config, row.kohya[1])
     _put_rates(made, config, row)
     _put_training(made, config)
+    _put_noise(made, config, row)
     _put_dataset(made, config, row)
     _put_samples(made, config, row, stem)
     _put_saving(made, config)
@@ -277,6 +279,44 @@ def _put_optimizer(made: Exported, config: TrainConfig) -> None:
     if name == "AdaFactor":
         arguments += [each for each in _FIXED_RATE if each.split("=")[0] not in " ".join(arguments)]
     made.put("training", "optimizer_args", arguments)
+
+
+def _put_noise(made: Exported, config: TrainConfig, row: Family) -> None:
+    """Which noise levels are trained. Flow scripts are told their prediction too: their default is a trap."""
+    noise = config.noise
+    names = ("timesteps", "shift", "weighting", "kohya_flow", "sigmoid_scale", "logit_mean", "logit_std")
+    made.told.update(f"noise.{name}" for name in names)
+    for name, option in (("t_min", "min_timestep"), ("t_max", "max_timestep")):
+        value = getattr(noise, name)
+        if value != RECORDS[f"noise.{name}"].default:
+            made.put("training", option, round(1000 * value), f"noise.{name}", value, "of 1000 timesteps")
+    if noise.prediction != "auto":
+        made.put(
+            "model",
+            "v_parameterization",
+            noise.prediction == "v_prediction",
+            "noise.prediction",
+            noise.prediction,
+        )
+    if noise.zero_terminal_snr == "on":
+        made.put("training", "zero_terminal_snr", True, "noise.zero_terminal_snr", "on")
+    flow = SCRIPTS.get(row.kohya[0]) if row.kohya else None
+    if flow is None:
+        if noise.timesteps not in ("auto", "uniform"):
+            made.miss("noise.timesteps", noise.timesteps, "kohya draws the timesteps of U-Nets uniformly")
+        return
+    if flow.sampling:
+        made.put("training", "model_prediction_type", "raw")
+        if flow.guided:
+            made.put("training", "guidance_scale", 1.0)
+    written = flow_options(noise, flow)
+    why = "the nearest that kohya has to the family's own" if noise.timesteps == "auto" else ""
+    for option, value in written.items():
+        made.put("training", option, value)
+    told = ", ".join(f"{option} {value}" for option, value in written.items())
+    made.tell("noise.timesteps", noise.timesteps, "training", told, why)
+    if not flow.sampling and not noise.kohya_flow and written.get("weighting_scheme") != "sigma_sqrt":
+        made.miss("noise.kohya_flow", False, "kohya's SD3 script counts noise level s by s²")
 
 
 def _put_dataset(made: Exported, config: TrainConfig, row: Family) -> None:

@@ -7,27 +7,36 @@ density over it and ``discrete_flow_shift`` as the shift. SD3's script has ``wei
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..families import CATALOGUE
+from ..settings.noise import NoiseSettings
 from .report import Imported, Outcome
 
 
 @dataclass(frozen=True)
 class Flow:
-    """A script's defaults. ``sampling`` "" is SD3's, which has no such option."""
+    """A script's defaults. ``sampling`` "" is SD3's, which has no such option.
+
+    ``own``: the options nearest to what the family is trained with here where a recipe says nothing.
+    ``guided``: distilled bases are told a guidance while training, which should be 1.
+    """
 
     sampling: str
     shift: float
     prediction: str
+    own: Mapping[str, Any]
+    guided: bool = False
 
 
+_FLUX = {"timestep_sampling": "flux_shift"}
 SCRIPTS = {
-    "flux_train_network.py": Flow("sigma", 3.0, "sigma_scaled"),
-    "sd3_train_network.py": Flow("", 1.0, ""),
-    "lumina_train_network.py": Flow("shift", 6.0, "raw"),
-    "hunyuan_image_train_network.py": Flow("sigma", 5.0, "raw"),
+    "flux_train_network.py": Flow("sigma", 3.0, "sigma_scaled", _FLUX, guided=True),
+    "sd3_train_network.py": Flow("", 1.0, "", {"weighting_scheme": "logit_normal", "training_shift": 3.0}),
+    "lumina_train_network.py": Flow("shift", 6.0, "raw", {"timestep_sampling": "nextdit_shift"}),
+    "hunyuan_image_train_network.py": Flow("sigma", 5.0, "raw", _FLUX),
 }
 _DENSITIES = {"uniform": "uniform", "none": "uniform", "logit_normal": "logit_normal", "mode": "mode"}
 _OPTIONS = (
@@ -41,6 +50,32 @@ _OPTIONS = (
     "logit_std",
     "mode_scale",
 )
+
+
+def flow_options(noise: NoiseSettings, flow: Flow) -> dict[str, Any]:
+    """kohya's options for a recipe's noise levels; the inverse of :func:`take_flow`."""
+    kind, shift = noise.timesteps, noise.shift or 1.0
+    if kind == "auto":
+        return dict(flow.own)
+    options: dict[str, Any] = {}
+    density = {"uniform": "uniform", "logit_normal": "logit_normal", "mode": "mode"}.get(kind, "")
+    if kind == "uniform" and (noise.weighting != "none" or not (flow.sampling or noise.kohya_flow)):
+        # On the picture's error 1/s² is the plain error of the velocity.
+        density = noise.weighting if noise.weighting != "none" else "sigma_sqrt"
+    if not flow.sampling:
+        if not density:  # a sigmoid is a logit-normal whose width is the scale
+            options = {"logit_std": noise.sigmoid_scale}
+        options["weighting_scheme"] = density or "logit_normal"
+        options["training_shift"] = noise.shift or (3.0 if kind in ("shift", "flux_shift") else 1.0)
+    elif density:
+        options = {"timestep_sampling": "sigma", "weighting_scheme": density, "discrete_flow_shift": shift}
+    else:
+        options = {"timestep_sampling": kind, "sigmoid_scale": noise.sigmoid_scale}
+        if kind == "shift":
+            options["discrete_flow_shift"] = noise.shift or 3.0
+    if density == "logit_normal":
+        options |= {"logit_mean": noise.logit_mean, "logit_std": noise.logit_std}
+    return options
 
 
 def take_flow(found: Imported, options: dict[str, Any]) -> None:
