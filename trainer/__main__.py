@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         default="kohya",
         help="kohya-toml writes the recipe for kohya's scripts; the others write the LoRA",
     )
+    export.add_argument("--rank", type=int, metavar="N", help="of a dylora: cut it to this rank")
     export.add_argument("--out", type=Path, required=True, metavar="FILE")
     export.set_defaults(verb=_export)
 
@@ -223,7 +224,8 @@ def _export(arguments: argparse.Namespace) -> int:
         return _export_recipe(arguments)
     from .after import export_run
 
-    return export_run(RunFolder(arguments.run_dir.resolve()), arguments.format, arguments.out)
+    run = RunFolder(arguments.run_dir.resolve())
+    return export_run(run, arguments.format, arguments.out, arguments.rank)
 
 
 def _export_recipe(arguments: argparse.Namespace) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from .adapters import LoraWeights
+from .adapters import read_weights
 from .assemble import assemble, find_base, open_family
 from .cache import LiveTexts, TextCache, Texts
 from .checkpoints import adapter_tensors, load_adapter, newest_whole
@@ -16,6 +17,7 @@ from .contract.config import TrainConfig
 from .contract.errors import RunError
 from .contract.plan import Machine, estimate
 from .contract.runs import RunFolder, slug
+from .contract.settings.adapter import AdapterSettings
 from .data import frozen_trigger
 from .export import Format, save_lora
 from .families.base import ModelFamily
@@ -68,7 +70,7 @@ def sample_run(run: RunFolder, prompts: list[str], out: Path | None, seed: int |
         family.free_encoders()
         texts = cache
     model = assemble(family, config, run.path)
-    load_adapter(checkpoint, model.parameters())
+    load_adapter(checkpoint, model.kept())
     settings = config.samples.model_copy(update={} if seed is None else {"seed": seed})
     folder = out or run.path / "drawings"
     for number, prompt in enumerate(prompts):
@@ -80,9 +82,10 @@ def sample_run(run: RunFolder, prompts: list[str], out: Path | None, seed: int |
     return 0
 
 
-def export_run(run: RunFolder, format: Format, out: Path) -> int:
-    """Write the run's newest weights to ``out`` in another program's key names."""
+def export_run(run: RunFolder, format: Format, out: Path, rank: int | None = None) -> int:
+    """Write the run's newest weights to ``out`` in another program's key names, a DyLoRA's at any rank."""
     config = run.config()
+    require_nested(config.adapter, rank)
     checkpoint = _checkpoint(run)
     family, base_name = _load(run, config)
     if out.suffix != ".safetensors":
@@ -90,18 +93,24 @@ def export_run(run: RunFolder, format: Format, out: Path) -> int:
     step = int(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"])
     weights = weights_in(checkpoint, config)
     trigger = frozen_trigger(run.dataset)
-    save_lora(out, weights, family, config, trigger=trigger, step=step, base_name=base_name, format=format)
+    said: dict[str, Any] = {"trigger": trigger, "step": step, "base_name": base_name}
+    save_lora(out, weights, family, config, **said, format=format, rank=rank)
     print(out)
     return 0
 
 
-def weights_in(checkpoint: Path, config: TrainConfig) -> dict[str, LoraWeights]:
-    """A checkpoint's LoRA without loading the denoiser: {dotted module name: weights}."""
-    tensors = adapter_tensors(checkpoint)
-    downs = {name: tensor for name, tensor in tensors.items() if ".lora_A." in name}
-    return {
-        name.partition(".lora_A.")[0]: LoraWeights(
-            down, tensors[name.replace(".lora_A.", ".lora_B.")], config.adapter.alpha
-        )
-        for name, down in downs.items()
-    }
+def require_nested(adapter: AdapterSettings, rank: int | None) -> None:
+    """Raise RunError(config) where a LoRA has not been trained at this rank."""
+    if rank is None:
+        return
+    if adapter.type != "dylora":
+        raise RunError(f"--rank {rank}: only a dylora can be cut to another rank; leave it out", "config")
+    unit, whole = adapter.dylora_unit, adapter.rank
+    if rank % unit or not 0 < rank <= whole:
+        ranks = f"a multiple of {unit} up to {whole}" if unit > 1 else f"1 to {whole}"
+        raise RunError(f"--rank {rank}: it was not trained at that rank; give {ranks}", "config")
+
+
+def weights_in(checkpoint: Path, config: TrainConfig) -> dict[str, Any]:
+    """A checkpoint's LoRA without loading the denoiser: {dotted module name: AdapterWeights}."""
+    return read_weights(adapter_tensors(checkpoint), config.adapter.alpha)

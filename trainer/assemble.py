@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,15 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .adapters import LoraWeights, add_assistant, add_lora, lora_parameters, parameter_names, start_from
+from .adapters import (
+    ADAPTER,
+    LoraWeights,
+    adaptable,
+    add_assistant,
+    add_lora,
+    begin_from_base,
+    kept_tensors,
+    limit_norms,
+    lora_parameters,
+    nested_rank,
+    parameter_names,
+    start_from,
+    use_rank,
+)
+from .contract.blocks import recounted
 from .contract.config import TEXT_RATES, TrainConfig
 from .contract.errors import RunError
-from .contract.families import assistant_of
+from .contract.families import Family, assistant_of
 from .contract.lora_header import encoders_in, read_lora_header
+from .contract.placing import Placing, placing
 from .contract.runs import RunFolder
+from .contract.settings.adapter import AdapterSettings
 from .contract.settings.noise import NoiseSettings
 from .families.base import ModelFamily, load_family
 from .hub import Tell, fetch_lora
@@ -28,14 +46,22 @@ from .source import BaseModel, local_path, looks_like_hub_id, resolve
 
 @dataclass(frozen=True)
 class Model:
-    """``denoiser`` predicts; ``parts`` are the modules with a LoRA, by name: it, and text encoders."""
+    """``denoiser`` predicts; ``parts`` are the modules with a LoRA, by name: it, and text encoders.
+
+    ``placed`` are the ranks, alphas and weights of the denoiser's modules.
+    """
 
     denoiser: nn.Module
     parts: dict[str, nn.Module]
+    placed: Placing | None = None
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""
         return lora_parameters(self.parts)
+
+    def kept(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of the LoRA: :meth:`parameters` and what they mean nothing without."""
+        return kept_tensors(self.parts)
 
     def groups(self, config: TrainConfig) -> list[tuple[float, list[nn.Parameter]]]:
         """(learning rate, parameters): those of a part that have the same rate, in the order of
@@ -43,8 +69,27 @@ class Model:
         groups: dict[tuple[str, float], list[nn.Parameter]] = {}
         for name, parameter in self.parameters().items():
             part, module, factor = parameter_names(name)
-            groups.setdefault((part, rate_of(config, part, module, factor)), []).append(parameter)
+            rate = rate_of(config, part, factor) * self._weight(part, module)
+            groups.setdefault((part, rate), []).append(parameter)
         return [(rate, parameters) for (_, rate), parameters in groups.items()]
+
+    def _weight(self, part: str, module: str) -> float:
+        """The recipe's factor on the learning rate in a module's block."""
+        in_denoiser = self.parts[part] is self.denoiser
+        return self.placed.of_module(module).weight if self.placed and in_denoiser else 1.0
+
+    def begin_step(self, config: TrainConfig, step: int) -> None:
+        """Before a step: what it leaves out at random is drawn from generators that are seeded here."""
+        torch.manual_seed(config.train.seed + step)
+        adapter = config.adapter
+        if adapter.type == "dylora":
+            rank = nested_rank(config.train.seed, step, adapter.rank, adapter.dylora_unit)
+            use_rank(self.parts, ADAPTER, rank)
+
+    def end_step(self, config: TrainConfig) -> None:
+        """After a step of the optimizer."""
+        if config.adapter.max_norm:
+            limit_norms(self.parts, config.adapter.max_norm)
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
@@ -68,8 +113,8 @@ class Model:
                 each.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def rate_of(config: TrainConfig, part: str, module: str, factor: str) -> float:
-    """The highest learning rate of one parameter: of ``factor`` ("lora_A", "lora_B") of a part's module."""
+def rate_of(config: TrainConfig, part: str, factor: str) -> float:
+    """The highest learning rate of the factors ("lora_A", "lora_B", …) of a part, before blocks' weights."""
     return config.text_encoder_rates().get(part, config.train.learning_rate)
 
 
@@ -114,7 +159,10 @@ def assemble(family: ModelFamily, config: TrainConfig, beside: Path, tell: Tell 
     """Load the denoiser, put on what the recipe says. Relative paths are looked up in ``beside``."""
     denoiser = family.load_denoiser()
     known = _adaptable(family.denoiser_part, denoiser)
-    add_lora(denoiser, config.adapter, family.targets[config.adapter.targets], config.train.seed)
+    placed = place(config.adapter, family.row, denoiser)
+    add_lora(denoiser, config.adapter, targets_in(denoiser, family, config), config.train.seed, placed)
+    if config.adapter.init in ("pissa", "olora"):
+        begin_from_base(denoiser, config.adapter, config.train.seed)
     if assistant := assistant_of(config.model.family, config.model.base, config.model.assistant):
         weights = read_lora(_lora_path(assistant, beside, tell), family, known)
         add_assistant(denoiser, {name.partition(".")[2]: lora for name, lora in weights.items()})
@@ -123,8 +171,32 @@ def assemble(family: ModelFamily, config: TrainConfig, beside: Path, tell: Tell 
         encoders = family.text_encoders()
         for number, part in enumerate(rates, 1):
             add_lora(encoders[part], config.adapter, family.text_targets, config.train.seed + number)
+            if config.adapter.init in ("pissa", "olora"):
+                begin_from_base(encoders[part], config.adapter, config.train.seed + number)
             parts[part] = encoders[part]
-    return Model(denoiser, parts)
+    return Model(denoiser, parts, placed)
+
+
+def place(adapter: AdapterSettings, row: Family, denoiser: nn.Module) -> Placing:
+    """The recipe's settings by block, for the blocks that this denoiser has.
+
+    Raises RunError(config) where a list has another length.
+    """
+    counts = {
+        name: len(child) for name, child in denoiser.named_children() if isinstance(child, nn.ModuleList)
+    }
+    try:
+        return placing(adapter, recounted(row.blocks, counts))
+    except ValueError as error:
+        setting, sentence = error.args
+        raise RunError(f"adapter.{setting}: {sentence}", "config") from None
+
+
+def targets_in(denoiser: nn.Module, family: ModelFamily, config: TrainConfig) -> str | list[str]:
+    """The denoiser's modules that the recipe adapts: a preset's regular expression, or names."""
+    if not (wanted := config.adapter.target_regex):
+        return family.targets[config.adapter.targets]
+    return [name for name in adaptable(denoiser) if re.search(wanted, name) and family.is_read(name)]
 
 
 def warm_start(
@@ -160,7 +232,7 @@ def _finished_lora(
         raise RunError(
             f"{path.name} adapts text encoders too; set {names} above 0 to go on from it", "config"
         )
-    adapted = {name.partition(".lora_")[0] for name in model.parameters()}
+    adapted = {f"{part}.{module}" for part, module, _ in map(parameter_names, model.parameters())}
     others = [
         name
         for part, module in model.parts.items()
@@ -181,11 +253,7 @@ def _finished_lora(
 
 def _adaptable(part: str, module: nn.Module) -> list[str]:
     """The modules that a LoRA may be for, by name with their part."""
-    return [
-        f"{part}.{name.removesuffix('.base_layer')}"
-        for name, layer in module.named_modules()
-        if isinstance(layer, (nn.Linear, nn.Conv2d)) and ".lora_" not in name
-    ]
+    return [f"{part}.{name}" for name in adaptable(module)]
 
 
 def _lora_path(text: str, beside: Path, tell: Tell) -> Path:

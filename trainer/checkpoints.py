@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from .contract.files import staged, sync_folder, write_json
 
@@ -60,7 +60,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 def save_checkpoint(
     folder: Path,
     state: TrainState,
-    parameters: dict[str, nn.Parameter],
+    adapter: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> None:
     """Write the checkpoint ``folder`` (…/step-000500).
@@ -74,7 +74,7 @@ def save_checkpoint(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in parameters.items()}
+        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in adapter.items()}
         _save_tensors(tensors, staging / "adapter.safetensors")
         _save_tensors(_optimizer_tensors(optimizer), staging / "optimizer.safetensors")
         write_json(staging / "state.json", asdict(state))
@@ -132,23 +132,22 @@ def newest_whole(folder: Path, on_damaged: Callable[[str], None]) -> Path | None
     return None
 
 
-def load_checkpoint(
-    folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> TrainState:
+def load_checkpoint(folder: Path, adapter: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> TrainState:
     """Put a checkpoint's weights and optimizer state back, bit for bit."""
-    load_adapter(folder, parameters)
+    load_adapter(folder, adapter)
     _load_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
     return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
 
 
-def load_adapter(folder: Path, parameters: dict[str, nn.Parameter]) -> None:
+def load_adapter(folder: Path, adapter: dict[str, Tensor]) -> None:
     """Put a checkpoint's weights back."""
     tensors = adapter_tensors(folder)
-    if set(tensors) != set(parameters):
+    weights = {name: tensor for name, tensor in adapter.items() if not name.endswith(".alpha")}
+    if {name for name in tensors if not name.endswith(".alpha")} != set(weights):
         raise ValueError(f"{folder} belongs to another adapter")
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+        for name, tensor in weights.items():
+            tensor.copy_(tensors[name])
 
 
 _BEFORE_PARTS = ("down_blocks.", "mid_block.", "up_blocks.")

@@ -7,6 +7,9 @@
 - ``comfyui``: ``diffusion_model.….lora_A.weight`` / ``.lora_B.weight`` / ``.alpha`` by the names of the
   architecture's original code.
 
+LoHa, LoKr, OFT and DoRA have LyCORIS's endings (``hada_w1_a``, ``lokr_w1``, ``oft_blocks``, ``dora_scale``)
+in the first and the last of these; diffusers reads none of them so.
+
 diffusers' own converters are not used: they drop modules and rewrite alpha (docs/export.md).
 """
 
@@ -23,30 +26,49 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from .adapters import LoraWeights
+from .adapters import AdapterWeights, LohaWeights, LokrWeights, LoraWeights, OftWeights
 from .contract.config import TrainConfig
+from .contract.errors import RunError
 from .contract.files import write_bytes
+from .contract.settings.adapter import AdapterSettings
 from .families.base import ModelFamily, Native
 
 Format = Literal["kohya", "diffusers", "comfyui"]
 FORMATS: tuple[Format, ...] = ("kohya", "diffusers", "comfyui")
 
 
-def tensors_in(format: Format, weights: Mapping[str, LoraWeights], family: ModelFamily) -> dict[str, Tensor]:
-    """The file's tensors, float32. ``weights`` is {part.module: weights}."""
+def tensors_in(
+    format: Format, weights: Mapping[str, AdapterWeights], family: ModelFamily
+) -> dict[str, Tensor]:
+    """The file's tensors, float32. ``weights`` is {part.module: weights}.
+
+    Raises RunError(config) where the format cannot say what they are.
+    """
     tensors: dict[str, Tensor] = {}
     if format == "diffusers":
         for name, lora in weights.items():
+            if not isinstance(lora, LoraWeights) or lora.magnitude is not None:
+                raise RunError(
+                    f"diffusers reads plain LoRAs, and this is {KINDS[type(lora)]}; "
+                    "choose the format kohya or comfyui, or use it in ComfyUI",
+                    "config",
+                )
             stem = diffusers_name(name, family)
             tensors[f"{stem}.lora_A.weight"] = lora.down
             tensors[f"{stem}.lora_B.weight"] = lora.up * lora.scale
         return tensors
     down, up = ("lora_down", "lora_up") if format == "kohya" else ("lora_A", "lora_B")
-    for stem, lora in _original(format, weights, family).items():
-        tensors[f"{stem}.{down}.weight"] = lora.down
-        tensors[f"{stem}.{up}.weight"] = lora.up
-        tensors[f"{stem}.alpha"] = torch.tensor(lora.alpha)
+    for stem, each in _original(format, weights, family).items():
+        tensors |= {f"{stem}.{ending}": tensor for ending, tensor in each.tensors(down, up).items()}
     return tensors
+
+
+KINDS: dict[type, str] = {
+    LoraWeights: "a DoRA",
+    LohaWeights: "a LoHa",
+    LokrWeights: "a LoKr",
+    OftWeights: "an OFT",
+}
 
 
 def diffusers_name(name: str, family: ModelFamily) -> str:
@@ -71,33 +93,76 @@ def original_name(format: Format, name: str, family: ModelFamily) -> tuple[str, 
 
 
 def _original(
-    format: Format, weights: Mapping[str, LoraWeights], family: ModelFamily
-) -> dict[str, LoraWeights]:
-    """{key stem: weights}; modules that are one layer in the original code are fused."""
-    groups: dict[str, list[tuple[Native, LoraWeights]]] = {}
-    for name, lora in weights.items():
+    format: Format, weights: Mapping[str, AdapterWeights], family: ModelFamily
+) -> dict[str, AdapterWeights]:
+    """{key stem: weights}; modules that are one layer in the original code are fused.
+
+    Where that cannot be they stay apart, under diffusers' names as LyCORIS spells them; ComfyUI finds
+    their rows in the layer.
+    """
+    groups: dict[str, list[tuple[str, Native, AdapterWeights]]] = {}
+    for name, each in weights.items():
         stem, native = original_name(format, name, family)
-        groups.setdefault(stem, []).append((native, lora))
-    return {stem: fused(group) for stem, group in groups.items()}
+        groups.setdefault(stem, []).append((name, native, each))
+    found: dict[str, AdapterWeights] = {}
+    for stem, group in groups.items():
+        if len(group) == 1 and group[0][1].rows is None:
+            found[stem] = group[0][2]
+        elif one := fused([(native, each) for _, native, each in group]):
+            found[stem] = one
+        else:
+            found |= {lycoris_name(name): each for name, _, each in group}
+    return found
 
 
-def fused(group: list[tuple[Native, LoraWeights]]) -> LoraWeights:
-    """Modules that share an input, as one layer whose output rows are theirs: exact, of the summed rank."""
-    if len(group) == 1 and group[0][0].rows is None:
-        return group[0][1]
-    rank = sum(lora.rank for _, lora in group)
-    up = torch.zeros(group[0][0].total, rank)
+def lycoris_name(name: str) -> str:
+    """A denoiser's module by diffusers' name, as LyCORIS spells it."""
+    return "lycoris_" + name.partition(".")[2].replace(".", "_")
+
+
+def fused(group: list[tuple[Native, AdapterWeights]]) -> AdapterWeights | None:
+    """Modules that share an input, as one layer whose output rows are theirs; None where that is none of
+    their kind: a Kronecker product, or a DoRA with other magnitudes.
+
+    A LoRA of it, and each of a LoHa's two products, has the summed rank and is exact.
+    """
+    natives = [native for native, _ in group]
+    loras = [each for _, each in group if isinstance(each, LoraWeights) and each.magnitude is None]
+    lohas = [each for _, each in group if isinstance(each, LohaWeights)]
+    ofts = [each for _, each in group if isinstance(each, OftWeights)]
+    if len(loras) == len(group):
+        up = _side_by_side(natives, [lora.up * lora.scale for lora in loras])
+        return LoraWeights(torch.cat([lora.down for lora in loras]), up, float(up.shape[1]))
+    if len(lohas) == len(group):
+        w1_a = _side_by_side(natives, [each.w1_a * each.scale for each in lohas])
+        w2_a = _side_by_side(natives, [each.w2_a for each in lohas])
+        w1_b, w2_b = torch.cat([one.w1_b for one in lohas]), torch.cat([one.w2_b for one in lohas])
+        return LohaWeights(w1_a, w1_b, w2_a, w2_b, float(len(w1_b)))
+    if len(ofts) == len(group) and len({each.rank for each in ofts}) == 1:
+        size = ofts[0].rank
+        if all((native.total, *(native.rows or ()))[i] % size == 0 for native in natives for i in range(3)):
+            blocks = torch.zeros(natives[0].total // size, size, size)  # rows of no module stay as they are
+            for native, each in zip(natives, ofts, strict=True):
+                assert native.rows
+                blocks[native.rows[0] // size : native.rows[1] // size] = each.blocks
+            return OftWeights(blocks)
+    return None
+
+
+def _side_by_side(natives: list[Native], ups: list[Tensor]) -> Tensor:
+    """Matrices (out, rank) as one of all rows and the summed rank, each in its own rows and columns."""
+    whole = torch.zeros(natives[0].total, sum(up.shape[1] for up in ups))
     column = 0
-    for native, lora in group:
+    for native, up in zip(natives, ups, strict=True):
         assert native.rows
-        up[slice(*native.rows), column : column + lora.rank] = lora.up * lora.scale
-        column += lora.rank
-    return LoraWeights(torch.cat([lora.down for _, lora in group]), up, float(rank))
+        whole[slice(*native.rows), column : column + up.shape[1]] = up
+        column += up.shape[1]
+    return whole
 
 
 def save_lora(
     path: Path,
-    weights: Mapping[str, LoraWeights],
+    weights: Mapping[str, AdapterWeights],
     family: ModelFamily,
     config: TrainConfig,
     *,
@@ -106,19 +171,25 @@ def save_lora(
     base_name: str,
     format: Format = "kohya",
     dtype: torch.dtype = torch.float16,
+    rank: int | None = None,
 ) -> None:
-    """Write the LoRA; it appears whole. ``dtype`` is the precision of the matrices on disk."""
+    """Write the LoRA; it appears whole. ``dtype`` is the precision of the matrices on disk; ``rank`` is
+    that of a DyLoRA to be cut to it."""
+    if rank is not None:
+        weights = {
+            name: lora.cut(rank) if isinstance(lora, LoraWeights) else lora for name, lora in weights.items()
+        }
     tensors = {
         name: (tensor if name.endswith(".alpha") else tensor.to(dtype)).contiguous()
         for name, tensor in tensors_in(format, weights, family).items()
     }
-    metadata = _metadata(tensors, family, config, trigger, step, base_name)
+    metadata = _metadata(tensors, family, config, trigger, step, base_name, rank)
     if format == "diffusers":
         metadata["lora_adapter_metadata"] = json.dumps(_peft_metadata(weights, family), sort_keys=True)
     write_bytes(path, save(tensors, metadata=metadata))
 
 
-def _peft_metadata(weights: Mapping[str, LoraWeights], family: ModelFamily) -> dict[str, Any]:
+def _peft_metadata(weights: Mapping[str, AdapterWeights], family: ModelFamily) -> dict[str, Any]:
     """What diffusers builds its adapters from: alpha = rank, since alpha is folded into the weights.
 
     Modules of text encoders are named without "text_model.": peft compares the ends of names, so that they
@@ -126,10 +197,15 @@ def _peft_metadata(weights: Mapping[str, LoraWeights], family: ModelFamily) -> d
     """
     metadata: dict[str, Any] = {}
     for part in sorted({name.partition(".")[0] for name in weights}):
-        names = [name for name in weights if name.startswith(f"{part}.")]
-        rank = max(weights[name].rank for name in names)
-        modules = sorted(name.removeprefix(f"{part}.").removeprefix("text_model.") for name in names)
-        metadata |= {f"{part}.r": rank, f"{part}.lora_alpha": rank, f"{part}.target_modules": modules}
+        ranks = {
+            name.removeprefix(f"{part}.").removeprefix("text_model."): each.rank
+            for name, each in weights.items()
+            if name.startswith(f"{part}.")
+        }
+        rank = max(ranks.values())  # type: ignore[type-var]
+        metadata |= {f"{part}.r": rank, f"{part}.lora_alpha": rank, f"{part}.target_modules": sorted(ranks)}
+        if lower := {name: each for name, each in sorted(ranks.items()) if each != rank}:
+            metadata |= {f"{part}.rank_pattern": lower, f"{part}.alpha_pattern": lower}
     return metadata
 
 
@@ -140,14 +216,13 @@ def _metadata(
     trigger: str,
     step: int,
     base_name: str,
+    rank: int | None,
 ) -> dict[str, str]:
     """What loaders and model pages read. Never a path, a user name or a token."""
     width = height = config.dataset.resolution or family.resolution
     ss = {
         **{key: value for key, value in family.metadata().items() if key.startswith("ss_")},
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(config.adapter.rank),
-        "ss_network_alpha": f"{config.adapter.alpha:g}",
+        **network_metadata(config.adapter, rank),
         "ss_output_name": config.output.name,
         "ss_sd_model_name": base_name,
         "ss_resolution": f"({width}, {height})",
@@ -158,9 +233,6 @@ def _metadata(
         "ss_seed": str(config.train.seed),
         "ss_training_comment": f"trigger: {trigger}" if trigger else "",
     }
-    if config.adapter.targets == "transformer+conv":
-        conv = {"conv_dim": str(config.adapter.rank), "conv_alpha": f"{config.adapter.alpha:g}"}
-        ss["ss_network_args"] = json.dumps(conv)
     return {
         **ss,
         **{key: value for key, value in family.metadata().items() if key.startswith("modelspec.")},
@@ -172,6 +244,43 @@ def _metadata(
         "sshs_model_hash": _hash_of_tensors(tensors, ss),
         "format": "pt",
     }
+
+
+def network_metadata(adapter: AdapterSettings, cut: int | None = None) -> dict[str, str]:
+    """Kind and size, in kohya's words; ``cut`` is the rank that a DyLoRA was cut to."""
+    modules = {"lora": "networks.lora", "dylora": "networks.dylora", "oft": "lycoris.kohya"}
+    module = "lycoris.kohya" if adapter.dora else modules.get(adapter.type, "lycoris.kohya")
+    arguments: dict[str, str] = {}
+    if module == "lycoris.kohya":
+        arguments["algo"] = {"lora": "lora", "oft": "diag-oft"}.get(adapter.type, adapter.type)
+    if adapter.dora:
+        arguments |= {"dora_wd": "True", "wd_on_output": "False"}
+    if adapter.type == "lokr":
+        arguments["factor"] = str(adapter.lokr_factor)
+    if adapter.type == "dylora":
+        arguments["unit"] = str(adapter.dylora_unit)
+    if adapter.targets == "transformer+conv":
+        arguments["conv_dim"] = str(adapter.conv_rank or adapter.rank)
+        arguments["conv_alpha"] = f"{adapter.conv_alpha or adapter.alpha:g}"
+    for name, ours in (("block_dims", "block_ranks"), ("block_alphas", "block_alphas")):
+        if text := getattr(adapter, ours):
+            arguments[name] = text
+    for name in ("rank_dropout", "module_dropout"):
+        if value := getattr(adapter, name):
+            arguments[name] = f"{value:g}"
+    # The file's alpha is such that alpha / rank is the scale, whatever the recipe's rule for it.
+    rank = cut or adapter.rank * (2 if adapter.init in ("pissa", "olora") else 1)
+    scale = adapter.alpha / (adapter.rank**0.5 if adapter.rslora else adapter.rank)
+    found = {
+        "ss_network_module": module,
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": f"{scale * rank:g}",
+    }
+    if adapter.max_norm:
+        found["ss_scale_weight_norms"] = f"{adapter.max_norm:g}"
+    if arguments:
+        found["ss_network_args"] = json.dumps(arguments)
+    return found
 
 
 def _hash_of_tensors(tensors: dict[str, Tensor], ss: dict[str, str]) -> str:

@@ -22,7 +22,7 @@ from .contract.files import write_text
 from .contract.foreign.importing import ENDINGS, read_foreign
 from .contract.foreign.report import Imported
 from .contract.headers import Header
-from .contract.lora_header import DOWN, encoders_in, families_of, flat_name, read_lora_header
+from .contract.lora_header import DORA, DOWN, encoders_in, families_of, flat_name, read_lora_header
 from .contract.settings.files import OutputSettings
 from .contract.settings.train import TrainSettings
 
@@ -68,6 +68,8 @@ def read_finished_lora(file: Path) -> Imported:
     _take_size(found, header)
     found.take("adapter.targets", _targets(header), "the fewest layers that hold all of its modules")
     found.take("adapter.start_from", str(file.resolve()), "the file itself")
+    if any(name.endswith(DORA) for name in header.tensors):
+        found.take("adapter.dora", True, "it is a DoRA")
     _take_rates(found, row, header)
     if trigger := _trigger(metadata):
         found.take("dataset.trigger", trigger, "its metadata")

@@ -12,7 +12,7 @@ from torch import Tensor
 from .adapters import LoraWeights
 from .contract.errors import RunError
 from .contract.families import CATALOGUE
-from .contract.lora_header import DOWN, UP, encoders_in, families_of, read_lora_header
+from .contract.lora_header import DORA, DOWN, UP, encoders_in, families_of, read_lora_header
 from .export import diffusers_name, original_name
 from .families.base import ModelFamily
 
@@ -21,7 +21,7 @@ def read_lora(path: Path, family: ModelFamily, modules: Iterable[str]) -> dict[s
     """The LoRA in a file as {part.module: weights}; ``modules`` are the names it may be for, with their part.
 
     A layer that the original code has fused is taken apart again. Raises RunError(model_missing) for a
-    file that is damaged, no LoRA, of another family or of a kind that cannot be read (LoHa, DoRA, …).
+    file that is damaged, no LoRA, of another family or of a kind that cannot be read (LoHa, LoKr, …).
     """
     header = read_lora_header(path)
     others = families_of(header)
@@ -51,10 +51,14 @@ def read_lora(path: Path, family: ModelFamily, modules: Iterable[str]) -> dict[s
                 peft_alpha = metadata.get(f"{module.partition('.')[0]}.lora_alpha", rank)
                 alpha = float(tensors[alpha_key]) if alpha_key in tensors else float(peft_alpha)
                 up_weight = tensors[up].float()
+                dora_key = f"{stem}{DORA}"
                 found[module] = LoraWeights(
-                    tensors[down].float(), up_weight[slice(*rows)] if rows else up_weight, alpha
+                    tensors[down].float(),
+                    up_weight[slice(*rows)] if rows else up_weight,
+                    alpha,
+                    _magnitude(path, tensors[down], tensors.get(dora_key)),
                 )
-                used |= {down, up, alpha_key}
+                used |= {down, up, alpha_key, dora_key}
                 break
     left = sorted(set(tensors) - used)
     if not found:
@@ -80,6 +84,18 @@ def read_lora(path: Path, family: ModelFamily, modules: Iterable[str]) -> dict[s
     return found
 
 
+def _magnitude(path: Path, down: Tensor, scale: Tensor | None) -> Tensor | None:
+    """A DoRA's norms by input, (in,). Raises RunError(model_missing) for one that has them by output."""
+    if scale is None:
+        return None
+    if scale.numel() != down.shape[1] or scale.shape[0] != 1:
+        raise RunError(
+            f"{path.name} is a DoRA by outputs, and those trained here are by inputs; choose another LoRA",
+            "model_missing",
+        )
+    return scale.flatten().float()
+
+
 def _first(tensors: dict[str, Tensor], stem: str, endings: tuple[str, ...]) -> str:
     return next((stem + ending for ending in endings if stem + ending in tensors), "")
 
@@ -94,6 +110,7 @@ def _stems(name: str, family: ModelFamily) -> list[tuple[str, tuple[int, int] | 
     if part == family.denoiser_part:
         # diffusers' names in kohya's spelling, and under the prefixes that other trainers write
         flat = module.replace(".", "_")
-        stems += [(f"lora_unet_{flat}", None), (f"lora_transformer_{flat}", None)]
+        prefixes = ("lora_unet_", "lora_transformer_", "lycoris_")
+        stems += [(prefix + flat, None) for prefix in prefixes]
         stems += [(f"{prefix}{module}", None) for prefix in ("diffusion_model.", "transformer.", "unet.", "")]
     return stems

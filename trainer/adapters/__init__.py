@@ -1,33 +1,50 @@
-"""The LoRA on the modules that are trained: PEFT layers in, a plain {name: weights} out.
+"""The LoRA on the modules that are trained, of whatever kind: layers in, a plain {name: weights} out.
 
 Names begin with the part that a module is in: ``unet.down_blocks…``, ``text_encoder.encoder.layers…``.
 """
 
+from .dropout import nested_rank, use_rank
 from .layers import (
     ADAPTER,
     ASSISTANT,
-    WarmStart,
+    START,
+    adaptable,
     add_lora,
+    kept_tensors,
     lora_parameters,
     lora_weights,
     parameter_names,
-    start_from,
+    read_weights,
 )
+from .norms import limit_norms
+from .starts import WarmStart, begin_from_base, start_from
 from .switches import add_assistant, assistant_off, lora_off, trained_off
-from .weights import LoraWeights
+from .weights import AdapterWeights, LohaWeights, LokrWeights, LoraWeights, OftWeights
 
 __all__ = [
     "ADAPTER",
     "ASSISTANT",
+    "START",
+    "AdapterWeights",
+    "LohaWeights",
+    "LokrWeights",
     "LoraWeights",
+    "OftWeights",
     "WarmStart",
+    "adaptable",
     "add_assistant",
     "add_lora",
     "assistant_off",
+    "begin_from_base",
+    "kept_tensors",
+    "limit_norms",
     "lora_off",
     "lora_parameters",
     "lora_weights",
+    "nested_rank",
     "parameter_names",
+    "read_weights",
     "start_from",
     "trained_off",
+    "use_rank",
 ]

@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
 
-from .layers import ADAPTER, ASSISTANT, lora_layers, require_fit
+from ..contract.errors import RunError
+from .layers import ADAPTER, ASSISTANT, START, adapter_layers, either, lora_layers, pattern
 from .weights import LoraWeights
+
+TRAINED = (ADAPTER, START)
+
+
+def require_fit(name: str, lora: LoraWeights, down: Tensor, up: Tensor) -> None:
+    """Raise RunError(config) where a LoRA is for a layer of another size; its rank may differ."""
+    if lora.down.shape[1:] != down.shape[1:] or len(lora.up) != len(up):
+        theirs, ours = (f"{d.shape[1]} in and {len(u)} out" for d, u in ((lora.down, lora.up), (down, up)))
+        raise RunError(
+            f"the LoRA is for another base: its {name} has {theirs}, this base's {ours}; "
+            "choose the base that it was made for",
+            "config",
+        )
 
 
 def add_assistant(denoiser: nn.Module, weights: Mapping[str, LoraWeights]) -> None:
@@ -21,24 +34,26 @@ def add_assistant(denoiser: nn.Module, weights: Mapping[str, LoraWeights]) -> No
     """
     config = LoraConfig(
         r=1,
-        target_modules=list(weights),
-        rank_pattern={f"^{name}": lora.rank for name, lora in weights.items()},
-        alpha_pattern={f"^{name}": lora.alpha for name, lora in weights.items()},
+        lora_alpha=8,
+        target_modules=either(weights),
+        rank_pattern=pattern({name: lora.rank for name, lora in weights.items()}, 1),
+        alpha_pattern=pattern({name: lora.alpha for name, lora in weights.items()}, 8),
     )
-    denoiser.add_adapter(config, adapter_name=ASSISTANT)  # type: ignore[operator]
+    inject_adapter_in_model(config, denoiser, ASSISTANT)
     for name, layer in lora_layers(denoiser).items():
         if name in weights:
             require_fit(name, weights[name], layer.lora_A[ASSISTANT].weight, layer.lora_B[ASSISTANT].weight)
             layer.lora_A[ASSISTANT].weight.data.copy_(weights[name].down)
             layer.lora_B[ASSISTANT].weight.data.copy_(weights[name].up)
-    _activate(denoiser, [ADAPTER, ASSISTANT])
+    activate(denoiser)
 
 
-def _activate(module: nn.Module, adapters: list[str]) -> None:
+def activate(module: nn.Module, adapters: tuple[str, ...] = (*TRAINED, ASSISTANT)) -> None:
+    """Let these of a model's adapters work; only what is trained has gradients."""
     for layer in lora_layers(module).values():
         layer.set_adapter([name for name in adapters if name in layer.lora_A])
     for name, parameter in module.named_parameters():
-        if f".{ASSISTANT}." in name:
+        if f".{ASSISTANT}." in name or f".{START}." in name:
             parameter.requires_grad_(False)
 
 
@@ -47,23 +62,23 @@ def assistant_off(denoiser: nn.Module) -> Iterator[None]:
     """Inside this block only the LoRA that is trained is active."""
     assisted = any(ASSISTANT in layer.lora_A for layer in lora_layers(denoiser).values())
     if assisted:
-        _activate(denoiser, [ADAPTER])
+        activate(denoiser, TRAINED)
     try:
         yield
     finally:
         if assisted:
-            _activate(denoiser, [ADAPTER, ASSISTANT])
+            activate(denoiser)
 
 
 @contextmanager
 def trained_off(module: nn.Module) -> Iterator[None]:
     """Inside this block the module is the base as it is trained on: without the LoRA, with the assistant."""
     if any(ASSISTANT in layer.lora_A for layer in lora_layers(module).values()):
-        _activate(module, [ASSISTANT])
+        activate(module, (ASSISTANT,))
         try:
             yield
         finally:
-            _activate(module, [ADAPTER, ASSISTANT])
+            activate(module)
     else:
         with lora_off(module):
             yield
@@ -73,7 +88,7 @@ class lora_off:
     """Inside this block the denoiser behaves as the plain base model."""
 
     def __init__(self, denoiser: nn.Module) -> None:
-        self._layers = [module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)]
+        self._layers = list(adapter_layers(denoiser).values())
 
     def __enter__(self) -> None:
         for layer in self._layers:

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from .adapter_rules import adapter_problems
 from .errors import ConfigError
 from .families import CATALOGUE
 from .settings.adapter import AdapterSettings
@@ -78,6 +79,13 @@ class TrainConfig(Section):
             if getattr(self.train, name) and number >= len(row.trainable_text):
                 can = "only its first text encoder" if row.trainable_text else "no text encoder"
                 raise _problem(f"train.{name}", f"{row.label} can train {can}; set it to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _the_adapter_can_be_trained(self) -> TrainConfig:
+        trains_text = bool(self.text_encoder_rates())
+        for setting, sentence in adapter_problems(self.model, self.adapter, trains_text):
+            raise _problem(setting, sentence)
         return self
 
     @model_validator(mode="after")

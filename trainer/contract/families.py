@@ -6,6 +6,7 @@ family is ``trainer/families/<key>.py``; a test holds rows and files to the same
 
 from __future__ import annotations
 
+from .blocks import Block, listed_blocks, sd15_blocks, sdxl_blocks
 from .families_flux import CHROMA as CHROMA
 from .families_flux import FLUX as FLUX
 from .families_flux import FLUX2 as FLUX2
@@ -83,6 +84,7 @@ SDXL = Family(
     caption=(77, 2048),
     lora_params_per_rank={"attention": 1451.5, "transformer": 2659.8, "transformer+conv": 3074.2},
     activation_gib=(7.7, 0.45),
+    blocks=sdxl_blocks(),
     pipelines=("StableDiffusionXL",),
     process="diffusion",
     signatures=(
@@ -136,6 +138,7 @@ SD15 = Family(
     caption=(77, 768),
     lora_params_per_rank={"attention": 199.3, "transformer": 423.9, "transformer+conv": 1050.8},
     activation_gib=(3.1, 0.2),
+    blocks=sd15_blocks(),
     pipelines=("StableDiffusionPipeline",),
     process="diffusion",
     signatures=(
@@ -191,6 +194,7 @@ SANA = Family(
     caption=(100, 2304),
     lora_params_per_rank={"attention": 716.8, "transformer": 1142.4, "transformer+conv": 1142.4},
     activation_gib=(3.4, 0.09),  # an estimate: tensors saved for the backward pass, with flash attention
+    blocks=listed_blocks(transformer_blocks=20),
     pipelines=("SanaPipeline",),
     signatures=(
         # 1.5 has norms of query and key, which diffusers cannot read from one file.
@@ -240,6 +244,7 @@ SD3 = Family(
                 "transformer": 3292.9,
                 "transformer+conv": 3292.9,
             },
+            blocks=listed_blocks(transformer_blocks=38),
         ),
     ),
     resolution=1024,
@@ -249,6 +254,7 @@ SD3 = Family(
     caption=(333, 4096),
     lora_params_per_rank={"attention": 743.4, "transformer": 1465.3, "transformer+conv": 1465.3},
     activation_gib=(8.9, 0.32),  # estimates: tensors saved for the backward pass, with flash attention
+    blocks=listed_blocks(transformer_blocks=24),
     pipelines=("StableDiffusion3",),
     signatures=(
         Signature("an SD 3.5 Medium checkpoint", (r"joint_blocks\.0\.x_block\.attn2\.",)),
@@ -301,6 +307,7 @@ ZIMAGE = Family(
     caption=(100, 2560),
     lora_params_per_rank={"attention": 1044.5, "transformer": 2480.6, "transformer+conv": 2480.6},
     activation_gib=(34.5, 1.0),  # an estimate: counted without memory, flash attention assumed
+    blocks=listed_blocks(layers=30, noise_refiner=2, context_refiner=2),
     pipelines=("ZImagePipeline",),
     signatures=(
         # Lumina's older code has a SiLU before the layer: adaLN_modulation.1.
@@ -333,6 +340,14 @@ CATALOGUE: dict[str, Family] = {family.key: family for family in _FAMILIES}
 def known_base(family: str, base: str) -> Base | None:
     """The catalogue's row of a base id, or None for one that users bring themselves."""
     return next((row for row in CATALOGUE[family].bases if row.id == base), None)
+
+
+def block_maps(family: str, base: str) -> tuple[tuple[Block, ...], ...]:
+    """The blocks that a base has, or may have where it is one that users bring themselves."""
+    row, known = CATALOGUE[family], known_base(family, base)
+    if known:
+        return (known.blocks or row.blocks,)
+    return tuple(dict.fromkeys((row.blocks, *(one.blocks for one in row.bases if one.blocks))))
 
 
 def first_base(row: Family) -> Base:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .blocks import listed_blocks
 from .family_types import Base, Family, Signature
 
 # Names of LoRAs' modules. The original code's are the same for all three, but a single block's last layer
@@ -55,6 +56,7 @@ FLUX = Family(
     caption=(512, 4096),
     lora_params_per_rank={"attention": 1634.3, "transformer": 5369.9, "transformer+conv": 5369.9},
     activation_gib=(51.2, 1.5),  # estimate: saved tensors counted at 1024 px, flash attention assumed
+    blocks=listed_blocks(transformer_blocks=19, single_transformer_blocks=38),
     pipelines=("FluxPipeline",),
     signatures=(
         Signature(
@@ -86,6 +88,7 @@ CHROMA = Family(
     caption=(100, 4096),
     lora_params_per_rank={"attention": 1634.3, "transformer": 4085.8, "transformer+conv": 4085.8},
     activation_gib=(43.0, 1.4),  # estimate: saved tensors counted at 1024 px, flash attention assumed
+    blocks=listed_blocks(transformer_blocks=19, single_transformer_blocks=38),
     pipelines=("ChromaPipeline",),
     signatures=(
         Signature(
@@ -126,6 +129,7 @@ FLUX2 = Family(
             params=(9078.6, 8190.7, 84.0),
             activation_gib=(35.2, 1.2),
             lora_params_per_rank={"attention": 1998.8, "transformer": 2719.7, "transformer+conv": 2719.7},
+            blocks=listed_blocks(transformer_blocks=8, single_transformer_blocks=24),
         ),
         Base(
             "black-forest-labs/FLUX.2-dev",
@@ -140,6 +144,7 @@ FLUX2 = Family(
             params=(32223.3, 24011.4, 84.0),
             activation_gib=(90.8, 3.0),
             lora_params_per_rank={"attention": 5210.1, "transformer": 6291.5, "transformer+conv": 6291.5},
+            blocks=listed_blocks(transformer_blocks=8, single_transformer_blocks=48),
         ),
     ),
     resolution=1024,
@@ -149,6 +154,7 @@ FLUX2 = Family(
     caption=(512, 7680),
     lora_params_per_rank={"attention": 1167.4, "transformer": 1505.3, "transformer+conv": 1505.3},
     activation_gib=(20.5, 0.7),  # estimates: saved tensors counted at 1024 px, flash attention assumed
+    blocks=listed_blocks(transformer_blocks=5, single_transformer_blocks=20),
     pipelines=("Flux2Pipeline", "Flux2KleinPipeline"),
     signatures=(
         Signature(

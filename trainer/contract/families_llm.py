@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .blocks import listed_blocks
 from .family_types import Base, Family, Signature
 
 QWENIMAGE = Family(
@@ -18,6 +19,7 @@ QWENIMAGE = Family(
     caption=(100, 3584),
     lora_params_per_rank={"attention": 2936.8, "transformer": 6592.5, "transformer+conv": 6592.5},
     activation_gib=(33.5, 1.5),  # an estimate: counted without memory, flash attention assumed
+    blocks=listed_blocks(transformer_blocks=60),
     pipelines=("QwenImagePipeline",),
     signatures=(
         Signature(
@@ -49,6 +51,7 @@ LUMINA2 = Family(
     caption=(100, 2304),
     lora_params_per_rank={"attention": 460.8, "transformer": 1497.6, "transformer+conv": 1497.6},
     activation_gib=(21.8, 2.0),  # estimate, likewise
+    blocks=listed_blocks(layers=26, noise_refiner=2, context_refiner=2),
     pipelines=("Lumina2Pipeline", "Lumina2Text2ImgPipeline"),
     signatures=(
         Signature("a Lumina-Image 2.0 checkpoint", (r"layers\.0\.adaLN_modulation\.1\.", r"cap_embedder\.")),
@@ -87,6 +90,7 @@ KREA2 = Family(
     caption=(100, 30720),
     lora_params_per_rank={"attention": 1462.3, "transformer": 3354.6, "transformer+conv": 3354.6},
     activation_gib=(35.5, 1.4),  # estimate, likewise
+    blocks=listed_blocks(transformer_blocks=28),
     pipelines=("Krea2Pipeline",),
     signatures=(Signature("a Krea 2 checkpoint", (r"txtfusion\.projector\.",)),),
     lora_signatures=(
@@ -121,6 +125,7 @@ ERNIEIMAGE = Family(
     caption=(100, 3072),
     lora_params_per_rank={"attention": 1179.6, "transformer": 2949.1, "transformer+conv": 2949.1},
     activation_gib=(43.1, 1.4),  # estimate, likewise
+    blocks=listed_blocks(layers=36),
     pipelines=("ErnieImagePipeline",),
     signatures=(Signature("an ERNIE-Image checkpoint", (r"layers\.0\.adaLN_sa_ln\.",)),),
     lora_signatures=(
@@ -153,6 +158,7 @@ HUNYUANIMAGE = Family(
     caption=(100, 3584),
     lora_params_per_rank={"attention": 2007.0, "transformer": 5017.6, "transformer+conv": 5017.6},
     activation_gib=(38.5, 1.8),  # estimate: saved tensors counted at 2048 px, flash attention assumed
+    blocks=listed_blocks(transformer_blocks=20, single_transformer_blocks=40),
     pipelines=("HunyuanImagePipeline",),
     lora_signatures=(
         # FLUX.1's modules, but one double block more.
@@ -188,6 +194,7 @@ HIDREAM = Family(
     caption=(128, 33 * 4096),
     lora_params_per_rank={"attention": 1310.7, "transformer": 8106.0, "transformer+conv": 8106.0},
     activation_gib=(48.8, 1.1),  # estimate, likewise; two of four experts for each token
+    blocks=listed_blocks(double_stream_blocks=16, single_stream_blocks=32),
     pipelines=("HiDreamImagePipeline",),
     signatures=(
         Signature("a HiDream-I1 checkpoint", (r"double_stream_blocks\.0\.block\.adaLN_modulation\.",)),

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .blocks import Block
+
 
 @dataclass(frozen=True)
 class Base:
     """A base model that is offered by name. ``download_gib`` is what a first run fetches.
 
-    ``params``, ``activation_gib``, ``lora_params_per_rank`` and ``caption`` are given where a base differs
-    from its family. ``assistant`` is the Hub id (or id:file) of a LoRA that undoes a distillation: it is
+    ``params``, ``activation_gib``, ``lora_params_per_rank``, ``caption`` and ``blocks`` are given where a base
+    differs from its family. ``assistant`` is the Hub id (or id:file) of a LoRA that undoes a distillation: it is
     active while training and off while sampling, so that training does not have to learn that too.
     ``guidance`` is the usual scale for samples, 1 where a distilled base needs none; ``reads_negative`` is
     off where guidance is distilled into the base, which then reads no negative prompt. ``schedule`` is what
@@ -33,6 +35,7 @@ class Base:
     activation_gib: tuple[float, float] | None = None
     lora_params_per_rank: dict[str, float] | None = None
     caption: tuple[int, int] | None = None
+    blocks: tuple[Block, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Family:
         needs_bf16: its text encoder overflows in fp16.
         known_as: what other trainers call it, beside ``key``; case and punctuation do not count.
         kohya: the script of kohya's sd-scripts that trains it and the network module; empty if none does.
+        blocks: the denoiser's blocks, in the order of the values that block-wise settings give.
         fp16_vae: Hub id of a VAE to use where the family's own overflows in fp16; empty if it does not.
     """
 
@@ -96,6 +100,7 @@ class Family:
     caption: tuple[int, int]
     lora_params_per_rank: dict[str, float]
     activation_gib: tuple[float, float]
+    blocks: tuple[Block, ...]
     pipelines: tuple[str, ...]
     process: Literal["flow", "diffusion"] = "flow"
     signatures: tuple[Signature, ...] = ()

@@ -15,9 +15,11 @@ DOWN = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", ".lora_A.def
 UP = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight", ".lora_B.default.weight")
 
 
-_ENDING = re.compile("(" + "|".join(map(re.escape, (*DOWN, *UP, ".alpha"))) + ")$")
+DORA = ".dora_scale"
+
+_ENDING = re.compile("(" + "|".join(map(re.escape, (*DOWN, *UP, ".alpha", DORA))) + ")$")
 _LOADER = re.compile(
-    r"(base_model\.model\.)?(lora_(unet|transformer)_|(diffusion_model|transformer|unet|model)\.)?"
+    r"(base_model\.model\.)?(lora_(unet|transformer)_|lycoris_|(diffusion_model|transformer|unet|model)\.)?"
 )
 
 # How the keys of a first and of a second text encoder begin, in each format.
@@ -30,14 +32,14 @@ _OTHER_KINDS = {
     "a LoHa": r"hada_w1",
     "a LoKr": r"lokr_w1",
     "an OFT": r"oft_(blocks|diag)|oft_R",
-    "a DoRA": r"dora_scale|lora_magnitude_vector",
+    "a DoRA of peft's kind": r"lora_magnitude_vector",
     "a difference of whole weights": r"\.diff(_b)?$",
 }
 
 
 def read_lora_header(path: Path) -> Header:
     """Names and shapes in a LoRA's file. Raises RunError(model_missing) for a damaged or empty file, for
-    one that is no LoRA, and for the kinds that are more than two matrices a module (LoHa, DoRA, …)."""
+    one that is no LoRA, and for the kinds that cannot be gone on from (LoHa, LoKr, …)."""
     if path.suffix != ".safetensors":
         raise RunError(f"{path.name} is not a .safetensors file; choose one that is", "model_missing")
     header = read_header(path)

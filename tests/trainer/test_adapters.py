@@ -1,0 +1,538 @@
+"""Every kind of adapter against its formula, written out; trained, saved, read back and resumed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from trainer.__main__ import main
+from trainer.adapters import (
+    ADAPTER,
+    LoraWeights,
+    add_lora,
+    lora_off,
+    lora_parameters,
+    lora_weights,
+    nested_rank,
+    use_rank,
+)
+from trainer.adapters.oft import block_size
+from trainer.adapters.starts import olora, pissa
+from trainer.adapters.weights import turn
+from trainer.after import weights_in
+from trainer.contract.runs import RunFolder
+from trainer.contract.settings.adapter import AdapterSettings
+from trainer.families.sdxl import Family
+from trainer.source import resolve
+
+from .helpers import Script, recipe, train_here, weights_hash
+
+CPU = torch.device("cpu")
+
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "locon": {"conv_rank": 3, "conv_alpha": 1.5},
+    "dora": {"dora": True},
+    "rslora": {"rslora": True},
+    "gaussian": {"init": "gaussian"},
+    "pissa": {"init": "pissa"},
+    "olora": {"init": "olora"},
+    "loha": {"type": "loha"},
+    "lokr": {"type": "lokr", "lokr_factor": 4},
+    "lokr whole": {"type": "lokr", "rank": 512},
+    "oft": {"type": "oft", "rank": 4},
+    "dylora": {"type": "dylora", "rank": 4, "dylora_unit": 2},
+}
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+class Two(nn.Module):
+    """A linear layer and a convolution, of odd shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.linear = nn.Linear(12, 20)
+        self.conv = nn.Conv2d(6, 8, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        return self.linear(x), self.conv(image)
+
+
+def settings(kind: str, **more: Any) -> AdapterSettings:
+    return AdapterSettings(**{"rank": 2, "alpha": 3.0, **KINDS[kind], **more})
+
+
+def adapted(kind: str, **more: Any) -> Two:
+    """With weights as if it had learnt something."""
+    from trainer.adapters import begin_from_base
+
+    model = Two()
+    config = settings(kind, **more)
+    add_lora(model, config, "linear|conv", seed=1)
+    if config.init in ("pissa", "olora"):
+        begin_from_base(model, config, 1)
+    model.eval()
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for parameter in lora_parameters({"": model}).values():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(3, 7, 12, generator=generator), torch.randn(3, 6, 9, 9, generator=generator)
+
+
+def raw(model: Two) -> dict[str, dict[str, Tensor]]:
+    """{module: {factor: tensor}} of what is trained."""
+    found: dict[str, dict[str, Tensor]] = {"linear": {}, "conv": {}}
+    for name, parameter in lora_parameters({"": model}).items():
+        module, factor = name.removeprefix(".").removesuffix(".weight").split(".")[:2]
+        found[module][factor] = parameter.detach()
+    return found
+
+
+def new_weight(kind: str, weight: Tensor, t: dict[str, Tensor], alpha: float, rank: int) -> Tensor:
+    """What a layer's weight becomes, from the papers' formulas."""
+    flat = weight.flatten(1)
+    if kind in ("loha",):
+        change = (t["hada_w1_a"] @ t["hada_w1_b"]) * (t["hada_w2_a"] @ t["hada_w2_b"]) * (alpha / rank)
+        return (flat + change).reshape(weight.shape)
+    if kind.startswith("lokr"):
+        big = t["lokr_w2"] if "lokr_w2" in t else t["lokr_w2_a"] @ t["lokr_w2_b"]
+        blocks = [torch.cat([one * big.flatten(1) for one in row], 1) for row in t["lokr_w1"]]
+        scale = alpha / rank if "lokr_w2_a" in t else 1.0  # of whole factors alpha says nothing
+        return (flat + torch.cat(blocks) * scale).reshape(weight.shape)
+    if kind == "oft":
+        turned = []
+        for block, rows in zip(t["oft_blocks"], flat.split(t["oft_blocks"].shape[1]), strict=True):
+            identity = torch.eye(len(block))
+            q = block - block.T
+            rotation = (identity + q) @ torch.linalg.inv(identity - q)
+            assert torch.allclose(rotation @ rotation.T, identity, atol=1e-5)
+            turned.append(rotation.T @ rows)
+        return torch.cat(turned).reshape(weight.shape)
+    scale = alpha / math.sqrt(rank) if kind == "rslora" else alpha / rank
+    change = scale * t["lora_B"].flatten(1) @ t["lora_A"].flatten(1)
+    merged = weight + change.reshape(weight.shape)
+    if kind != "dora":
+        return merged
+    columns = [merged[:, i] / merged[:, i].norm() * m for i, m in enumerate(t["lora_magnitude_vector"])]
+    return torch.stack(columns, dim=1)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("pissa", "olora")])
+def test_a_layer_computes_what_its_formula_says(kind: str) -> None:
+    model, plain = adapted(kind), Two()
+    config = settings(kind)
+    x, image = inputs()
+    ours = model(x, image)
+    wide = (config.conv_alpha or config.alpha, config.conv_rank or config.rank)
+    with torch.no_grad():
+        for module, (alpha, rank) in {"linear": (config.alpha, config.rank), "conv": wide}.items():
+            layer = plain.get_submodule(module)
+            assert isinstance(layer.weight, Tensor)
+            layer.weight.copy_(new_weight(kind, layer.weight.detach(), raw(model)[module], alpha, rank))
+        theirs = plain(x, image)
+    for our, their, before in zip(ours, theirs, Two()(x, image), strict=True):
+        assert torch.allclose(our, their, atol=2e-5), (our - their).abs().max()
+        assert (our - before).abs().max() > 0.05, "it does nothing"
+
+
+@every_kind
+def test_what_is_read_out_is_what_was_trained(kind: str) -> None:
+    model, plain = adapted(kind), Two()
+    with torch.no_grad():
+        for name, weights in lora_weights({"": model}).items():
+            layer = plain.get_submodule(name.removeprefix("."))
+            assert isinstance(layer.weight, Tensor)
+            layer.weight.copy_(weights.applied(layer.weight))
+        for ours, theirs in zip(model(*inputs()), plain(*inputs()), strict=True):
+            assert torch.allclose(ours, theirs, atol=2e-5)
+
+
+@every_kind
+def test_a_fresh_adapter_changes_nothing_learns_everywhere_and_can_be_switched_off(kind: str) -> None:
+    from trainer.adapters import begin_from_base
+
+    before = Two()(*inputs())
+    model, config = Two(), settings(kind)
+    add_lora(model, config, "linear|conv", seed=1)
+    if config.init in ("pissa", "olora"):
+        begin_from_base(model, config, 1)
+    for ours, theirs in zip(model(*inputs()), before, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+    trained = lora_parameters({"": model})
+    assert {p for n, p in model.named_parameters() if p.requires_grad} == set(trained.values())
+    optimizer = torch.optim.AdamW(trained.values(), lr=0.05)
+    for _ in range(2):
+        sum(y.square().mean() for y in model(*inputs())).backward()  # type: ignore[union-attr]
+        optimizer.step()
+        optimizer.zero_grad()
+    start = Two()
+    add_lora(start, config, "linear|conv", seed=1)
+    if config.init in ("pissa", "olora"):
+        begin_from_base(start, config, 1)
+    for name, parameter in lora_parameters({"": start}).items():
+        assert not torch.equal(parameter, trained[name]), f"{name} was never trained"
+    model.eval()
+    assert all((a - b).abs().max() > 1e-3 for a, b in zip(model(*inputs()), before, strict=True))
+    with lora_off(model):
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(model(*inputs()), before, strict=True))
+
+
+def test_rslora_is_alpha_over_the_root_of_the_rank() -> None:
+    weights = lora_weights({"": adapted("rslora", rank=16, alpha=8.0)})
+    assert weights[".linear"].scale == pytest.approx(8 / 4)
+    assert weights[".linear"].alpha == pytest.approx(32)  # what a file says, so that alpha / rank is that
+
+
+def test_the_scale_of_kohyas_vectors() -> None:
+    """Rank 4, alpha 1: ΔW = .25 B A."""
+    lora = LoraWeights(torch.ones(4, 3), torch.ones(2, 4), 1.0)
+    assert torch.equal(lora.delta(), torch.ones(2, 3))
+
+
+def test_pissa_takes_the_largest_directions_and_olora_an_orthogonal_basis() -> None:
+    weight = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    u, s, v = torch.linalg.svd(weight)
+    best = u[:, :3] * s[:3] @ v[:3]
+    down, up = pissa(weight, 3, scale=0.5)
+    assert torch.allclose(0.5 * up @ down, best, atol=1e-4)
+    down, up = olora(weight, 3)
+    assert torch.allclose(up.T @ up, torch.eye(3), atol=1e-5)
+    assert torch.allclose(up @ down, up @ up.T @ weight, atol=1e-4)
+
+
+def test_a_large_layer_is_decomposed_by_random_projections() -> None:
+    generator = torch.Generator().manual_seed(0)
+    low = torch.randn(200, 6, generator=generator) @ torch.randn(6, 150, generator=generator)
+    torch.manual_seed(0)
+    down, up = pissa(low + 0.01 * torch.randn(200, 150, generator=generator), 6, scale=1.0)
+    assert (up @ down - low).norm() / low.norm() < 0.01
+
+
+def test_blocks_of_an_oft_divide_the_outputs() -> None:
+    assert [block_size(20, 4), block_size(20, 6), block_size(8, 64), block_size(7, 3)] == [4, 5, 8, 1]
+    far = 5 * torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(1))
+    rotations = turn(far) + torch.eye(6)
+    assert torch.allclose(rotations @ rotations.mT, torch.eye(6).expand(3, 6, 6), atol=1e-4)
+    assert torch.linalg.det(rotations).allclose(torch.ones(3), atol=1e-4)
+
+
+# Dropout, nested ranks, norms ---------------------------------------------------------------------------
+
+
+def test_rank_dropout_leaves_out_whole_ranks_of_each_picture() -> None:
+    model = adapted("lora", rank=8, rank_dropout=0.5)
+    seen = []
+    model.linear.lora_A[ADAPTER].register_forward_hook(lambda *a: seen.append(a[2].detach()))  # type: ignore
+    x, image = inputs()
+    model(x, image)
+    model.train()
+    torch.manual_seed(0)
+    first = model(x, image)[0]
+    whole, dropped = seen
+    ratio = dropped / whole
+    assert torch.allclose(ratio, ratio[:, :1].expand_as(ratio))  # the same for every position
+    assert set(ratio[:, 0].unique().round(decimals=3).tolist()) == {0.0, 2.0}  # scaled by 1 / (1 - p)
+    assert not torch.equal(ratio[0, 0], ratio[1, 0]) or not torch.equal(ratio[1, 0], ratio[2, 0])
+    torch.manual_seed(0)
+    assert torch.equal(model(x, image)[0], first)
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr", "oft"])
+def test_module_dropout_leaves_out_whole_modules(kind: str) -> None:
+    model, plain = adapted(kind, module_dropout=0.5), Two()
+    x, image = inputs()
+    whole = model(x, image)[0]
+    model.train()
+    found = set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        y = model(x, image)[0]
+        base = torch.allclose(y, plain(x, image)[0], atol=1e-5)
+        assert base or torch.allclose(y, whole, atol=1e-5)
+        found.add(base)
+    assert found == {True, False}
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr", "oft"])
+def test_rank_dropout_of_the_other_kinds(kind: str) -> None:
+    """Of the outputs of a change; of an OFT's blocks."""
+    model, plain = adapted(kind, rank_dropout=0.4), Two()
+    x, image = inputs()
+    model.train()
+    torch.manual_seed(1)
+    change = (model(x, image)[0] - plain(x, image)[0]).abs().amax(dim=(0, 1))
+    assert 0 < (change < 1e-6).sum() < len(change)
+
+
+def test_nested_ranks_are_a_function_of_seed_and_step() -> None:
+    drawn = [nested_rank(7, step, 12, 4) for step in range(300)]
+    assert drawn == [nested_rank(7, step, 12, 4) for step in range(300)]
+    assert set(drawn) == {4, 8, 12} and all(70 < drawn.count(rank) < 130 for rank in (4, 8, 12))
+    assert drawn != [nested_rank(8, step, 12, 4) for step in range(300)]
+
+
+def test_a_dylora_that_is_cut_is_the_nested_module() -> None:
+    model, plain = adapted("dylora"), Two()
+    model.train()
+    use_rank({"": model}, ADAPTER, 2)
+    ours = model(*inputs())
+    sum(y.square().mean() for y in ours).backward()  # type: ignore[union-attr]
+    with torch.no_grad():
+        for name, weights in lora_weights({"": model}).items():
+            cut = weights.cut(2)
+            assert cut.rank == 2 and cut.scale == weights.scale
+            layer = plain.get_submodule(name.removeprefix("."))
+            layer.weight.copy_(cut.applied(layer.weight))  # type: ignore[arg-type, operator]
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, plain(*inputs()), strict=True))
+    for name, parameter in lora_parameters({"": model}).items():
+        assert parameter.grad is not None
+        ranks = parameter.grad.flatten(1) if "lora_A" in name else parameter.grad.flatten(1).T
+        assert ranks[:2].any() and not ranks[2:].any()
+
+
+@pytest.mark.parametrize("kind", ["lora", "locon", "loha", "lokr", "dora", "rslora"])
+def test_max_norm_scales_what_is_too_long_and_nothing_else(kind: str) -> None:
+    from trainer.adapters import limit_norms
+
+    model = adapted(kind)
+    before = {name: w.delta() for name, w in lora_weights({"": model}).items()}
+    norms = sorted(float(delta.norm()) for delta in before.values())
+    limit = sum(norms) / 2
+    assert limit_norms({"": model}, limit) == 1
+    for name, weights in lora_weights({"": model}).items():
+        norm = float(before[name].norm())
+        expected = before[name] * (min(norm, limit) / norm)
+        assert torch.allclose(weights.delta(), expected, atol=1e-5)
+
+
+def test_kohyas_max_norm_multiplies_both_factors_by_the_root() -> None:
+    from trainer.adapters import limit_norms
+
+    model = adapted("lora")
+    factors = {name: parameter.detach().clone() for name, parameter in lora_parameters({"": model}).items()}
+    norms = {name: float(w.delta().norm()) for name, w in lora_weights({"": model}).items()}
+    limit = 0.5 * min(norms.values())
+    assert limit_norms({"": model}, limit) == 2
+    for name, parameter in lora_parameters({"": model}).items():
+        ratio = limit / norms[name.partition(".lora_")[0]]
+        assert torch.allclose(parameter, factors[name] * ratio**0.5, rtol=1e-4)
+
+
+# Whole runs ---------------------------------------------------------------------------------------------
+
+
+def unet_of(base: Path) -> UNet2DConditionModel:
+    unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
+    return unet
+
+
+@every_kind
+def test_a_run_learns_resumes_to_the_bit_and_its_files_say_what_it_learnt(
+    kind: str, tiny_base: Path, photos: Path, tmp_path: Path
+) -> None:
+    adapter = {"rank": 2, "alpha": 2.0, **KINDS[kind]}
+    if kind == "lokr":
+        adapter |= {"rank_dropout": 0.2, "module_dropout": 0.2, "max_norm": 1.0}
+    config = recipe(tiny_base, photos, adapter=adapter, train={"steps": 4}, samples={"prompts": []})
+    straight, stopped = (RunFolder(tmp_path / "runs" / name) for name in ("straight", "stopped"))
+    for run in (straight, stopped):
+        run.create(config)
+    assert train_here(straight)
+    assert not train_here(stopped, Script(stopped, "stop", 2))
+    assert train_here(stopped)
+    assert weights_hash(straight, 4) == weights_hash(stopped, 4)
+
+    trained = weights_in(straight.checkpoint(4), config)
+    unet = unet_of(tiny_base)
+    family = Family(resolve("sdxl", str(tiny_base)), CPU, torch.float32)
+    tensors = load_file(straight.result(config))
+    used = set()
+    for name, weights in trained.items():
+        weight = unet.get_parameter(f"{name.removeprefix('unet.')}.weight").detach()
+        change = weights.applied(weight) - weight
+        assert change.abs().max() > 1e-5, f"{name} was not trained"
+        stem = family.kohya_name("unet", name.removeprefix("unet."))
+        own = {
+            key.removeprefix(f"{stem}."): t.float()
+            for key, t in tensors.items()
+            if key.startswith(f"{stem}.")
+        }
+        used |= {f"{stem}.{key}" for key in own}
+        read = as_loaders_do(own, weight)
+        assert torch.allclose(read, weight + change, atol=1e-3, rtol=5e-3), name
+    assert used == set(tensors)
+
+
+def as_loaders_do(t: dict[str, Tensor], weight: Tensor) -> Tensor:
+    """A layer's new weight from a file's tensors, as A1111 and ComfyUI compute it."""
+    flat, alpha = weight.flatten(1), float(t["alpha"])
+    if "oft_blocks" in t:
+        q = t["oft_blocks"] - t["oft_blocks"].mT
+        if q.norm() > alpha:
+            q = q * alpha / q.norm()
+        identity = torch.eye(q.shape[-1])
+        r = (identity + q) @ torch.linalg.inv(identity - q)
+        rows = flat.reshape(*q.shape[:2], -1)
+        return torch.einsum("knm,kni->kmi", r, rows).reshape(weight.shape)
+    if "hada_w1_a" in t:
+        change = (t["hada_w1_a"] @ t["hada_w1_b"]) * (t["hada_w2_a"] @ t["hada_w2_b"])
+        scale = alpha / t["hada_w1_b"].shape[0]
+    elif any(key.startswith("lokr") for key in t):
+        dim = next((t[key].shape[0] for key in ("lokr_w1_b", "lokr_w2_b") if key in t), None)
+        w1 = t["lokr_w1"] if "lokr_w1" in t else t["lokr_w1_a"] @ t["lokr_w1_b"]
+        w2 = t["lokr_w2"] if "lokr_w2" in t else t["lokr_w2_a"] @ t["lokr_w2_b"]
+        change = torch.kron(w1.reshape(*w1.shape, *[1] * (w2.ndim - 2)), w2)
+        scale = alpha / dim if dim else 1.0
+    else:
+        change = t["lora_up.weight"].flatten(1) @ t["lora_down.weight"].flatten(1)
+        scale = alpha / t["lora_down.weight"].shape[0]
+    merged = weight + scale * change.reshape(weight.shape)
+    if "dora_scale" in t:
+        columns = merged.transpose(0, 1).reshape(merged.shape[1], -1).norm(dim=1, keepdim=True)
+        norms = columns.reshape(merged.shape[1], *[1] * (merged.ndim - 1)).transpose(0, 1)
+        merged = merged * (t["dora_scale"] / norms)
+    return merged
+
+
+@pytest.fixture(scope="module")
+def nested(tiny_base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    run = RunFolder(tmp_path_factory.mktemp("nested") / "runs" / "nested")
+    adapter = {"type": "dylora", "rank": 6, "alpha": 3.0, "dylora_unit": 2}
+    run.create(recipe(tiny_base, photos, adapter=adapter, train={"steps": 3}, samples={"prompts": []}))
+    assert train_here(run)
+    return run
+
+
+def test_a_dylora_is_exported_at_any_of_its_ranks(
+    nested: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = load_file(nested.result(nested.config()))
+    for rank in (2, 4):
+        file = tmp_path / f"{rank}.safetensors"
+        assert main(["export", str(nested.path), "--rank", str(rank), "--out", str(file)]) == 0
+        cut = load_file(file)
+        assert set(cut) == set(whole)
+        for key, tensor in cut.items():
+            if key.endswith("lora_down.weight"):
+                assert torch.equal(tensor, whole[key][:rank])
+            elif key.endswith("lora_up.weight"):
+                assert torch.equal(tensor, whole[key][:, :rank])
+            else:
+                assert float(tensor) == pytest.approx(0.5 * rank)
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata()
+        assert metadata["ss_network_module"] == "networks.dylora"
+        assert metadata["ss_network_dim"] == str(rank) and float(metadata["ss_network_alpha"]) == 0.5 * rank
+    capsys.readouterr()
+    for rank in (3, 8, 0):
+        arguments = [
+            "export",
+            str(nested.path),
+            "--rank",
+            str(rank),
+            "--out",
+            str(tmp_path / "x.safetensors"),
+        ]
+        assert main(arguments) == 2
+        assert "give a multiple of 2 up to 6" in capsys.readouterr().err
+
+
+def test_only_a_dylora_can_be_cut_and_diffusers_reads_only_loras(
+    tiny_base: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind, phrase in (("dora", "a DoRA"), ("loha", "a LoHa"), ("lokr", "a LoKr"), ("oft", "an OFT")):
+        run = RunFolder(tmp_path / "runs" / kind)
+        adapter = {"rank": 2, "alpha": 2.0, **KINDS[kind]}
+        run.create(recipe(tiny_base, photos, adapter=adapter, train={"steps": 1}, samples={"prompts": []}))
+        assert train_here(run)
+        capsys.readouterr()
+        out = ["--out", str(tmp_path / "x.safetensors")]
+        assert main(["export", str(run.path), "--format", "diffusers", *out]) == 2
+        assert phrase in capsys.readouterr().err
+        assert main(["export", str(run.path), "--rank", "1", *out]) == 2
+        assert "only a dylora" in capsys.readouterr().err
+        assert main(["export", str(run.path), "--format", "comfyui", *out]) == 0
+        assert all(key.startswith("diffusion_model.") for key in load_file(tmp_path / "x.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora", "rslora", "locon", "dylora"])
+def test_diffusers_loads_what_becomes_a_lora(
+    kind: str, tiny_base: Path, photos: Path, tmp_path: Path
+) -> None:
+    """The unchanged base and the file, in diffusers, draw what the trained model draws."""
+    import numpy as np
+    from diffusers import StableDiffusionXLPipeline
+
+    run = RunFolder(tmp_path / "runs" / kind)
+    adapter = {"rank": 2, "alpha": 2.0, **KINDS[kind]}
+    run.create(recipe(tiny_base, photos, adapter=adapter, train={"steps": 3}, samples={"prompts": []}))
+    assert train_here(run)
+    pictures = []
+    for format in (None, "kohya", "diffusers"):
+        pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_base)
+        pipeline.set_progress_bar_config(disable=True)
+        if format:
+            file = tmp_path / f"{format}.safetensors"
+            assert main(["export", str(run.path), "--format", format, "--out", str(file)]) == 0
+            pipeline.load_lora_weights(tmp_path, weight_name=file.name)
+        else:
+            for name, weights in weights_in(run.checkpoint(3), run.config()).items():
+                parameter = pipeline.unet.get_parameter(f"{name.removeprefix('unet.')}.weight")
+                parameter.data.copy_(weights.applied(parameter.data))
+        noise = torch.Generator().manual_seed(0)
+        drawn = pipeline("zwx", num_inference_steps=2, generator=noise, output_type="np").images[0]
+        pictures.append(np.asarray(drawn))
+    assert np.abs(pictures[1] - pictures[0]).max() < 0.02
+    assert np.abs(pictures[2] - pictures[0]).max() < 0.02
+
+
+def test_going_on_from_a_dora(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
+    from trainer.assemble import assemble, warm_start
+    from trainer.contract.errors import RunError
+
+    run = RunFolder(tmp_path / "runs" / "dora")
+    adapter = {"rank": 2, "alpha": 2.0, "dora": True}
+    run.create(recipe(tiny_base, photos, adapter=adapter, train={"steps": 2}, samples={"prompts": []}))
+    assert train_here(run)
+    family = Family(resolve("sdxl", str(tiny_base)), CPU, torch.float32)
+    finished = weights_in(run.checkpoint(2), run.config())
+    more = {**adapter, "start_from": str(run.result(run.config()))}
+    config = recipe(tiny_base, photos, adapter={**more, "rank": 3})
+    model = assemble(family, config, tmp_path)
+    warm_start(model, family, config, tmp_path)
+    for name, weights in lora_weights(model.parts).items():
+        assert weights.rank == 3
+        assert torch.allclose(weights.magnitude, finished[name].magnitude, rtol=2e-3)
+        assert torch.allclose(weights.delta(), finished[name].delta(), atol=1e-4)
+    config = recipe(tiny_base, photos, adapter={**more, "dora": False})
+    with pytest.raises(RunError, match=r"is a DoRA; set adapter\.dora to true"):
+        warm_start(assemble(family, config, tmp_path), family, config, tmp_path)
+
+
+def test_a_lora_begins_a_dora_without_a_change(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
+    from trainer.adapters import start_from
+
+    model = Two()
+    add_lora(model, settings("dora"), "linear|conv", seed=1)
+    plain = lora_weights({"": adapted("lora")})
+    start_from({"": model}, plain)
+    bare = {name: replace(weights, magnitude=None) for name, weights in plain.items()}
+    weight = Two().linear.weight.detach()
+    expected = bare[".linear"].applied(weight)
+    assert torch.allclose(lora_weights({"": model})[".linear"].applied(weight), expected, atol=1e-5)
