@@ -41,9 +41,11 @@ def away_from_default() -> TrainConfig:
                 values[path] = low + (high - low) * 0.123456789
     values["dataset.bucket_step"] = 72  # a multiple of the family's
     values["model.family"] = RECORDS["model.family"].default  # others refuse some of these settings
+    values["adapter.type"] = RECORDS["adapter.type"].default
+    values |= {f"adapter.block_{name}": "else: 7" for name in ("ranks", "alphas", "weights")}
     config = parse(nest(values))
     same = [path for path, value in flatten(config).items() if value == RECORDS[path].default]
-    assert same == ["model.family"]
+    assert same == ["model.family", "adapter.type"]
     return config
 
 

@@ -12,12 +12,12 @@ from .blocks import Block
 class Base:
     """A base model that is offered by name. ``download_gib`` is what a first run fetches.
 
-    ``params``, ``activation_gib``, ``lora_params_per_rank``, ``caption`` and ``blocks`` are given where a base
-    differs from its family. ``assistant`` is the Hub id (or id:file) of a LoRA that undoes a distillation: it is
-    active while training and off while sampling, so that training does not have to learn that too.
-    ``guidance`` is the usual scale for samples, 1 where a distilled base needs none; ``reads_negative`` is
-    off where guidance is distilled into the base, which then reads no negative prompt. ``schedule`` is what
-    the repository's scheduler configuration should say and does not.
+    ``params``, ``activation_gib``, ``lora_params_per_rank``, ``caption`` and ``blocks`` are given where a
+    base differs from its family. ``assistant`` is the Hub id (or id:file) of a LoRA that undoes a
+    distillation: it is active while training and off while sampling, so that training does not have to
+    learn that too. ``guidance`` is the usual scale for samples, 1 where a distilled base needs none;
+    ``reads_negative`` is off where guidance is distilled into the base, which then reads no negative
+    prompt. ``schedule`` is what the repository's scheduler configuration should say and does not.
     """
 
     id: str
