@@ -56,7 +56,7 @@ def read_lora(path: Path, family: ModelFamily, modules: Iterable[str]) -> dict[s
                     tensors[down].float(),
                     up_weight[slice(*rows)] if rows else up_weight,
                     alpha,
-                    _magnitude(path, tensors[down], tensors.get(dora_key)),
+                    tensors[dora_key].flatten().float() if dora_key in tensors else None,
                 )
                 used |= {down, up, alpha_key, dora_key}
                 break
@@ -82,18 +82,6 @@ def read_lora(path: Path, family: ModelFamily, modules: Iterable[str]) -> dict[s
             "model_missing",
         )
     return found
-
-
-def _magnitude(path: Path, down: Tensor, scale: Tensor | None) -> Tensor | None:
-    """A DoRA's norms by input, (in,). Raises RunError(model_missing) for one that has them by output."""
-    if scale is None:
-        return None
-    if scale.numel() != down.shape[1] or scale.shape[0] != 1:
-        raise RunError(
-            f"{path.name} is a DoRA by outputs, and those trained here are by inputs; choose another LoRA",
-            "model_missing",
-        )
-    return scale.flatten().float()
 
 
 def _first(tensors: dict[str, Tensor], stem: str, endings: tuple[str, ...]) -> str:

@@ -199,7 +199,7 @@ def keys(stem: str, rank: int = 2, width: int = 8) -> dict[str, torch.Tensor]:
             "is a LoHa, which cannot be read here; choose a plain LoRA",
         ),
         ({f"{SDXL}.lokr_w1": torch.ones(2, 2)}, "is a LoKr"),
-        ({**keys(SDXL), f"{SDXL}.dora_scale": torch.ones(8, 1)}, "is a DoRA"),
+        ({**keys(SDXL), f"{SDXL}.dora_scale": torch.ones(8, 1)}, "is a DoRA by outputs"),
         ({"model.layer.weight": torch.ones(2)}, "is no LoRA; choose"),
         ({**keys("lora_unet_unheard_of_layer")}, "holds no LoRA for Stable Diffusion XL that can be read"),
     ],

@@ -48,6 +48,11 @@ def read_lora_header(path: Path) -> Header:
             raise RunError(
                 f"{path.name} is {phrase}, which cannot be read here; choose a plain LoRA", "model_missing"
             )
+    if any(name.endswith(DORA) and tensor.shape[:1] != (1,) for name, tensor in header.tensors.items()):
+        raise RunError(
+            f"{path.name} is a DoRA by outputs, and those trained here are by inputs; choose a plain LoRA",
+            "model_missing",
+        )
     if not any(name.endswith(DOWN) for name in header.tensors):
         raise RunError(f"{path.name} is no LoRA; choose a LoRA's .safetensors file", "model_missing")
     return header
