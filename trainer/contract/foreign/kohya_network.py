@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import kohya_tables
+from .kohya_blocks import take_blocks
 from .report import Imported, is_off
 from .rules import follow
 from .shared import key_values, take_alpha
@@ -25,13 +26,6 @@ _PRESETS = {
     "unet-transformer-only": "transformer",
 }
 """LyCORIS' presets of layers."""
-BLOCKS = {
-    "block_dims": "adapter.block_ranks",
-    "block_alphas": "adapter.block_alphas",
-    "down_lr_weight": "adapter.block_weights",
-    "mid_lr_weight": "adapter.block_weights",
-    "up_lr_weight": "adapter.block_weights",
-}
 
 
 def take_network(found: Imported, options: dict[str, Any]) -> None:
@@ -44,7 +38,7 @@ def take_network(found: Imported, options: dict[str, Any]) -> None:
         found.keep("network_dim", rank, "adapter.rank", rank)
     take_alpha(found, "network_alpha", options.pop("network_alpha", None), 1)
     _take_conv(found, arguments)
-    _take_blocks(found, arguments)
+    take_blocks(found, arguments)
     follow(found, arguments, kohya_tables.NETWORK_ARGS, "network_args ")
     found.unknown({f"network_args {name}": value for name, value in arguments.items()})
 
@@ -99,14 +93,3 @@ def _take_conv(found: Imported, arguments: dict[str, Any]) -> None:
         found.take("adapter.conv_alpha", 1, "kohya's default", "default")
     else:
         found.keep("network_args conv_alpha", alpha, "adapter.conv_alpha", alpha)
-
-
-def _take_blocks(found: Imported, arguments: dict[str, Any]) -> None:
-    for option in BLOCKS:
-        value = arguments.pop(option, None)
-        if value is not None:
-            found.keep(f"network_args {option}", value, BLOCKS[option], value)
-    for option in ("conv_block_dims", "conv_block_alphas"):
-        value = arguments.pop(option, None)
-        if not is_off(value):
-            found.miss(f"network_args {option}", value, "convolutions have one rank, adapter.conv_rank")

@@ -154,15 +154,21 @@ class Imported:
                 parse(self.tables)
                 return
             except ConfigError as error:
-                wrong = {name: text for name, text in error.problems.items() if self._drop(name)}
-                if not wrong:
+                if not any(self._drop(name, text) for name, text in error.problems.items()):
                     raise
-                for name, text in wrong.items():
-                    self.miss(name, None, text)
 
-    def _drop(self, setting: str) -> bool:
+    def _drop(self, setting: str, why: str) -> bool:
+        """Leave a setting out after all, and say so where it was said to be taken."""
         section, _, name = setting.partition(".")
-        return self.tables.get(section, {}).pop(name, self) is not self
+        if self.tables.get(section, {}).pop(name, self) is self:
+            return False
+        told = [place for place, line in enumerate(self.lines) if line.setting == setting]
+        for place in told:
+            line = self.lines[place]
+            self.lines[place] = Line("missing", line.option or setting, line.value or line.ours, why=why)
+        if not told:
+            self.miss(setting, None, why)
+        return True
 
     def counts(self) -> str:
         """ "12 kept, 3 converted, …": the report in a line."""
