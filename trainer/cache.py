@@ -202,7 +202,6 @@ def encode_captions(
     captions: Captions,
     folder: Path,
     family: ModelFamily,
-    trigger: str,
     warn: Callable[[str], None],
     preparing: Stages,
 ) -> Texts:
@@ -225,7 +224,8 @@ def encode_captions(
     cache = TextCache(folder, family, warn)
     kept: list[str] = []
     if config.prior.method == "output":
-        kept += [one for text in texts for one in kept_captions(config.prior, text, trigger)]
+        triggers = {image.id: image.trigger for image in captions.plan.images}
+        kept = [one for id, text in shown for one in kept_captions(config.prior, text, triggers[id])]
     prompts = [*config.samples.prompts, config.samples.negative]
     cache.fill(texts + kept + prompts, preparing("captions", "Encoding captions"))
     family.free_encoders()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +48,25 @@ class Batch:
             [self.geometry[number] for number in numbers],
         )
 
+    def joined(self, other: Batch) -> Batch:
+        """Both, for one pass of the denoiser."""
+        return Batch(
+            torch.cat([self.clean_BCHW, other.clean_BCHW]),
+            torch.cat([self.noise_BCHW, other.noise_BCHW]),
+            torch.cat([self.seen_BCHW, other.seen_BCHW]),
+            torch.cat([self.t_B, other.t_B]),
+            self.embeds + other.embeds,
+            self.geometry + other.geometry,
+        )
+
+
+class SecondLook(NamedTuple):
+    """Samples of a batch with captions that must not change: their numbers, and what the base answers."""
+
+    asked: list[int]
+    batch: Batch
+    answer_BCHW: Tensor
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -59,21 +79,24 @@ class Objective:
     captions: Captions
     config: TrainConfig
     device: torch.device
-    trigger: str
 
     def losses(self, samples: list[Sample]) -> Tensor:
         """(B,), float32, with gradients."""
         batch = self.batch(samples)
-        losses_B = per_sample(self.elementwise(batch)) * self.weights(batch, samples)
-        if self.config.prior.method == "output":
-            losses_B = losses_B + self.config.prior.weight * self.output_change(samples, batch)
+        second = self.second_look(samples, batch)
+        prediction_BCHW = self.predict(batch.joined(second.batch) if second else batch)
+        own_BCHW = prediction_BCHW[: len(samples)]
+        losses_B = per_sample(self.elementwise(own_BCHW, batch)) * self.weights(batch, samples)
+        if second:
+            changes = mse(prediction_BCHW[len(samples) :], second.answer_BCHW)
+            asked = torch.tensor(second.asked, device=self.device)
+            losses_B = losses_B.index_add(0, asked, self.config.prior.weight * changes)
         return losses_B
 
-    def elementwise(self, batch: Batch) -> Tensor:
+    def elementwise(self, prediction_BCHW: Tensor, batch: Batch) -> Tensor:
         """How far every number of the denoiser's answer is from its target, (B, C, h, w), float32; of a flow
         weighed by its time."""
         noise, loss, t_B = self.family.noise, self.config.loss, batch.t_B
-        prediction_BCHW = self.predict(batch)
         target_BCHW = noise.target(batch.clean_BCHW, batch.noise_BCHW, t_B)
         t = t_B.reshape(-1, 1, 1, 1)
         if self.config.noise.kohya_flow:  # the picture that follows is x_t - t · velocity
@@ -87,23 +110,22 @@ class Objective:
         pictures_B = torch.tensor([one.image.weight for one in samples], device=self.device)
         return pictures_B * snr_weights(self.config.loss, noise.prediction, noise.snr(batch.t_B))
 
-    def output_change(self, samples: list[Sample], batch: Batch) -> Tensor:
-        """How far the LoRA moves the answers to captions without the trigger, (B,); 0 for samples that
-        are not asked (``prior.share``)."""
+    def second_look(self, samples: list[Sample], batch: Batch) -> SecondLook | None:
+        """The samples that are shown again without the trigger (``prior.method``), if any is."""
+        prior = self.config.prior
+        if prior.method != "output":
+            return None
         captions = {
             number: caption
             for number, one in enumerate(samples)
-            for text in [self.captions.of(one, dropout=False)]
-            if (caption := kept_caption(self.config.prior, one, text, self.trigger)) is not None
+            if (caption := kept_caption(prior, one, self.captions.of(one, dropout=False))) is not None
         }
-        change_B = torch.zeros(len(samples), device=self.device)
         if not captions:
-            return change_B
+            return None
         asked, texts = list(captions), list(captions.values())
         with base_alone(self.model):
-            target = self.predict(batch.part(asked, self.texts.embeds(texts)))
-        losses = mse(self.predict(batch.part(asked, self.texts.embeds(texts))), target)
-        return change_B.index_put((torch.tensor(asked, device=self.device),), losses)
+            answer_BCHW = self.predict(batch.part(asked, self.texts.embeds(texts)))
+        return SecondLook(asked, batch.part(asked, self.texts.embeds(texts)), answer_BCHW)
 
     def batch(self, samples: list[Sample]) -> Batch:
         """What is looked up and drawn for the samples."""

@@ -42,12 +42,12 @@ def kept_captions(prior: PriorSettings, caption: str, trigger: str) -> list[str]
     return [*([named] if named else []), *prior.captions]
 
 
-def kept_caption(prior: PriorSettings, sample: Sample, caption: str, trigger: str) -> str | None:
+def kept_caption(prior: PriorSettings, sample: Sample, caption: str) -> str | None:
     """That of one look at a photo with this caption; None where it is not shown a second time
-    (``prior.share``)."""
-    if sample.uniform("prior") >= prior.share:
+    (``prior.share``, and regularisation pictures, which are the class themselves)."""
+    if sample.image.regularisation or sample.uniform("prior") >= prior.share:
         return None
-    choices = kept_captions(prior, caption, trigger)
+    choices = kept_captions(prior, caption, sample.image.trigger)
     return choices[int(sample.uniform("prior caption") * len(choices))]
 
 

@@ -134,6 +134,14 @@ class Reporter:
         self._events.append("checkpoint", step=step, folder=folder)
         self.say(f"saved checkpoint {folder}")
 
+    def measured(self, step: int, **figures: Any) -> None:
+        """A drawing was compared with the photos and with the base's (:mod:`trainer.learned`)."""
+        self._events.append("measured", step=step, **figures)
+
+    def weights(self, step: int, norm: float, blocks: dict[str, float]) -> None:
+        """How far the LoRA has moved the weights: ‖ΔW‖, and ‖ΔW‖ / ‖W‖ by block."""
+        self._events.append("weights", step=step, norm=norm, blocks=blocks)
+
     def saved(self, step: int, file: str) -> None:
         self._events.append("saved", step=step, file=file)
         self.say(f"saved {file}")

@@ -23,6 +23,7 @@ from .contract.settings.train import TrainSettings
 from .data import BatchPlan, frozen_images, frozen_trigger, photo_folder
 from .export import save_lora
 from .failures import explain
+from .learned import Pictures, Weights
 from .losses import require_finite
 from .memory import describe, pick_device, pick_dtype, require_formats
 from .objective import Objective
@@ -124,10 +125,9 @@ def _train(
     flips = (False, True) if config.dataset.flip else (False,)
     latents.fill(root, images, flips, preparing("encode", "Encoding photos"))
     trains_text = bool(config.text_encoder_rates())
-    trigger = frozen_trigger(run.dataset)
     plan = BatchPlan(images, settings.batch_size, settings.seed)
     captions = Captions(config, plan)
-    texts = encode_captions(captions, folders.cache, family, trigger, report.warning, preparing)
+    texts = encode_captions(captions, folders.cache, family, report.warning, preparing)
 
     # The denoiser, its LoRA, and the optimizer.
     report.stage("load", 0, 0, "Loading the denoiser")
@@ -151,7 +151,8 @@ def _train(
         module.train()
     baselines = folders.cache / "baselines"
     drawings = Drawings(run, family, model, texts, config, report, requests, accelerator.autocast, baselines)
-    objective = Objective(family, model, latents, texts, captions, config, device, trigger)
+    pictures, weights = Pictures(run, root, images, report), Weights(model.parts)
+    objective = Objective(family, model, latents, texts, captions, config, device)
 
     def save(state: TrainState) -> None:
         report.state("saving")
@@ -164,6 +165,8 @@ def _train(
         report.state("sampling")
         drawings.draw(step)
         family.free_encoders(keep_text=trains_text)
+        pictures.measure(step, config.samples.prompts)
+        report.weights(step, **weights.measure())
 
     report.started(state.step, settings.steps, state.loss)
     if drawings.due(state.step):
@@ -215,8 +218,9 @@ def _train(
 
     report.state("saving")
     path = run.result(config)
-    weights = lora_weights(model.parts)
-    save_lora(path, weights, family, config, trigger=trigger, step=state.step, base_name=base.name)
+    trigger = frozen_trigger(run.dataset)
+    lora = lora_weights(model.parts)
+    save_lora(path, lora, family, config, trigger=trigger, step=state.step, base_name=base.name)
     report.saved(state.step, path.name)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from typing import Any
 
 import gradio as gr
@@ -12,8 +13,10 @@ import gradio as gr
 from studio.context import Studio
 from studio.theme import scripts
 from trainer.contract.config import TrainConfig
+from trainer.contract.events import current_events, read_events
 from trainer.contract.families import DEMO_BASE, known_base
 from trainer.contract.runs import RunFolder
+from trainer.contract.verdict import verdict
 
 from . import Message, Page, project_of, run_of, served, text_of
 
@@ -68,7 +71,7 @@ def _line(studio: Studio, run: RunFolder) -> dict[str, Any]:
 
 def describe(run: RunFolder) -> dict[str, Any]:
     """The file and how to use it: ``file``, ``bytes`` (None until finished), ``facts`` [[label, value], …],
-    ``trigger``, ``snippet``, ``checkpoints`` [{step, bytes}, …], ``repo`` (a proposed name)."""
+    ``trigger``, ``snippet``, ``checkpoints`` [{step, bytes}, …], ``learned``, ``repo`` (a proposed name)."""
     config = run.config()
     result = run.result(config)
     saved = result.is_file()
@@ -79,7 +82,20 @@ def describe(run: RunFolder) -> dict[str, Any]:
         "facts": facts(config),
         "snippet": snippet(config, result.name),
         "checkpoints": checkpoints(run),
+        "learned": learned(run),
         "repo": config.output.name,
+    }
+
+
+def learned(run: RunFolder) -> dict[str, Any]:
+    """Did it learn? ``sentences`` [[mood, text], …], ``bars`` [{step, likeness, drift, copied, validation,
+    score}, …], ``best`` (a step or None), ``blocks`` [[name, share of the weights moved], …]."""
+    found = verdict(current_events(read_events(run.events)[0]))
+    return {
+        "sentences": [[one.mood, one.text] for one in found.sentences],
+        "bars": [asdict(one) for one in found.bars],
+        "best": found.best,
+        "blocks": [[name, moved] for name, moved in found.blocks.items()],
     }
 
 

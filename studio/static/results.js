@@ -49,6 +49,46 @@
       h("p.muted.hint", null, "Resumable states of the training; the newest is where Resume goes on."));
   }
 
+  // Did it learn? ---------------------------------------------------------------------------------
+
+  const MEASURES = [
+    ["likeness", "Likeness", "of pictures with the trigger to the photos: more is better"],
+    ["drift", "Drift", "of pictures without the trigger from the base's: less is better"],
+    ["copied", "Copying", "how near a picture comes to one photo: above 0.93 is a copy"],
+    ["validation", "Validation loss", "on photos that were held out: less is better"],
+  ];
+
+  /** A row of bars, one a step, between 0 (or the least) and the most of the run. */
+  function barRow([key, label, meaning], bars, best) {
+    const known = bars.filter((row) => row[key] !== null);
+    if (!known.length || (key !== "validation" && known.length < 2)) return null;
+    const values = known.map((row) => row[key]);
+    const low = key === "drift" ? 0 : Math.min(...values) - 0.25 * (Math.max(...values) - Math.min(...values));
+    const span = Math.max(...values) - low || 1;
+    const columns = known.map((row) => h(`div.measure-bar${row.step === best ? ".best" : ""}`, { title: `step ${format.count(row.step)}: ${row[key].toFixed(3)}` },
+      h("i", { style: `height:${Math.max(4, 100 * (row[key] - low) / span).toFixed(0)}%` }), h("span.number", null, format.count(row.step))));
+    return h("div.measure", null, h("div.measure-head", null, h("b", null, label), h("small.muted", null, meaning)),
+      h("div.measure-bars", { role: "img", "aria-label": `${label} by step: ${known.map((row) => `${row.step} ${row[key].toFixed(3)}`).join(", ")}` }, columns));
+  }
+
+  function blockList(blocks) {
+    if (!blocks.length) return null;
+    const most = Math.max(...blocks.map(([, moved]) => moved)) || 1;
+    return h("details.blocks", null, h("summary", null, "How far each block was moved"),
+      h("ul", null, blocks.map(([name, moved]) => h("li", null, h("code", null, name),
+        h("span.bar", null, h("i", { style: `width:${(100 * moved / most).toFixed(1)}%` })), h("span.number", null, `${(100 * moved).toFixed(1)} %`)))));
+  }
+
+  function learnedCard({ sentences, bars, best, blocks }) {
+    if (!sentences.length) return null;
+    const signs = { good: "check", warning: "alert", bad: "alert" };
+    const kinds = { good: ".good", warning: ".warn", bad: ".bad" };
+    return h("section.card", { "aria-label": "Did it learn?", id: "learned" }, h("div.card-head", null, h("h3", null, "Did it learn?")),
+      h("div.verdict", null, sentences.map(([mood, text]) => h(`p.notice${kinds[mood] ?? ""}`, null, signs[mood] ? icon(signs[mood]) : null, h("span", null, text)))),
+      h("div.measures", null, MEASURES.map((measure) => barRow(measure, bars, best)).filter(Boolean)),
+      blockList(blocks));
+  }
+
   // Publishing ------------------------------------------------------------------------------------
 
   class Publish {
@@ -149,7 +189,7 @@
       if (mine !== ticket || !detail) return;
       const done = detail.bytes !== null;
       publish.show(detail);
-      body.replaceChildren(...[fileCard(detail), matrix.element, done ? useCard(detail) : null,
+      body.replaceChildren(...[fileCard(detail), learnedCard(detail.learned), matrix.element, done ? useCard(detail) : null,
         h("div.results-columns", null, done ? publish.element : null, checkpointCard(detail))].filter(Boolean));
       const { data } = studio.live;
       const shown = chosen === data.run ? data : await pastRun(chosen);

@@ -9,6 +9,8 @@ stage         stage, done, total, text    a long stage's progress, at most 2 a s
 step          step, loss, lr, grad_norm (null where fp16 overflowed), seconds
 sample        step, prompt (index), text, file
 checkpoint    step, folder
+measured      step, prompt, text, trigger (whether the prompt has it), likeness, change, copied, photo
+weights       step, norm, blocks          how far the LoRA has moved the base's weights, by block
 saved         step, file                  the LoRA itself
 warning       text
 end           state (finished, stopped, failed), step, message, cause, evidence
@@ -23,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-KINDS = ("started", "stage", "step", "sample", "checkpoint", "saved", "warning", "end")
+KINDS = ("started", "stage", "step", "sample", "checkpoint", "measured", "weights", "saved", "warning", "end")
 
 
 class EventLog:

@@ -1,0 +1,149 @@
+"""Did it learn? What a run measures of its LoRA and of the pictures that it draws, as events.
+
+:mod:`trainer.contract.verdict` says in words what the numbers mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from PIL import Image
+from torch import Tensor, nn
+
+from dataset_tools.crop import render_crop
+from dataset_tools.images import ImageError, open_image
+from dataset_tools.likeness import Vector, change, copied_from, descriptor, likeness, thumbnail
+
+from .adapters import ADAPTER
+from .contract.runs import RunFolder
+from .data import TrainImage, derived_seed
+from .report import Reporter
+
+MOST_PHOTOS = 64
+"""As many photos are compared with: more tell no more, and have to be decoded."""
+UNET_PARTS = ("attentions", "resnets", "downsamplers", "upsamplers")
+
+
+def block_of(module: str) -> str:
+    """The block that a dotted module name (with its part) lies in.
+
+    >>> block_of("unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q")
+    'unet.down_blocks.1.attentions.0'
+    >>> block_of("transformer.single_transformer_blocks.7.attn.to_k")
+    'transformer.single_transformer_blocks.7'
+    """
+    parts = module.split(".")
+    end = next((at + 1 for at, part in enumerate(parts) if part.isdigit()), 2)
+    if parts[end : end + 1] and parts[end] in UNET_PARTS:
+        end += 2
+    return ".".join(parts[:end])
+
+
+def delta_norm(layer: Any) -> float:
+    """Frobenius norm of what the adapter adds to a layer's weight, ‖ΔW‖."""
+    if ADAPTER in getattr(layer, "lora_A", {}) and not getattr(layer, "use_dora", {}).get(ADAPTER):
+        # ‖BA‖² = tr(BᵀB · AAᵀ), which needs rank × rank matrices only.
+        down = layer.lora_A[ADAPTER].weight.detach().flatten(1).float()
+        up = layer.lora_B[ADAPTER].weight.detach().flatten(1).float()
+        squared = ((up.T @ up) * (down @ down.T)).sum().clamp_min(0)
+        return float(squared.sqrt()) * float(layer.scaling[ADAPTER])
+    delta: Tensor = layer.get_delta_weight(ADAPTER)
+    return float(delta.detach().float().norm())
+
+
+class Weights:
+    """How far the LoRA has moved the weights, by block."""
+
+    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
+        self._layers = {
+            f"{part}.{name}": layer
+            for part, module in parts.items()
+            for name, layer in module.named_modules()
+            if isinstance(layer, BaseTunerLayer) and ADAPTER in _adapters(layer)
+        }
+
+    @cached_property
+    def _base_norms(self) -> dict[str, float]:
+        """‖W‖ of each adapted layer. Quantised weights are read by their own ``dequantize``."""
+        return {name: _norm(layer.get_base_layer()) for name, layer in self._layers.items()}
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, Any]:
+        """``norm``: ‖ΔW‖ over everything; ``blocks``: {block: ‖ΔW‖ / ‖W‖}."""
+        deltas = {name: delta_norm(layer) for name, layer in self._layers.items()}
+        squares: dict[str, list[float]] = {}
+        for name, delta in deltas.items():
+            sums = squares.setdefault(block_of(name), [0.0, 0.0])
+            sums[0] += delta**2
+            sums[1] += self._base_norms[name] ** 2
+        blocks = {block: round((moved / base) ** 0.5, 6) for block, (moved, base) in squares.items() if base}
+        return {"norm": sum(delta**2 for delta in deltas.values()) ** 0.5, "blocks": blocks}
+
+
+def _adapters(layer: BaseTunerLayer) -> set[str]:
+    return {name for kind in layer.adapter_layer_names for name in getattr(layer, kind, {})}
+
+
+def _norm(layer: nn.Module) -> float:
+    weight: Any = layer.weight
+    if hasattr(weight, "quant_state"):
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight = dequantize_4bit(weight.data, weight.quant_state)
+    elif hasattr(weight, "dequantize") and not weight.is_floating_point():
+        weight = weight.dequantize()
+    return float(weight.detach().float().norm())
+
+
+class Pictures:
+    """How the drawings of a run compare with its photos and with what the base drew."""
+
+    def __init__(self, run: RunFolder, root: Path, images: Sequence[TrainImage], report: Reporter) -> None:
+        self._run, self._root, self._report = run, root, report
+        self._triggers = {image.trigger.casefold() for image in images if image.trigger}
+        own = [image for image in images if not image.regularisation]
+        by_chance = sorted(own, key=lambda image: derived_seed("compared", image.id))
+        self._images = by_chance[:MOST_PHOTOS]
+        self._done: set[tuple[int, int]] = set()
+
+    @cached_property
+    def _photos(self) -> list[tuple[str, Vector, Vector]]:
+        """(name, descriptor, thumbnail) of the crops that are trained on."""
+        photos = []
+        for image in self._images:
+            assert image.crop and image.bucket
+            try:
+                opened = open_image(image.path(self._root), name=image.original_name).image
+            except ImageError:
+                continue  # deleted since; the training does without as well
+            crop = render_crop(opened, image.crop, image.bucket)
+            photos.append((image.original_name, descriptor(crop), thumbnail(crop)))
+        return photos
+
+    def measure(self, step: int, prompts: Sequence[str]) -> None:
+        """Compare the drawings of a step. The base's own, of step 0, come along with the first of them."""
+        for at in dict.fromkeys((0, step)) if step else ():
+            for number, prompt in enumerate(prompts):
+                file, base = self._run.sample(at, number), self._run.sample(0, number)
+                if (at, number) in self._done or not (file.exists() and base.exists()):
+                    continue
+                self._done.add((at, number))
+                with Image.open(file) as drawing, Image.open(base) as before:
+                    copy = copied_from(thumbnail(drawing), [photo[2] for photo in self._photos])
+                    self._report.measured(
+                        at,
+                        prompt=number,
+                        text=prompt,
+                        trigger=any(trigger in prompt.casefold() for trigger in self._triggers),
+                        likeness=round(
+                            likeness(descriptor(drawing), [photo[1] for photo in self._photos]), 4
+                        ),
+                        change=round(change(drawing, before), 4),
+                        copied=round(copy.score, 4),
+                        photo=self._photos[copy.photo][0] if self._photos else "",
+                    )
