@@ -385,3 +385,35 @@ def test_a_folder_is_a_table_or_a_line() -> None:
     one, other = (parse({"dataset": {"subsets": [given]}}) for given in (table, line))
     assert one == other and one.dataset.subsets[0].line == line
     assert "[[dataset.subsets]]" in dump_recipe(one)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sentence"),
+    [
+        ({"noise.shift": 3.0}, r"noise\.shift.*rectified flow.*Stable Diffusion XL is not; leave it empty"),
+        ({"noise.timesteps": "flux_shift"}, r"noise\.timesteps.*flux_shift is for models of rectified flow"),
+        ({"noise.weighting": "cosmap"}, r"noise\.weighting.*; set it to none"),
+        ({"noise.kohya_flow": True}, r"noise\.kohya_flow.*; switch it off"),
+        ({"model.family": "flux", "noise.prediction": "epsilon"}, r"noise\.prediction.*; set it to auto"),
+        ({"model.family": "flux", "noise.zero_terminal_snr": "on"}, r"that predict noise or v"),
+        ({"model.family": "flux", "loss.debiased": True}, r"loss\.debiased.*; switch it off"),
+        ({"model.family": "flux", "loss.v_pred_like": 0.1}, r"loss\.v_pred_like"),
+        ({"model.family": "flux", "loss.scale_v_like_noise": True}, r"loss\.scale_v_like_noise"),
+        ({"noise.t_min": 0.5, "noise.t_max": 0.5}, r"noise\.t_min.*0\.5 is not below noise\.t_max, 0\.5"),
+        ({"noise.t_min": 0.7, "noise.t_max": 0.4}, r"0\.7 is not below"),
+    ],
+)
+def test_what_the_process_cannot_have_is_refused(recipe: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        parse(nest(recipe))
+
+
+def test_another_family_drops_what_it_cannot_have() -> None:
+    """Both ways: from diffusion to flow, and back."""
+    told = parse(nest({"noise.prediction": "v_prediction", "loss.debiased": True, "noise.offset": 0.1}))
+    flow, said = go_with_family(told, "flux")
+    assert set(said) == {"noise.prediction", "loss.debiased"}
+    assert (flow.noise.prediction, flow.noise.offset) == ("auto", 0.1)
+    back, said = go_with_family(parse(nest(AWAY_FOR_FLOW)), "sdxl")
+    assert set(said) == {"noise.shift", "noise.weighting", "noise.kohya_flow"}
+    assert back.noise == TrainConfig().noise

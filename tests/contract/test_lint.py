@@ -34,6 +34,9 @@ DISTILLED = next(
     if base.assistant
 )
 
+FLOW = {"model.family": "sd3", "model.base": "stabilityai/stable-diffusion-3.5-medium"}
+NOOBAI = {"model.base": "Laxhar/noobai-XL-Vpred-1.0"}
+
 CASES = [
     Case("no_pictures", {}, {}, Facts(images=0), Facts(images=1), ("no pictures",)),
     Case("few_pictures", {}, {}, Facts(images=3), Facts(images=6), ("3 pictures",)),
@@ -164,6 +167,136 @@ CASES = [
         {"train.text_encoder_lr": 5e-5},
         {},
         says=("a text encoder learns",),
+    ),
+    Case(
+        "huber_snr_of_a_flow",
+        {**FLOW, "loss.type": "huber"},
+        {**FLOW, "loss.type": "huber", "loss.huber_schedule": "exponential"},
+        says=("snr",),
+    ),
+    Case("huber_snr_of_a_flow", {**FLOW, "loss.type": "smooth_l1"}, {"loss.type": "smooth_l1"}),
+    Case(
+        "huber_settings_without_huber",
+        {"loss.huber_c": 0.2},
+        {"loss.huber_c": 0.2, "loss.type": "smooth_l1"},
+        says=("l2",),
+    ),
+    Case(
+        "huber_scale_ignored",
+        {"loss.type": "huber", "loss.huber_scale": 2.0},
+        {"loss.type": "huber", "loss.huber_scale": 2.0, "loss.huber_schedule": "constant"},
+    ),
+    Case(
+        "huber_c_makes_it_l2",
+        {"loss.type": "huber", "loss.huber_c": 1.5},
+        {"loss.type": "huber", "loss.huber_c": 0.5},
+        says=("1.5",),
+    ),
+    Case("min_snr_of_a_flow", {**FLOW, "loss.min_snr_gamma": 5}, {"loss.min_snr_gamma": 5}),
+    Case("min_snr_gamma_unusual", {"loss.min_snr_gamma": 0.5}, {"loss.min_snr_gamma": 1}, says=("0.5",)),
+    Case("min_snr_gamma_unusual", {"loss.min_snr_gamma": 50}, {"loss.min_snr_gamma": 0}, says=("50",)),
+    Case(
+        "min_snr_and_debiased",
+        {"loss.min_snr_gamma": 5, "loss.debiased": True},
+        {"loss.debiased": True},
+    ),
+    Case(
+        "v_pred_like_of_another_base",
+        {**NOOBAI, "loss.v_pred_like": 0.005},
+        {"loss.v_pred_like": 0.005},
+    ),
+    Case("v_pred_like_strong", {"loss.v_pred_like": 0.5}, {"loss.v_pred_like": 0.01}, says=("108 times",)),
+    Case(
+        "scale_v_of_another_base",
+        {"loss.scale_v_like_noise": True},
+        {**NOOBAI, "loss.scale_v_like_noise": True},
+    ),
+    Case("noise_offset_high", {"noise.offset": 0.3}, {"noise.offset": 0.1}, says=("0.3",)),
+    Case(
+        "noise_offset_and_multires",
+        {"noise.offset": 0.05, "noise.multires_iterations": 6},
+        {"noise.multires_iterations": 6},
+    ),
+    Case("noise_offset_not_needed", {**FLOW, "noise.offset": 0.05}, {"noise.offset": 0.05}, says=("Flow",)),
+    Case(
+        "noise_offset_not_needed",
+        {**NOOBAI, "noise.offset": 0.05},
+        NOOBAI,
+        says=("zero terminal SNR", "noise offset"),
+    ),
+    Case(
+        "noise_offset_not_needed",
+        {"noise.prediction": "v_prediction", "noise.multires_iterations": 6},
+        {"noise.prediction": "epsilon", "noise.multires_iterations": 6},
+        says=("predicts v", "multires"),
+    ),
+    Case(
+        "offset_settings_without_offset",
+        {"noise.offset_random": True},
+        {"noise.offset_random": True, "noise.offset": 0.05},
+    ),
+    Case(
+        "multires_discount_high",
+        {"noise.multires_iterations": 6, "noise.multires_discount": 0.8},
+        {"noise.multires_iterations": 6},
+        says=("0.8",),
+    ),
+    Case(
+        "input_perturbation_high",
+        {"noise.input_perturbation": 0.5},
+        {"noise.input_perturbation": 0.1},
+        says=("0.5",),
+    ),
+    Case(
+        "zero_snr_needs_v",
+        {"noise.zero_terminal_snr": "on"},
+        {**NOOBAI, "noise.zero_terminal_snr": "on"},
+    ),
+    Case(
+        "prediction_against_the_base",
+        {"noise.prediction": "v_prediction"},
+        {**NOOBAI, "noise.prediction": "v_prediction"},
+        says=("Stable Diffusion XL 1.0 predicts noise",),
+    ),
+    Case(
+        "named_like_v_prediction",
+        {"model.base": "models/someMix_vPredV20.safetensors"},
+        {"model.base": "models/someMix_v20.safetensors"},
+        says=("someMix_vPredV20",),
+    ),
+    Case(
+        "shift_ignored",
+        {**FLOW, "noise.timesteps": "flux_shift", "noise.shift": 3.0},
+        {**FLOW, "noise.timesteps": "shift", "noise.shift": 3.0},
+        says=("ignores 3",),
+    ),
+    Case(
+        "width_ignored",
+        {"noise.sigmoid_scale": 2.0},
+        {"noise.sigmoid_scale": 2.0, "noise.timesteps": "sigmoid"},
+        says=("auto",),
+    ),
+    Case(
+        "width_ignored",
+        {"noise.logit_std": 2.0, "noise.timesteps": "sigmoid"},
+        {"noise.logit_std": 2.0, "noise.timesteps": "logit_normal"},
+        says=("width",),
+    ),
+    Case(
+        "noise_levels_narrow",
+        {"noise.t_min": 0.4, "noise.t_max": 0.6},
+        {"noise.t_min": 0.2, "noise.t_max": 0.6},
+        says=("0.4 to 0.6",),
+    ),
+    Case(
+        "flow_weighting_alone",
+        {**FLOW, "noise.weighting": "sigma_sqrt"},
+        {**FLOW, "noise.weighting": "sigma_sqrt", "noise.kohya_flow": True},
+    ),
+    Case(
+        "detail_counts_less",
+        {**FLOW, "noise.kohya_flow": True},
+        {**FLOW, "noise.kohya_flow": True, "noise.weighting": "sigma_sqrt"},
     ),
     Case("few_looks", {"train.steps": 100}, {"train.steps": 400}, Facts(images=20), says=("5 times",)),
     Case("many_looks", {"train.steps": 20000}, {"train.steps": 4000}, Facts(images=20), says=("1000 times",)),

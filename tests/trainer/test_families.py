@@ -177,6 +177,16 @@ def test_the_prediction_is_what_the_sampler_follows(key: str, bases: Any) -> Non
 
 
 @everywhere
+def test_the_trainer_is_told_process_and_tokens(key: str, bases: Any) -> None:
+    """The catalogue's word for the process, and the side of a token in latents (``noise.timesteps``)."""
+    family, row = opened(key, bases(key)), CATALOGUE[key]
+    assert (family.noise.prediction == "velocity") == (row.process == "flow")
+    if row.size_multiple <= 16:  # the small VAEs of the others compress less than the published ones
+        latents = family.encode_images(torch.zeros(1, 3, SIDE, SIDE))
+        assert SIDE // latents.shape[-1] * family.patch == row.size_multiple
+
+
+@everywhere
 def test_a_sample_is_the_same_alone_and_in_a_batch(key: str, bases: Any) -> None:
     """Captions of different length: padding and masks must not reach into a sample."""
     family = opened(key, bases(key))

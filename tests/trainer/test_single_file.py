@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -309,6 +310,14 @@ def test_v_prediction_is_read_from_the_file(checkpoint: Path, tmp_path: Path) ->
     assert noise.prediction == "v_prediction"
     assert float(noise.alphas_cumprod[-1]) == pytest.approx(0, abs=1e-7)
     assert family_of(resolve("sdxl", str(checkpoint))).noise.prediction == "epsilon"
+
+
+def test_a_file_that_does_not_say_so_can_be_told(checkpoint: Path) -> None:
+    told = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    family = family_of(replace(resolve("sdxl", str(checkpoint)), schedule=told))
+    assert family.noise.prediction == "v_prediction" and family.noise.alphas_cumprod[-1] == 0
+    assert family.sampler().config.prediction_type == "v_prediction"
+    assert family.sampler().config.rescale_betas_zero_snr
 
 
 # Separate VAE -------------------------------------------------------------------------------------

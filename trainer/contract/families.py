@@ -35,6 +35,8 @@ SDXL = Family(
             note="Draws simple shapes and creatures at 128 px. Trains in a minute on any computer.",
             params=(5.84, 0.61, 3.02),
             guidance=4.0,
+            prediction="v_prediction",
+            zero_terminal_snr=True,
             activation_gib=(0.024, 0.006),
             lora_params_per_rank={"attention": 13.9, "transformer": 28.3, "transformer+conv": 65.2},
         ),
@@ -61,6 +63,8 @@ SDXL = Family(
             6.5,
             note="Drawn characters, by tags. Its licence does not allow commercial use.",
             guidance=4.5,
+            prediction="v_prediction",
+            zero_terminal_snr=True,
             # Its folder has plain SDXL's scheduler; the single checkpoint beside it says v and zero SNR.
             schedule={
                 "prediction_type": "v_prediction",
@@ -126,6 +130,7 @@ SD15 = Family(
             "openrail++",
             768,
             4.9,
+            prediction="v_prediction",
             params=(865.9, 340.4, 83.7),
             caption=(77, 1024),
             lora_params_per_rank={"attention": 207.5, "transformer": 432.1, "transformer+conv": 1059.0},

@@ -17,7 +17,8 @@ class Base:
     distillation: it is active while training and off while sampling, so that training does not have to
     learn that too. ``guidance`` is the usual scale for samples, 1 where a distilled base needs none;
     ``reads_negative`` is off where guidance is distilled into the base, which then reads no negative
-    prompt. ``schedule`` is what the repository's scheduler configuration should say and does not.
+    prompt. ``schedule`` is what the repository's scheduler configuration should say and does not. ``prediction``
+    and ``zero_terminal_snr`` are what a base of a diffusion family was trained with.
     """
 
     id: str
@@ -31,6 +32,8 @@ class Base:
     guidance: float = 5.0
     reads_negative: bool = True
     schedule: dict[str, Any] | None = None
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    zero_terminal_snr: bool = False
     params: tuple[float, float, float] | None = None
     activation_gib: tuple[float, float] | None = None
     lora_params_per_rank: dict[str, float] | None = None

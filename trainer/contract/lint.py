@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from . import lint_captions, lint_families, lint_photos, lint_prior, lint_training  # noqa: F401 (registers the rules)
+from . import (  # noqa: F401 (registers the rules)
+    lint_captions,
+    lint_families,
+    lint_loss,
+    lint_photos,
+    lint_prior,
+    lint_training,
+)
 from .config import TrainConfig
 from .findings import LEVELS, RULES, Facts, Finding, looks_per_picture
 
