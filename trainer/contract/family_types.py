@@ -17,8 +17,8 @@ class Base:
     distillation: it is active while training and off while sampling, so that training does not have to
     learn that too. ``guidance`` is the usual scale for samples, 1 where a distilled base needs none;
     ``reads_negative`` is off where guidance is distilled into the base, which then reads no negative
-    prompt. ``schedule`` is what the repository's scheduler configuration should say and does not. ``prediction``
-    and ``zero_terminal_snr`` are what a base of a diffusion family was trained with.
+    prompt. ``schedule`` is what the repository's scheduler configuration should say and does not.
+    ``prediction`` and ``zero_terminal_snr`` are what a base of a diffusion family was trained with.
     """
 
     id: str
