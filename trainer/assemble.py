@@ -34,6 +34,7 @@ from .contract.errors import RunError
 from .contract.families import Family, assistant_of
 from .contract.lora_header import encoders_in, read_lora_header
 from .contract.placing import Placing, placing
+from .contract.rates import rate_of
 from .contract.runs import RunFolder
 from .contract.settings.adapter import AdapterSettings
 from .contract.settings.noise import NoiseSettings
@@ -111,11 +112,6 @@ class Model:
                 each.enable_gradient_checkpointing(_recomputed)
             else:
                 each.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def rate_of(config: TrainConfig, part: str, factor: str) -> float:
-    """The highest learning rate of the factors ("lora_A", "lora_B", …) of a part, before blocks' weights."""
-    return config.text_encoder_rates().get(part, config.train.learning_rate)
 
 
 def _recomputed(block: nn.Module, *inputs: Any, **more: Any) -> Any:

@@ -1,14 +1,16 @@
 """Checkpoints: all state of a training, whole or not at all.
 
-A checkpoint is a folder ``step-000500/`` with ``adapter.safetensors``, ``optimizer.safetensors`` and
-``state.json``. It is assembled under another name; MANIFEST.json, with the size and SHA-256 of every
-file, is written last, then the folder is renamed. A folder without a manifest that holds is not one.
+A checkpoint is a folder ``step-000500/`` with ``adapter.safetensors``, ``optimizer.safetensors``,
+``optimizer.json`` and ``state.json``, and ``average.safetensors`` where the weights are averaged. It is
+assembled under another name; MANIFEST.json, with the size and SHA-256 of every file, is written last, then
+the folder is renamed. A folder without a manifest that holds is not one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,11 +19,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from .contract.files import staged, sync_folder, write_json
+from .contract.files import read_json, staged, sync_folder, write_json
 
 MANIFEST = "MANIFEST.json"
+ADAPTER, AVERAGE = "adapter.safetensors", "average.safetensors"
 
 
 @dataclass(frozen=True)
@@ -38,23 +41,55 @@ class TrainState:
     scaler: dict[str, Any] | None = None
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as flat tensors: ``<parameter number>.<name>``."""
-    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
-    return {
-        f"{number}.{name}": torch.as_tensor(value)
-        for number, values in state.items()
-        for name, value in values.items()
-        if value is not None
-    }
+def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Its state: tensors as ``<parameter number>.<name>`` in optimizer.safetensors; in optimizer.json what is
+    no tensor, of parameters and of groups (Prodigy's and Schedule-Free's own counts and estimates)."""
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
+    for number, parameter in enumerate(_parameters_of(optimizer)):
+        for name, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                # A copy: some states are shared between parameters, which safetensors refuses.
+                tensors[f"{number}.{name}"] = value.detach().cpu().clone().contiguous()
+            elif value is not None:
+                plain[f"{number}.{name}"] = value
+    groups = [
+        {name: value for name, value in group.items() if _is_counted(value)}
+        for group in optimizer.param_groups
+    ]
+    _save_tensors(tensors, folder / "optimizer.safetensors")
+    write_json(folder / "optimizer.json", {"state": plain, "groups": groups})
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
+def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Put it back into a fresh optimizer of the same parameters, bit for bit.
+
+    Not by ``load_state_dict``, which casts every state to its parameter's number format. Checkpoints from
+    before there was an optimizer.json have tensors alone.
+    """
+    tensors = load_file(folder / "optimizer.safetensors")
+    file = folder / "optimizer.json"
+    plain = read_json(file) if file.exists() else {"state": {}, "groups": []}
+    parameters = _parameters_of(optimizer)
+    on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    for key, value in [*tensors.items(), *plain["state"].items()]:
         number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        parameter = parameters[int(number)]
+        if isinstance(value, Tensor) and (name != "step" or on_device):
+            value = value.to(parameter.device)
+        optimizer.state[parameter][name] = value
+    for group, saved in zip(optimizer.param_groups, plain["groups"], strict=False):
+        group.update(saved)
+
+
+def _parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _is_counted(value: Any) -> bool:
+    """Whether a group's value may have changed since it was built: numbers and switches do, options that are
+    lists or infinite do not."""
+    return isinstance(value, (bool, int, float)) and math.isfinite(value)
 
 
 def save_checkpoint(
@@ -62,8 +97,10 @@ def save_checkpoint(
     state: TrainState,
     adapter: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
+    averages: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write the checkpoint ``folder`` (…/step-000500).
+    """Write the checkpoint ``folder`` (…/step-000500). ``averages``: the weights to hand out, where they are
+    others than the parameters (:mod:`trainer.averages`).
 
     Where a whole one of the same step is there it is kept: training is a function of the step, so it
     holds the same state.
@@ -74,9 +111,11 @@ def save_checkpoint(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in adapter.items()}
-        _save_tensors(tensors, staging / "adapter.safetensors")
-        _save_tensors(_optimizer_tensors(optimizer), staging / "optimizer.safetensors")
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.items()}
+        _save_tensors(tensors, staging / ADAPTER)
+        if averages:
+            _save_tensors({**tensors, **averages}, staging / AVERAGE)
+        save_optimizer(optimizer, staging)
         write_json(staging / "state.json", asdict(state))
         files = sorted(file for file in staging.iterdir())
         write_json(
@@ -134,14 +173,17 @@ def newest_whole(folder: Path, on_damaged: Callable[[str], None]) -> Path | None
 
 def load_checkpoint(folder: Path, adapter: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> TrainState:
     """Put a checkpoint's weights and optimizer state back, bit for bit."""
-    load_adapter(folder, adapter)
-    _load_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
+    _put_back(adapter_tensors(folder, ADAPTER), adapter, folder)
+    load_optimizer(optimizer, folder)
     return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
 
 
 def load_adapter(folder: Path, adapter: dict[str, Tensor]) -> None:
-    """Put a checkpoint's weights back."""
-    tensors = adapter_tensors(folder)
+    """Put the weights that a checkpoint hands out back."""
+    _put_back(adapter_tensors(folder), adapter, folder)
+
+
+def _put_back(tensors: dict[str, Tensor], adapter: dict[str, Tensor], folder: Path) -> None:
     weights = {name: tensor for name, tensor in adapter.items() if not name.endswith(".alpha")}
     if {name for name in tensors if not name.endswith(".alpha")} != set(weights):
         raise ValueError(f"{folder} belongs to another adapter")
@@ -153,12 +195,12 @@ def load_adapter(folder: Path, adapter: dict[str, Tensor]) -> None:
 _BEFORE_PARTS = ("down_blocks.", "mid_block.", "up_blocks.")
 
 
-def adapter_tensors(folder: Path) -> dict[str, Tensor]:
-    """A checkpoint's weights by parameter name.
+def adapter_tensors(folder: Path, file: str = "") -> dict[str, Tensor]:
+    """A checkpoint's weights by parameter name: the average where it has one, unless ``file`` says which.
 
     Checkpoints from before text encoders could be trained name no part; theirs was always a U-Net.
     """
-    tensors = load_file(folder / "adapter.safetensors")
+    tensors = load_file(folder / (file or (AVERAGE if (folder / AVERAGE).exists() else ADAPTER)))
     return {f"unet.{name}" if name.startswith(_BEFORE_PARTS) else name: t for name, t in tensors.items()}
 
 

@@ -225,6 +225,10 @@ class BatchPlan:
             self._epoch = (epoch, self._plan(epoch))
         return self._epoch[1][position]
 
+    def step(self, step: int, accumulation: int) -> list[list[Sample]]:
+        """The batches whose gradients make up one step."""
+        return [self.batch(step * accumulation + micro) for micro in range(accumulation)]
+
     def _plan(self, epoch: int) -> list[list[Sample]]:
         batches: list[list[Sample]] = []
         for looks in self._buckets.values():

@@ -12,9 +12,10 @@ from accelerate import Accelerator
 
 from .adapters import lora_weights
 from .assemble import assemble, find_base, open_family, warm_start
+from .averages import Averages
 from .cache import LatentCache, Progress, encode_captions
 from .captions import Captions
-from .checkpoints import TrainState, load_checkpoint, newest_whole, rotate, save_checkpoint
+from .checkpoints import TrainState, adapter_tensors, load_checkpoint, newest_whole, rotate, save_checkpoint
 from .contract.config import TrainConfig
 from .contract.errors import RunError
 from .contract.runs import RunFolder
@@ -27,7 +28,7 @@ from .learned import Pictures, Weights
 from .losses import require_finite
 from .memory import describe, pick_device, pick_dtype, require_formats
 from .objective import Objective
-from .optimizers import build_optimizer, scale_learning_rates
+from .optimizers import build_optimizer, learning_rate, require_optimizer, scale_learning_rates
 from .quantize import require_libraries
 from .report import Reporter
 from .requests import Asks
@@ -111,6 +112,7 @@ def _train(
     # The base model, and the pictures as it wants them.
     report.state("downloading", f"Loading {config.model.base} on {describe(device)}")
     require_libraries(config)
+    require_optimizer(config, device)
     require_formats(config, dtype)
     base = find_base(run, config, downloading)
     if base.remark:
@@ -146,7 +148,10 @@ def _train(
         report.say(f"resuming from {checkpoint.name}")
     elif said := warm_start(model, family, config, run.path, downloading):
         report.say(said)
-    optimizer = accelerator.prepare(optimizer)
+    averages = Averages(parameters, optimizer, settings)
+    if checkpoint and averages.any:
+        averages.load(adapter_tensors(checkpoint))
+    optimizer = accelerator.prepare(optimizer, device_placement=[False])  # else it casts the state
     for module in model.parts.values():
         module.train()
     baselines = folders.cache / "baselines"
@@ -157,13 +162,14 @@ def _train(
     def save(state: TrainState) -> None:
         report.state("saving")
         folder = run.checkpoint(state.step)
-        save_checkpoint(folder, state, model.kept(), optimizer.optimizer)
+        save_checkpoint(folder, state, model.kept(), optimizer.optimizer, averages.tensors())
         report.checkpoint(state.step, folder.name)
         rotate(folder, config.checkpoints.keep)
 
     def sample(step: int) -> None:
         report.state("sampling")
-        drawings.draw(step)
+        with averages.worn():
+            drawings.draw(step)
         family.free_encoders(keep_text=trains_text)
         pictures.measure(step, config.samples.prompts)
         report.weights(step, **weights.measure())
@@ -178,14 +184,14 @@ def _train(
         scale = lr_scale(settings, state.step)
         scale_learning_rates(optimizer, scale)
         model.begin_step(config, state.step)
-        loss, looks = 0.0, []
-        for micro in range(settings.gradient_accumulation):
-            batch = plan.batch(state.step * settings.gradient_accumulation + micro)
+        loss = 0.0
+        batches = plan.step(state.step, settings.gradient_accumulation)
+        looks = [sample for batch in batches for sample in batch]
+        for batch in batches:
             with accelerator.autocast():
                 losses_B = objective.losses(batch)
-            looks += batch
-            require_finite("loss", losses_B, state.step + 1, looks)
-            part = losses_B.mean() / settings.gradient_accumulation
+            require_finite("loss", losses_B, state.step + 1, batch)
+            part = losses_B.sum() / len(looks)  # every picture counts the same, in batches of any size
             accelerator.backward(part)
             loss += part.item()
         limit = settings.max_grad_norm or math.inf
@@ -195,6 +201,7 @@ def _train(
         optimizer.step()  # in fp16 the loss scaler passes over an infinite gradient and scales less
         optimizer.zero_grad()
         model.end_step(config)
+        averages.update(state.step)
         mean = loss if state.loss is None else LOSS_MEMORY * state.loss + (1 - LOSS_MEMORY) * loss
         scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
         state = TrainState(step=state.step + 1, loss=mean, scaler=scaler)
@@ -202,7 +209,7 @@ def _train(
             state.step,
             loss,
             mean,
-            settings.learning_rate * scale,
+            learning_rate(optimizer),
             float(grad_norm),
             time.monotonic() - began,
         )
@@ -219,7 +226,8 @@ def _train(
     report.state("saving")
     path = run.result(config)
     trigger = frozen_trigger(run.dataset)
-    lora = lora_weights(model.parts)
+    with averages.worn():
+        lora = lora_weights(model.parts)
     save_lora(path, lora, family, config, trigger=trigger, step=state.step, base_name=base.name)
     report.saved(state.step, path.name)
 

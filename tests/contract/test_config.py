@@ -105,7 +105,7 @@ def test_a_wrong_setting_gets_one_sentence(tables: dict[str, Any], field: str, s
 
 
 def test_every_wrong_setting_is_named_at_once() -> None:
-    found = problems({"train": {"steps": "many", "warmup": 2}, "output": {"name": "../lora"}})
+    found = problems({"train": {"steps": "many", "warmup": -2}, "output": {"name": "../lora"}})
     assert set(found) == {"train.steps", "train.warmup", "output.name"}
     assert "'../lora' cannot be a file name" in found["output.name"]
 
@@ -190,6 +190,13 @@ AWAY: dict[str, Any] = {
     "train.restarts": 5,
     "train.warmup": 0.07,
     "train.optimizer": "adafactor",
+    "train.optimizer_args": "eps=1e-30,1e-4 clip_threshold=0.5",
+    "train.loraplus_ratio": 16.0,
+    "train.loraplus_denoiser_ratio": 8.0,
+    "train.loraplus_text_ratio": 4.0,
+    "train.decay": 250.0,
+    "train.ema_decay": 0.99,
+    "train.ema_on_cpu": True,
     "train.weight_decay": 0.1,
     "train.max_grad_norm": 0.3,
     "loss.type": "huber",

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from lint_case import Case
 from lint_cases_captions import CASES as CAPTION_CASES
+from lint_cases_optim import CASES as OPTIM_CASES
+from lint_cases_optim import PRODIGY
 
 from trainer.contract.config import TrainConfig
 from trainer.contract.families import CATALOGUE
@@ -357,6 +359,7 @@ CASES = [
         {"prior.method": "output", "prior.class_name": "cat", "prior.weight": 5},
     ),
     *CAPTION_CASES,
+    *OPTIM_CASES,
 ]
 
 
@@ -414,6 +417,13 @@ def test_the_demo_model_has_its_own_learning_rates() -> None:
     demo = {"model.base": "demo", "dataset.resolution": None}
     assert "learning_rate_too_low" in {one.rule for one in lint(changed(demo))}
     assert lint(changed({**demo, "train.learning_rate": 2e-3})) == []
+
+
+def test_lion_wants_a_lower_rate_and_prodigy_another_one() -> None:
+    lion = {one.rule for one in lint(changed({"train.optimizer": "lion", "train.learning_rate": 2e-4}))}
+    assert "learning_rate_too_high" in lion
+    assert lint(changed({"train.optimizer": "lion", "train.learning_rate": 3e-5})) == []
+    assert lint(changed(PRODIGY)) == []
 
 
 def test_fast_and_without_torch() -> None:

@@ -29,6 +29,28 @@ def test_sdxl_weights_are_counted() -> None:
     assert plan(train={"optimizer": "adafactor"}).breakdown["optimizer"] < 0.1 * parts["optimizer"]
 
 
+def test_optimizers_and_averages_are_counted() -> None:
+    """Rank 64 of SDXL: 93 million weights of 4 bytes each."""
+    rank: dict[str, object] = {"rank": 64}
+
+    def parts(**train: object) -> dict[str, float]:
+        return plan(adapter=rank, train=train).breakdown
+
+    usual = parts()
+    lora = usual["lora"]
+    assert parts(optimizer="prodigy")["optimizer"] == pytest.approx(4 * lora, rel=0.01)
+    assert parts(optimizer="adamw8bit")["optimizer"] == pytest.approx(0.51 * lora, rel=0.01)
+    assert (usual["average"], parts(ema_decay=0.99)["average"]) == (0, lora)
+    bf16 = plan(adapter={**rank, "precision": "bf16"}, train={"ema_decay": 0.99}).breakdown
+    assert (bf16["lora"], bf16["average"]) == pytest.approx((lora / 2, lora), abs=0.002)
+    on_gpu = plan(adapter=rank, train={"ema_decay": 0.99})
+    in_ram = plan(adapter=rank, train={"ema_decay": 0.99, "ema_on_cpu": True})
+    assert on_gpu.vram_gib["train"] - in_ram.vram_gib["train"] == pytest.approx(lora, abs=0.02)
+    assert in_ram.ram_gib - on_gpu.ram_gib == pytest.approx(lora, abs=0.02)
+    paged = plan(adapter=rank, train={"optimizer": "paged_adamw8bit"})
+    assert paged.vram_gib["train"] < plan(adapter=rank, train={"optimizer": "adamw8bit"}).vram_gib["train"]
+
+
 def test_accumulation_is_free_and_batch_is_not() -> None:
     one = plan().vram_gib["train"]
     assert plan(train={"gradient_accumulation": 8}).vram_gib["train"] == one

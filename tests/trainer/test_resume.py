@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -135,18 +136,57 @@ def test_checkpoints_are_ordered_by_step(tmp_path: Path) -> None:
     assert names == ["step-000003", "step-999750", "step-1000000"]
 
 
-@pytest.mark.parametrize("optimizer", ["adafactor"])
-def test_other_optimizers_resume_bit_exactly(
-    optimizer: str, tiny_base: Path, photos: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"optimizer": "adafactor", "loraplus_ratio": 4},
+        {"optimizer": "prodigy", "learning_rate": 1.0, "text_encoder_lr": 1.0},
+        {"optimizer": "schedulefree_adamw", "scheduler": "constant", "warmup": 0},
+        {"optimizer": "lion8bit", "ema_decay": 0.9},
+    ],
+    ids=lambda train: train["optimizer"],
+)
+def test_optimizers_and_averages_resume_bit_exactly(
+    train: dict[str, Any], tiny_base: Path, photos: Path, tmp_path: Path
 ) -> None:
-    runs = [
-        make(tmp_path / "runs" / name, recipe(tiny_base, photos, train={"optimizer": optimizer, "steps": 4}))
-        for name in ("straight", "stopped")
-    ]
-    assert train_here(runs[0])
-    assert not train_here(runs[1], Script(runs[1], "stop", 2))
-    assert train_here(runs[1])
-    assert weights_hash(runs[0], 4) == weights_hash(runs[1], 4)
+    """Drawings between, which wear the averages, change nothing."""
+    runs = []
+    for name, every in (("straight", 1), ("stopped", 0)):
+        samples = {"every": every, "steps": 1}
+        config = recipe(tiny_base, photos, train={**train, "steps": 4}, samples=samples)
+        runs.append(make(tmp_path / "runs" / name, config))
+    straight, stopped = runs
+    assert train_here(straight)
+    assert not train_here(stopped, Script(stopped, "stop", 2))
+    assert train_here(stopped)
+    assert contents(straight.checkpoint(4)) == contents(stopped.checkpoint(4))
+    ours, theirs = (load_file(run.result(config)) for run in runs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert sha256(straight.sample(4, 0)) == sha256(stopped.sample(4, 0))
+
+
+@pytest.mark.parametrize("train", [{"ema_decay": 0.9}, {"optimizer": "schedulefree_adamw"}])
+def test_averages_are_what_is_handed_out(
+    train: dict[str, Any], tiny_base: Path, photos: Path, tmp_path: Path
+) -> None:
+    config = recipe(tiny_base, photos, train={**train, "scheduler": "constant", "steps": 4})
+    run = make(tmp_path / "runs" / "averaged", config)
+    assert train_here(run)
+    trained = load_file(run.checkpoint(4) / "adapter.safetensors")
+    average = load_file(run.checkpoint(4) / "average.safetensors")
+    assert set(trained) == set(average)
+    moved = {name: (trained[name] - average[name]).abs().max().item() for name in trained}
+    assert max(moved.values()) > 1e-3
+    given = weights_in(run.checkpoint(4), config)
+    name = max((name for name in moved if "lora_B" in name), key=lambda name: moved[name])
+    assert moved[name] > 1e-3
+    assert torch.equal(given[name.partition(".lora_B.")[0]].up, average[name])
+    ups = [tensor for key, tensor in load_file(run.result(config)).items() if "lora_up" in key]
+    assert any(up.shape == average[name].shape and torch.equal(up, average[name].half()) for up in ups)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {file.name: sha256(file) for file in folder.iterdir()}
 
 
 def test_accumulation_equals_the_large_batch(tiny_base: Path, tmp_path: Path) -> None:
@@ -162,6 +202,21 @@ def test_accumulation_equals_the_large_batch(tiny_base: Path, tmp_path: Path) ->
         events = read_events(run.events)[0]
         losses.append([(e["loss"], e["grad_norm"]) for e in events if e["kind"] == "step"])
     assert torch.allclose(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4)
+
+
+def test_accumulation_over_batches_that_are_not_full(tiny_base: Path, tmp_path: Path) -> None:
+    """Three pictures at once, or two and one: each counts the same."""
+    root = draw_project(tmp_path / "photos", 6)
+    dataset = load_dataset(root)
+    save_dataset(root, dataset.without(f"picture{number}" for number in (1, 3, 5)))
+    steps = []
+    for batch, parts in ((3, 1), (2, 2)):
+        train = {"batch_size": batch, "gradient_accumulation": parts, "steps": 3}
+        run = make(tmp_path / "runs" / f"{batch}", recipe(tiny_base, root, train=train))
+        assert train_here(run)
+        events = read_events(run.events)[0]
+        steps.append([(e["loss"], e["grad_norm"]) for e in events if e["kind"] == "step"])
+    assert torch.allclose(torch.tensor(steps[0]), torch.tensor(steps[1]), rtol=1e-4)
 
 
 def test_save_on_request(run: RunFolder) -> None:

@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from .adapter_rules import adapter_problems
 from .errors import ConfigError
 from .families import CATALOGUE
+from .optimizers import parse_options
 from .settings.adapter import AdapterSettings
 from .settings.captions import CaptionSettings
 from .settings.dataset import DatasetSettings
@@ -71,6 +72,14 @@ class TrainConfig(Section):
                 if name in cls.model_fields and not isinstance(value, (dict, BaseModel)):
                     raise ValueError(f"[{name}] must be a table of settings, not {value!r}")
         return data
+
+    @model_validator(mode="after")
+    def _optimizer_has_these_options(self) -> TrainConfig:
+        try:
+            parse_options(self.train.optimizer, self.train.optimizer_args)
+        except ValueError as error:
+            raise _problem("train.optimizer_args", str(error)) from None
+        return self
 
     @model_validator(mode="after")
     def _encoders_can_be_trained(self) -> TrainConfig:

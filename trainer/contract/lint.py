@@ -12,6 +12,7 @@ from . import (  # noqa: F401 (registers the rules)
     lint_captions,
     lint_families,
     lint_loss,
+    lint_optim,
     lint_photos,
     lint_prior,
     lint_training,

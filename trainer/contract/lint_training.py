@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from .config import TEXT_RATES, TrainConfig
 from .families import CATALOGUE, known_base
 from .findings import (
     Facts,
     Finding,
-    effective_rate,
     has_trigger,
     looks_per_picture,
     neat,
-    rate_in_words,
     rule,
-    usual_rate,
 )
 
 # Adapter and optimisation ----------------------------------------------------------------------------
@@ -33,44 +29,6 @@ def alpha_above_rank(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
             "unstable; alpha = rank is the usual choice.",
             {"adapter.alpha": float(rank)},
             f"Alpha = {rank}",
-        )
-
-
-@rule
-def learning_rate_too_high(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    _, usual, high = usual_rate(config)
-    scale = config.adapter.alpha / config.adapter.rank
-    if effective_rate(config) > high:
-        better = neat(usual / scale)
-        yield Finding(
-            "warning",
-            "train.learning_rate",
-            f"{rate_in_words(config)} is far above the usual {usual:g} for this base; pictures burn or turn "
-            "to noise.",
-            {"train.learning_rate": better},
-            f"Use {better:g}",
-        )
-
-
-@rule
-def learning_rate_too_low(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    low, usual, _ = usual_rate(config)
-    scale = config.adapter.alpha / config.adapter.rank
-    if effective_rate(config) < low:
-        better = neat(usual / scale)
-        fix: dict[str, Any] = {"train.learning_rate": better}
-        label = f"Use {better:g}"
-        if scale < 1:
-            fix, label = {"adapter.alpha": float(config.adapter.rank)}, f"Alpha = {config.adapter.rank}"
-            if config.train.learning_rate < low:
-                fix["train.learning_rate"] = usual
-                label += f", rate {usual:g}"
-        yield Finding(
-            "warning",
-            "train.learning_rate",
-            f"{rate_in_words(config)} is far below the usual {usual:g} for this base; it would hardly learn.",
-            fix,
-            label,
         )
 
 
@@ -212,56 +170,6 @@ def many_looks(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
 def _steps_for(config: TrainConfig, images: int, looks: int) -> int:
     steps = looks * images / (config.train.batch_size * config.train.gradient_accumulation)
     return max(10, round(steps / 10) * 10)
-
-
-@rule
-def warmup_long(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    if config.train.warmup > 0.3:
-        yield Finding(
-            "warning",
-            "train.warmup",
-            f"The learning rate climbs for {config.train.warmup:.0%} of the run; 5-10 % is enough.",
-            {"train.warmup": 0.1},
-            "Use 10 %",
-        )
-
-
-@rule
-def restarts_do_nothing(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    if config.train.scheduler == "cosine_with_restarts" and config.train.restarts == 1:
-        yield Finding(
-            "hint",
-            "train.restarts",
-            "One cosine cycle is plain cosine: nothing restarts.",
-            {"train.scheduler": "cosine"},
-            "Use cosine",
-        )
-
-
-@rule
-def restarts_too_short(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    train = config.train
-    if train.scheduler == "cosine_with_restarts" and train.restarts > 1 and train.steps / train.restarts < 50:
-        fewer = max(1, train.steps // 100)
-        yield Finding(
-            "hint",
-            "train.restarts",
-            f"{train.restarts} cycles leave {train.steps // train.restarts} steps each, too few to settle.",
-            {"train.restarts": fewer} if fewer > 1 else {"train.scheduler": "cosine"},
-            f"Use {fewer}" if fewer > 1 else "Use cosine",
-        )
-
-
-@rule
-def polynomial_is_linear(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    if config.train.scheduler == "polynomial":
-        yield Finding(
-            "hint",
-            "train.scheduler",
-            "Polynomial decay at its usual power 1 is the same straight line as linear.",
-            {"train.scheduler": "linear"},
-            "Use linear",
-        )
 
 
 # Samples and checkpoints -----------------------------------------------------------------------------

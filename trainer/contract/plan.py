@@ -13,6 +13,7 @@ from typing import Any
 from .caption_pipeline import encoded_captions
 from .config import TrainConfig
 from .families import CATALOGUE, DEMO_BASE, assistant_of, first_base, known_base
+from .optimizers import OPTIMIZERS
 from .settings.model import Quantization
 
 GIB = 2**30
@@ -100,8 +101,11 @@ def estimate(
     # What is trained: LoRAs, their gradients and the optimizer's state, in the LoRA's number format.
     trained_text_m = _trained_text(config)
     per_rank += TEXT_LORA_PER_RANK * trained_text_m
-    lora = per_rank * 1e3 * config.adapter.rank * (2 if config.adapter.precision == "bf16" else 4) / GIB
-    optimizer = lora * (2 if config.train.optimizer == "adamw" else 0.02)
+    weight_bytes = 2 if config.adapter.precision == "bf16" else 4
+    lora = per_rank * 1e3 * config.adapter.rank * weight_bytes / GIB
+    chosen = OPTIMIZERS[config.train.optimizer]
+    optimizer = lora * chosen.state_bytes(weight_bytes, config.adapter.rank) / weight_bytes
+    average = lora * 4 / weight_bytes if config.train.ema_decay else 0.0
     checkpointing = config.train.gradient_checkpointing
     recompute = checkpointing == "on" or (checkpointing == "auto" and on_gpu)
     samples = area * config.train.batch_size
@@ -136,12 +140,15 @@ def estimate(
         "lora": lora,
         "gradients": lora,
         "optimizer": optimizer,
+        "average": average,
         "activations": activations,
         "decode": decode,
         "encoded": encoded,
         "context": context,
     }
-    training = denoiser + assistant + kept_text + 2 * lora + optimizer
+    training = denoiser + assistant + kept_text + 2 * lora
+    training += 0.0 if chosen.paged else optimizer  # pages leave the GPU when it is full
+    training += 0.0 if config.train.ema_on_cpu else average
     phases = {
         "cache": (0.0 if trained_text_m else encoders) + vae + encode + context,
         "train": training + activations + context,
@@ -149,7 +156,10 @@ def estimate(
     }
     if not config.samples.prompts:
         phases["sample"] = 0.0
+    # With a GPU the parts pass through RAM one after the other; what is kept there is kept beside them.
+    in_ram = (optimizer if chosen.paged else 0.0) + (average if config.train.ema_on_cpu else 0.0)
     peak = max(phases.values())
+    passing = weights(max(denoiser_m, encoder_m)) + 2.0 if on_gpu else peak + 1.0
     fits = None if machine.vram_gib is None else peak <= machine.vram_gib * 0.95
     warnings = []
     if fits is False:
@@ -161,13 +171,12 @@ def estimate(
     if not on_gpu and not (base and base.id == DEMO_BASE):
         warnings.append("no GPU was found: a full-size model trains for days on a CPU; try the demo base")
     # A checkpoint holds the LoRA and its optimizer state; one more is written before the oldest goes.
-    checkpoints = (config.checkpoints.keep + 1) * (lora + optimizer) + lora / 2
+    checkpoints = (config.checkpoints.keep + 1) * (lora + optimizer + average) + lora / 2
     pictures = len(config.samples.prompts) * (config.train.steps // max(config.samples.every, 1) + 2)
     disk = checkpoints + pictures * 1.5 * area * megapixels / 1024 + encoded
     return Plan(
         vram_gib={phase: round(gib, 2) if on_gpu else 0.0 for phase, gib in phases.items()},
-        # With a GPU the parts pass through one after the other.
-        ram_gib=round(held + (peak + 1.0 if not on_gpu else weights(max(denoiser_m, encoder_m)) + 2.0), 2),
+        ram_gib=round(held + in_ram + passing, 2),
         disk_gib=round(disk, 3),
         download_gib=round(_download(config, encoder_m + vae_m) + assistant_download, 2),
         steps=config.train.steps,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..fields import RECORDS
+from ..optimizers import parse_options
 from .names import flat, optimizer, scheduler
 from .report import Imported, Line, Unusable, is_off, number, shown
 
@@ -118,7 +119,13 @@ def take_optimizer_arguments(found: Imported, option: str, arguments: dict[str, 
         elif value is None:
             found.leave(f"{option} {name}", value, "empty, so that the default holds")
         else:
-            rest.append(f"{name}={value}")
+            written = f"{name}={value}"
+            try:
+                parse_options(found.get("train.optimizer"), written)
+            except ValueError as problem:
+                found.miss(f"{option} {name}", value, str(problem))
+            else:
+                rest.append(written)
     assume_weight_decay(found)
     if rest:
         found.keep(option, " ".join(rest), "train.optimizer_args", " ".join(rest))

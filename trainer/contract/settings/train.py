@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+from pydantic import field_validator
+
+from ..optimizers import OPTIMIZERS
 from .section import Section, setting
+
+Scheduler = Literal[
+    "constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "warmup_stable_decay"
+]
 
 
 class TrainSettings(Section):
@@ -24,23 +31,70 @@ class TrainSettings(Section):
     of the learning rate. Captions are then encoded anew at every step, which costs time and memory."""
     text_encoder_2_lr: float = setting(0.0, label="Second text encoder's", ge=0, le=1)
     """The same for the second text encoder (SDXL); 0 leaves it alone."""
-    scheduler: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"] = setting(
-        "cosine", label="Scheduler", basic=True
-    )
-    """How the learning rate moves over the run, after the warm-up."""
+    loraplus_ratio: float = setting(0.0, label="LoRA+ ratio", ge=0, le=1000)
+    """LoRA+ (Hayou et al. 2024): the outer factors, which begin at zero (lora_B, kohya's lora_up), learn this
+    many times faster. The paper has 16, with a lower learning rate; 0 switches it off."""
+    loraplus_denoiser_ratio: float = setting(0.0, label="LoRA+ ratio of the denoiser", ge=0, le=1000)
+    """The same for the denoiser (U-Net, transformer) alone; 0 takes the LoRA+ ratio."""
+    loraplus_text_ratio: float = setting(0.0, label="LoRA+ ratio of text encoders", ge=0, le=1000)
+    """The same for text encoders alone; 0 takes the LoRA+ ratio."""
+    scheduler: Scheduler = setting("cosine", label="Scheduler", basic=True)
+    """How the learning rate moves over the run, after the warm-up. "constant" stays (with a warm-up it is
+    what others call constant_with_warmup); "warmup_stable_decay" stays, and falls at the end (decay)."""
     restarts: int = setting(3, label="Restarts", ge=1, le=100)
     """Number of cosine cycles of "cosine_with_restarts"; the other schedulers ignore it."""
-    warmup: float = setting(0.1, label="Warm-up", ge=0, le=0.9)
-    """Share of the steps over which the learning rate climbs from zero; 0.1 is 10 %."""
-    optimizer: Literal["adamw", "adafactor"] = setting("adamw", label="Optimizer")
-    """AdamW is the usual choice; Adafactor keeps almost no state and saves memory at high ranks."""
+    warmup: float = setting(0.1, label="Warm-up", ge=0, le=1_000_000)
+    """Over how much of the run the learning rate climbs from zero: a share below 1 (0.1 is 10 %), a number of
+    steps from 1 on."""
+    decay: float = setting(0.2, label="Decay", ge=0, le=1_000_000)
+    """Over how much of the run's end "warmup_stable_decay" falls to zero, along a cosine: a share below 1, a
+    number of steps from 1 on. 0.1 to 0.2 is usual; the other schedulers ignore it."""
+    optimizer: str = setting("adamw", label="Optimizer", choices=tuple(OPTIMIZERS))
+    """AdamW is the usual choice. The 8-bit ones (bitsandbytes) keep a quarter of its state; paged ones let it
+    move to RAM where the GPU is full. AdEMAMix remembers gradients for longer, Lion wants a third to a tenth
+    of the learning rate, Adafactor and CAME keep little state. Prodigy finds the learning rate by itself (set
+    it to 1); Schedule-Free averages instead of lowering it (scheduler constant). All but AdamW and Adafactor
+    need pip install -r requirements-optimizers.txt."""
+    optimizer_args: str = setting("", label="Optimizer options", max_length=500)
+    """Options of the optimizer, as "name=value name=value", such as betas=0.9,0.99 eps=1e-6. A wrong name is
+    answered with those that there are."""
     weight_decay: float = setting(0.01, label="Weight decay", ge=0, le=1)
     """Pull of the LoRA's weights towards zero, decoupled from the gradient."""
     max_grad_norm: float = setting(1.0, label="Gradient clipping", ge=0, le=1000)
     """Longest gradient (global norm) that is applied as it is; longer ones are shortened;
     0 switches it off."""
+    ema_decay: float = setting(0.0, label="EMA decay", ge=0, lt=1)
+    """Keep an exponential moving average of the LoRA's weights, for the samples and the finished file:
+    steadier than the last step's. 0.99 suits 1000 steps and more, 0.999 10000; 0 switches it off. It warms
+    up by itself."""
+    ema_on_cpu: bool = setting(False, label="EMA in RAM")
+    """Keep the average in RAM rather than on the GPU: saves as much memory as the LoRA has, and costs a
+    little time."""
     gradient_checkpointing: Literal["auto", "on", "off"] = setting("auto", label="Gradient checkpointing")
     """Recompute activations instead of storing them: far less memory, about a third slower.
     "auto" is on with a GPU and off on a CPU."""
     seed: int = setting(42, label="Seed", ge=0, le=2**63 - 1)
     """Fixes noise, timesteps, order and the LoRA's start: the same recipe gives the same LoRA."""
+
+    @field_validator("learning_rate", mode="before")
+    @classmethod
+    def _rate_is_not_negative(cls, rate: Any) -> Any:
+        try:
+            negative = float(rate) < 0
+        except (TypeError, ValueError):
+            negative = False
+        if negative:
+            raise ValueError(
+                f"{rate} is below zero; to train away from the pictures set train.unlearn = true and give "
+                "the learning rate without its sign"
+            )
+        return rate
+
+    @field_validator("optimizer")
+    @classmethod
+    def _optimizer_is_known(cls, optimizer: str) -> str:
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"{optimizer!r} is no optimizer that is known; give one of {', '.join(OPTIMIZERS)}"
+            )
+        return optimizer

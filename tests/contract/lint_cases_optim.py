@@ -1,0 +1,90 @@
+"""Cases of the rules on learning rates, schedules, optimizers and averages."""
+
+from __future__ import annotations
+
+from lint_case import Case
+
+from trainer.contract.findings import Facts
+
+PRODIGY = {"train.optimizer": "prodigy", "train.learning_rate": 1.0, "train.warmup": 0.0}
+WSD = {"train.scheduler": "warmup_stable_decay"}
+
+CASES = [
+    Case("rate_beside_an_estimate", {**PRODIGY, "train.learning_rate": 1e-4}, PRODIGY, says=("0.0001",)),
+    Case(
+        "one_rate_beside_text_rates",
+        {**PRODIGY, "train.text_encoder_lr": 0.5},
+        {**PRODIGY, "train.text_encoder_lr": 1},
+        says=("0.5 beside 1",),
+    ),
+    Case("one_rate_beside_loraplus", {**PRODIGY, "train.loraplus_ratio": 16}, {"train.loraplus_ratio": 16}),
+    Case(
+        "loraplus_burns",
+        {"train.loraplus_ratio": 64},
+        {"train.loraplus_ratio": 16},
+        says=("64", "0.0064"),
+    ),
+    Case("loraplus_upside_down", {"train.loraplus_ratio": 0.5}, {"train.loraplus_ratio": 1}),
+    Case(
+        "loraplus_for_no_text_encoder",
+        {"train.loraplus_text_ratio": 4},
+        {"train.loraplus_text_ratio": 4, "train.text_encoder_lr": 5e-5},
+    ),
+    Case("warmup_longer_than_the_run", {"train.warmup": 1500}, {"train.warmup": 100}, says=("1500 steps",)),
+    Case("warmup_long", {"train.warmup": 600}, {"train.warmup": 400}, says=("40%",)),
+    Case("decay_of_nothing", {**WSD, "train.decay": 0}, WSD),
+    Case(
+        "decay_meets_the_warmup",
+        {**WSD, "train.decay": 1400, "train.warmup": 200},
+        {**WSD, "train.decay": 1300, "train.warmup": 200},
+        says=("200 and 1400 steps",),
+    ),
+    Case(
+        "schedule_beside_an_average",
+        {"train.optimizer": "schedulefree_adamw", "train.scheduler": "cosine"},
+        {"train.optimizer": "schedulefree_adamw", "train.scheduler": "constant"},
+    ),
+    Case(
+        "ema_beside_an_average",
+        {"train.optimizer": "schedulefree_adamw", "train.ema_decay": 0.99},
+        {"train.ema_decay": 0.99},
+    ),
+    Case("schedule_beside_an_estimate", {**PRODIGY, "train.scheduler": "linear"}, PRODIGY),
+    Case(
+        "warmup_beside_an_estimate",
+        {**PRODIGY, "train.warmup": 0.1},
+        {**PRODIGY, "train.warmup": 0.1, "train.optimizer_args": "safeguard_warmup=True"},
+    ),
+    Case(
+        "adafactor_without_warmup",
+        {"train.optimizer": "adafactor", "train.warmup": 0},
+        {"train.optimizer": "adafactor"},
+    ),
+    Case(
+        "adafactor_scales_by_nothing",
+        {"train.optimizer": "adafactor", "train.optimizer_args": "scale_parameter=True decay_rate=-0.7"},
+        {"train.optimizer": "adafactor", "train.optimizer_args": "decay_rate=-0.7"},
+    ),
+    Case(
+        "adafactor_clips_twice",
+        {"train.optimizer": "adafactor"},
+        {"train.optimizer": "adafactor", "train.max_grad_norm": 0},
+    ),
+    Case(
+        "eight_bits_without_a_gpu",
+        {"train.optimizer": "paged_adamw8bit"},
+        {"train.optimizer": "paged_adamw8bit"},
+        Facts(gpu=""),
+        Facts(gpu="RTX 4090"),
+        ("nothing is paged",),
+    ),
+    Case(
+        "eight_bits_of_small_matrices",
+        {"train.optimizer": "lion8bit", "adapter.rank": 4, "adapter.alpha": 4},
+        {"train.optimizer": "lion8bit"},
+    ),
+    Case("weight_decay_high", {"train.weight_decay": 0.5}, {"train.weight_decay": 0.1}),
+    Case("ema_never_reached", {"train.ema_decay": 0.999}, {"train.ema_decay": 0.99}, says=("1000 steps",)),
+    Case("ema_too_short", {"train.ema_decay": 0.5}, {"train.ema_decay": 0.9}, says=("over 2 steps",)),
+    Case("ema_in_ram_for_nothing", {"train.ema_on_cpu": True}, {}, says=("ema_decay is 0",)),
+]
