@@ -56,6 +56,11 @@ class ImageRecord(_Closed):
     repeats: Annotated[int, Field(ge=1)] = 1
     warnings: tuple[str, ...] = ()
 
+    @property
+    def shows_face(self) -> bool:
+        """Whether a face was found when the crop was chosen, as its reason tells."""
+        return "face" in self.reason and not self.reason.startswith(("no face", "faces were not"))
+
     @field_validator("file")
     @classmethod
     def _stays_inside(cls, file: str) -> str:

@@ -196,10 +196,10 @@ class Project:
             (self.root / "recipe.toml").rename(kept)
         return kept.name
 
-    def buckets(self) -> Buckets:
-        """The sizes that the recipe crops to; its resolution is that of the base where it names none."""
+    def buckets(self, config: TrainConfig | None = None) -> Buckets:
+        """The sizes that a recipe, or the draft, crops to; the base's resolution where it names none."""
         try:
-            config = self.config()
+            config = config or self.config()
         except ConfigError:
             config = TrainConfig()
         family = CATALOGUE[config.model.family]

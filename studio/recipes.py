@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from dataset_tools.captions import missing_trigger
+from dataset_tools.concepts import concepts_of, survey
+from dataset_tools.dataset import DATASET_FILE
+from dataset_tools.folder import Photos, load_photos
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError, UserError
 from trainer.contract.families import CATALOGUE, DEMO_BASE, family_of, known_base
@@ -16,6 +21,7 @@ from trainer.contract.lint import Facts, Finding, lint, looks_per_picture
 from trainer.contract.lora_header import start_from_facts
 from trainer.contract.plan import Machine, Plan, estimate
 from trainer.contract.presets import Preset
+from trainer.contract.steps import calculation
 
 from .projects import Project
 
@@ -50,22 +56,38 @@ class Verdict:
 
 def facts_of(project: Project, config: TrainConfig, gpu: dict[str, Any] | None) -> Facts:
     """What the linter wants to know; ``gpu`` as :meth:`studio.machine.Gpu.state` tells it."""
-    images = project.dataset().enabled_images()
-    trigger = config.dataset.trigger
-    captions = project.captions()
-    # A missing caption is the trigger word, so it misses nothing.
-    texts = {record.id: captions.get(record.id, "") or trigger for record in images}
     base = known_base(config.model.family, config.model.base)
     return Facts(
-        images=len(images),
-        captions_missing_trigger=len(missing_trigger(texts, trigger)),
-        distinct_captions=len(set(texts.values())),
-        captions=tuple(texts.values()),
+        **_photos(project, config),
         native_resolution=base.resolution if base else CATALOGUE[config.model.family].resolution,
         gpu=gpu["name"] if gpu else "",
         vram_gib=gpu["total_gib"] if gpu else None,
         **start_from_facts(config.adapter.start_from, project.root),
     )
+
+
+def _photos(project: Project, config: TrainConfig) -> dict[str, Any]:
+    """What is known of the project's photos, and of the recipe's other folders where these can be read."""
+    concepts = concepts_of(config.dataset, project.root, project.root)
+    buckets = project.buckets(config)
+    try:
+        return survey(concepts, buckets, photos_of).facts
+    except UserError as error:
+        return survey(concepts[:1], buckets, photos_of).facts | {"folders_problem": str(error)}
+
+
+def photos_of(folder: Path) -> Photos:
+    """As load_photos; a plain folder, whose pictures are all decoded for it, once until a file changes."""
+    if (folder / DATASET_FILE).exists():
+        return load_photos(folder)
+    files = [Path(place, name) for place, _, names in os.walk(folder) for name in names]
+    stamps = tuple(sorted((str(file), file.stat().st_mtime_ns) for file in files))
+    return _plain_photos(folder, stamps)
+
+
+@lru_cache(maxsize=16)
+def _plain_photos(folder: Path, stamps: tuple[tuple[str, int], ...]) -> Photos:
+    return load_photos(folder)
 
 
 def verdict(
@@ -80,7 +102,7 @@ def verdict(
         usual = flatten(reference)
         changed = sum(value != usual[path] for path, value in flatten(config).items())
     machine = Machine(gpu["name"] if gpu else "CPU", gpu["total_gib"] if gpu else None)
-    plan = estimate(config, machine, images=facts.images or 0)
+    plan = estimate(config, machine, images=facts.images or 0, folders=facts.folders)
     return Verdict(
         preset=preset,
         reference=reference,
@@ -101,12 +123,13 @@ def in_words(config: TrainConfig, facts: Facts) -> list[str]:
         batch += f" × {train.gradient_accumulation}"
     lines = []
     if images:
-        looks = looks_per_picture(config, images)
+        looks = looks_per_picture(config, images, facts.folders)
         times = (
             f"about {looks:.0f} times" if looks >= 1.5 else "about once" if looks >= 0.5 else "not even once"
         )
         many = "picture" if images == 1 else "pictures"
         lines.append(f"{images} {many}, {batch}: {train.steps} steps show each picture {times}.")
+        lines += [f"{line}." for line in calculation(config, facts.folders)]
     else:
         lines.append(f"No pictures yet, {batch}, {train.steps} steps.")
     if samples.prompts:

@@ -203,8 +203,10 @@ def _run(run: RunFolder, requests: Requests) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     from .after import print_plan
+    from .check import facts_of
 
-    return print_plan(_load(arguments), arguments.json)
+    config = _load(arguments)
+    return print_plan(config, facts_of(config)[0].folders, arguments.json)
 
 
 def _check(arguments: argparse.Namespace) -> int:

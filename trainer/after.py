@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .contract.errors import RunError
 from .contract.plan import Machine, estimate
 from .contract.runs import RunFolder, slug
 from .contract.settings.adapter import AdapterSettings
+from .contract.steps import Folder
 from .data import frozen_trigger
 from .export import Format, save_lora
 from .families.base import ModelFamily
@@ -36,8 +38,8 @@ def this_machine() -> Machine:
     return Machine("CPU", None)
 
 
-def print_plan(config: TrainConfig, as_json: bool) -> int:
-    plan = estimate(config, this_machine())
+def print_plan(config: TrainConfig, folders: Sequence[Folder], as_json: bool) -> int:
+    plan = estimate(config, this_machine(), folders=folders)
     print(json.dumps(plan.as_dict(), ensure_ascii=False, indent=1) if as_json else plan.as_text())
     return 0
 

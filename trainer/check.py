@@ -4,64 +4,67 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dataset_tools.buckets import Buckets
 from dataset_tools.caption_preview import caption_previews, preview_lines
-from dataset_tools.captions import missing_trigger
-from dataset_tools.dataset import ImageRecord
+from dataset_tools.concepts import concepts_of, survey
 from dataset_tools.folder import load_photos
 from dataset_tools.tokens import counters_for
 
 from .contract.config import TrainConfig
 from .contract.errors import ConfigError, UserError
+from .contract.families import CATALOGUE, known_base
 from .contract.findings import Facts
 from .contract.lint import lint
 from .contract.lora_header import start_from_facts
+from .contract.steps import balance
 
 
 def check_recipe(config: TrainConfig, show_captions: int = 0) -> bool:
     """Print what the linter finds, and what is made of the captions of the first ``show_captions`` photos;
     return whether the recipe can be trained. Raises ConfigError where its photos cannot."""
-    try:
-        photos = load_photos(Path(config.dataset.path))
-    except UserError as error:
-        raise ConfigError({"dataset.path": str(error)}) from None
-    trigger = config.dataset.trigger or photos.dataset.trigger
-    records = photos.dataset.enabled_images()
-    captions = {record.id: photos.captions[record.id] or trigger for record in records}
-    facts = Facts(
-        images=len(captions),
-        captions_missing_trigger=len(missing_trigger(captions, trigger)),
-        distinct_captions=len(set(captions.values())),
-        captions=tuple(captions.values()),
-        **start_from_facts(config.adapter.start_from, Path()),
-    )
+    facts, notes = facts_of(config)
     findings = lint(config, facts)
-    for note in photos.notes:
+    for note in notes:
         print(f"warning: {note}")
     for finding in findings:
         print(f"{finding.level}: {finding.message}")
-    if not findings and not photos.notes:
+    if not findings and not notes:
         print("the recipe is fine")
-    for line in _caption_lines(config, records, captions, show_captions):
+    for line in _caption_lines(config, facts, show_captions) if show_captions > 0 else ():
         print(line)
     return not any(finding.level == "error" for finding in findings)
 
 
-def _caption_lines(
-    config: TrainConfig, records: tuple[ImageRecord, ...], captions: dict[str, str], show: int
-) -> list[str]:
-    if show <= 0 or not records:
-        return []
+def facts_of(config: TrainConfig) -> tuple[Facts, tuple[str, ...]]:
+    """What the linter wants to know of a recipe whose paths are absolute, and notes on its photos.
+
+    Raises ConfigError where they cannot be trained on.
+    """
+    row, base = CATALOGUE[config.model.family], known_base(config.model.family, config.model.base)
+    buckets = Buckets.of(config.dataset, (base or row).resolution, row.size_multiple)
+    try:
+        found = survey(concepts_of(config.dataset, Path(config.dataset.path), Path()), buckets)
+    except UserError as error:
+        raise ConfigError({"dataset.path": str(error)}) from None
+    return Facts(**found.facts, **start_from_facts(config.adapter.start_from, Path())), found.notes
+
+
+def _caption_lines(config: TrainConfig, facts: Facts, show: int) -> list[str]:
+    """What is made of the captions of the first folder."""
+    photos = load_photos(Path(config.dataset.path))
+    trigger = config.dataset.trigger or photos.dataset.trigger
+    records = photos.dataset.enabled_images()
     counters = counters_for(config.model.family, config.model.base)
-    repeats = {record.id: record.repeats * config.dataset.repeats for record in records}
+    looks_an_epoch = sum(folder.looks for folder in balance(facts.folders))
     lines = ["", f"Captions as they are shown with seed {config.train.seed}:"]
     for record in records[:show]:
         previews = caption_previews(
-            captions[record.id],
+            photos.captions[record.id] or trigger,
             config,
             counters,
             image_id=record.id,
-            repeats=repeats[record.id],
-            looks_an_epoch=sum(repeats.values()),
+            repeats=record.repeats * config.dataset.repeats,
+            looks_an_epoch=looks_an_epoch,
         )
         lines += preview_lines(record.original_name, previews, config)
     return lines

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from dataset_tools.dataset import ImageRecord
 
-from .contract.settings.dataset import DatasetSettings
+from .contract.steps import balanced_repeats
 from .families.base import Geometry
 
 
@@ -45,49 +44,18 @@ class TrainImage(ImageRecord):
         )
 
 
-@dataclass(frozen=True)
-class Concept:
-    """One folder of a recipe; ``trigger`` is "" where the folder's own word is meant."""
-
-    folder: Path
-    trigger: str
-    repeats: int
-    regularisation: bool
-    weight: float
-
-
-def concepts_of(settings: DatasetSettings, root: Path, beside: Path) -> tuple[Concept, ...]:
-    """The folder ``root`` that dataset.path names, then those of dataset.subsets, looked up in ``beside``."""
-    first = Concept(root, settings.trigger, settings.repeats, False, 1.0)
-    others = (
-        Concept((beside / one.path).resolve(), one.trigger, one.repeats, one.regularisation, one.weight)
-        for one in settings.subsets
-    )
-    return (first, *others)
-
-
 def id_in(number: int, image_id: str) -> str:
     """The id of a picture of concept ``number``: no two folders share one. Those of the first keep theirs."""
     return hashlib.sha256(f"{number} {image_id}".encode()).hexdigest()[:12] if number else image_id
 
 
 def balanced(images: Sequence[TrainImage]) -> tuple[TrainImage, ...]:
-    """The pictures with repeats such that regularisation sets together are shown as often as the others.
-
-    kohya's way: class pictures are taken in turn, first with their own repeats, then once more each,
-    until there are as many looks at them as at the others; those that are then not reached are left out.
-    Where the last one's repeats would go beyond that, they are cut.
-    """
+    """The pictures, those of regularisation sets with repeats such that they are shown together as often as
+    the others (:func:`~trainer.contract.steps.balanced_repeats`); those with none are left out."""
     wanted = sum(image.repeats for image in images if not image.regularisation)
     regular = [image for image in images if image.regularisation]
-    repeats = dict.fromkeys((image.id for image in regular), 0)
-    left, first = wanted, True
-    while regular and left > 0:
-        for image in regular:
-            more = min(image.repeats if first else 1, left)
-            repeats[image.id] += more
-            left -= more
-        first = False
+    given = balanced_repeats(wanted, [image.repeats for image in regular])
+    repeats = {image.id: count for image, count in zip(regular, given, strict=True)}
     return tuple(
         image.model_copy(update={"repeats": repeats.get(image.id, image.repeats)})
         for image in images

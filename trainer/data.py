@@ -16,18 +16,20 @@ import torch
 from torch import Tensor
 
 from dataset_tools.buckets import Buckets
+from dataset_tools.concepts import Concept, concepts_of
 from dataset_tools.crop import crop_dataset, fit_to_buckets
 from dataset_tools.dataset import DatasetError
 from dataset_tools.folder import load_photos
 from dataset_tools.models import ensure_face_model
 
-from .concepts import Concept, TrainImage, balanced, concepts_of, id_in
+from .concepts import TrainImage, balanced, id_in
 from .contract.config import TrainConfig
 from .contract.files import read_json, seen_from, write_json
 from .contract.randomness import derived_seed
 from .contract.runs import RunFolder
 from .contract.settings.dataset import DatasetSettings
 from .contract.sizes import rounded
+from .contract.steps import batches_per_epoch
 from .families.base import ModelFamily
 
 Progress = Callable[[int, int], None]
@@ -216,7 +218,9 @@ class BatchPlan:
             assert image.bucket
             looks = [(image, repeat) for repeat in range(image.repeats)]
             self._buckets.setdefault(image.bucket, []).extend(looks)
-        self.batches_per_epoch = sum(-(-len(looks) // batch_size) for looks in self._buckets.values())
+        self.batches_per_epoch = batches_per_epoch(
+            {bucket: len(looks) for bucket, looks in self._buckets.items()}, batch_size
+        )
         self._epoch: tuple[int, list[list[Sample]]] | None = None
 
     def batch(self, index: int) -> list[Sample]:

@@ -89,7 +89,9 @@ def test_the_recipe_in_words(project: Project) -> None:
     )
     said = verdict(project, config, PRESETS, None)
     assert said.words == [
-        "4 pictures, batch 4: 200 steps show each picture about 200 times.",
+        "4 pictures, batch 4: 200 steps show each picture about 100 times.",
+        "4 photos in 2 buckets, batch 4 → 2 steps an epoch; 200 steps = 100 epochs.",
+        "By the guides' formula, which knows no buckets: 1.00 steps an epoch, 100 in 100 epochs; here 200.",
         "2 sample images before the first step, every 50 steps and at the end.",
         "A checkpoint every 50 steps; the last is kept.",
     ]

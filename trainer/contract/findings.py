@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from .config import TrainConfig
 from .families import DEMO_BASE, known_base
+from .steps import Folder, balance, epochs_of
 
 Level = Literal["error", "warning", "hint"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "hint")
@@ -18,7 +19,11 @@ class Facts:
     """What is known beyond the recipe. None means unknown, and rules that need it stay silent.
 
     Attributes:
-        images: pictures that will be trained on.
+        images: pictures that will be trained on, regularisation sets aside.
+        folders: all folders of the recipe, counted; empty where they are not known.
+        folders_problem: why they cannot be trained on.
+        faces: pictures of those that show a face.
+        class_captions_with_trigger: captions of regularisation sets that have the trigger word in them.
         captions_missing_trigger, distinct_captions: counts over those pictures.
         captions: their captions, with the trigger where there is none.
         native_resolution: side in pixels that the base was trained at.
@@ -29,6 +34,10 @@ class Facts:
     """
 
     images: int | None = None
+    folders: tuple[Folder, ...] = ()
+    folders_problem: str = ""
+    faces: int = 0
+    class_captions_with_trigger: int = 0
     captions_missing_trigger: int = 0
     distinct_captions: int | None = None
     captions: tuple[str, ...] = ()
@@ -67,8 +76,12 @@ def rule(function: Rule) -> Rule:
 # What several rules look at --------------------------------------------------------------------------
 
 
-def looks_per_picture(config: TrainConfig, images: int) -> float:
-    """How often each picture is shown over the whole run."""
+def looks_per_picture(config: TrainConfig, images: int, folders: Sequence[Folder] = ()) -> float:
+    """How often each picture is shown over the whole run, regularisation sets aside."""
+    trained = balance(folders)
+    looks = sum(folder.looks for folder in trained if not folder.regularisation)
+    if looks:
+        return epochs_of(config, trained) * looks / images
     return config.train.steps * config.train.batch_size * config.train.gradient_accumulation / images
 
 

@@ -143,7 +143,7 @@ def batch_above_pictures(config: TrainConfig, facts: Facts) -> Iterator[Finding]
 
 @rule
 def few_looks(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    if facts.images and (looks := looks_per_picture(config, facts.images)) < 20:
+    if facts.images and (looks := looks_per_picture(config, facts.images, facts.folders)) < 20:
         steps = _steps_for(config, facts.images, 60)
         yield Finding(
             "warning",
@@ -156,7 +156,7 @@ def few_looks(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
 
 @rule
 def many_looks(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    if facts.images and (looks := looks_per_picture(config, facts.images)) > 500:
+    if facts.images and (looks := looks_per_picture(config, facts.images, facts.folders)) > 500:
         steps = _steps_for(config, facts.images, 120)
         yield Finding(
             "warning",

@@ -7,7 +7,8 @@ sample, from full-size graphs); nothing here is fitted to a card. Gradient accum
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from .caption_pipeline import encoded_captions
@@ -15,6 +16,7 @@ from .config import TrainConfig
 from .families import CATALOGUE, DEMO_BASE, assistant_of, first_base, known_base
 from .optimizers import OPTIMIZERS
 from .settings.model import Quantization
+from .steps import Folder, balance, calculation
 
 GIB = 2**30
 CONTEXT_GIB = 0.6
@@ -60,16 +62,19 @@ class Plan:
     seconds_per_step: float | None
     fits: bool | None
     breakdown: dict[str, float]
-    warnings: tuple[str, ...] = field(default=())
+    calculation: tuple[str, ...] = ()
+    """the steps an epoch has, in words."""
+    warnings: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"warnings": list(self.warnings)}
+        return asdict(self) | {"calculation": list(self.calculation), "warnings": list(self.warnings)}
 
     def as_text(self) -> str:
         verdict = {True: "fits", False: "does not fit", None: "unknown whether it fits"}[self.fits]
         phases = ", ".join(f"{phase} {gib:.1f}" for phase, gib in self.vram_gib.items())
         lines = [
             f"steps: {self.steps}",
+            *(f"  {line}" for line in self.calculation),
             f"GPU memory (GiB): {phases} — {verdict}",
             f"RAM: {self.ram_gib:.1f} GiB, disk: {self.disk_gib:.2f} GiB",
             f"download: {self.download_gib:.1f} GiB",
@@ -79,10 +84,16 @@ class Plan:
 
 
 def estimate(
-    config: TrainConfig, machine: Machine, *, images: int = 0, seconds_per_step: float | None = None
+    config: TrainConfig,
+    machine: Machine,
+    *,
+    images: int = 0,
+    folders: Sequence[Folder] = (),
+    seconds_per_step: float | None = None,
 ) -> Plan:
-    """The plan of a recipe on a machine, for so many ``images``; ``seconds_per_step`` where it is known from
-    an earlier run."""
+    """The plan of a recipe on a machine, for so many ``images``, or those of ``folders``;
+    ``seconds_per_step`` where it is known from an earlier run."""
+    images = sum(len(folder.pictures) for folder in balance(folders)) or images
     family = CATALOGUE[config.model.family]
     base = known_base(config.model.family, config.model.base)
     denoiser_m, encoder_m, vae_m = (base and base.params) or family.params
@@ -183,6 +194,7 @@ def estimate(
         seconds_per_step=seconds_per_step,
         fits=fits,
         breakdown={part: round(gib, 3) for part, gib in breakdown.items()},
+        calculation=tuple(calculation(config, folders)),
         warnings=tuple(warnings),
     )
 

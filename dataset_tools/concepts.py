@@ -1,0 +1,98 @@
+"""The folders that a recipe names, and what can be told of their pictures before a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataset_tools.buckets import Buckets
+from dataset_tools.captions import missing_trigger
+from dataset_tools.crop import fit_to_buckets
+from dataset_tools.dataset import ImageRecord, Size
+from dataset_tools.folder import Photos, load_photos
+from trainer.contract.settings.dataset import DatasetSettings
+from trainer.contract.steps import Folder
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One folder of a recipe; ``trigger`` is "" where the folder's own word is meant."""
+
+    folder: Path
+    trigger: str = ""
+    repeats: int = 1
+    regularisation: bool = False
+    weight: float = 1.0
+
+
+def concepts_of(settings: DatasetSettings, root: Path, beside: Path) -> tuple[Concept, ...]:
+    """The folder ``root`` that dataset.path names, then those of dataset.subsets, looked up in ``beside``."""
+    others = (
+        Concept(
+            (beside / Path(one.path).expanduser()).resolve(),
+            one.trigger,
+            one.repeats,
+            one.regularisation,
+            one.weight,
+        )
+        for one in settings.subsets
+    )
+    return (Concept(root, settings.trigger, settings.repeats), *others)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the linter and the steps calculator want to know of the pictures, and notes for the user.
+
+    Attributes:
+        facts: arguments of :class:`trainer.contract.findings.Facts`.
+    """
+
+    facts: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def survey(
+    concepts: Sequence[Concept], buckets: Buckets, load: Callable[[Path], Photos] = load_photos
+) -> Survey:
+    """Look through the folders. Raises DatasetError for one that is not there or holds nothing."""
+    folders, notes, faces = [], list[str](), 0
+    missing, texts, leaking, first = 0, list[str](), 0, ""
+    for number, concept in enumerate(concepts):
+        photos = load(concept.folder)
+        notes += photos.notes
+        records = photos.dataset.enabled_images()
+        trigger = concept.trigger or photos.dataset.trigger
+        if not number:
+            first = trigger
+        elif not concept.regularisation:
+            trigger = trigger or first
+        shown = tuple((expected_bucket(one, buckets), one.repeats * concept.repeats) for one in records)
+        folders.append(Folder(trigger or concept.folder.name, shown, concept.regularisation))
+        captions = {one.id: photos.captions[one.id] or trigger for one in records}
+        if concept.regularisation:
+            leaking += len(captions) - len(missing_trigger(captions, first)) if first else 0
+        else:
+            missing += len(missing_trigger(captions, trigger))
+            texts += captions.values()
+            faces += sum(one.shows_face for one in records)
+    trained = [folder for folder in folders if not folder.regularisation]
+    facts = {
+        "images": sum(len(folder.pictures) for folder in trained),
+        "captions_missing_trigger": missing,
+        "distinct_captions": len(set(texts)),
+        "captions": tuple(texts),
+        "faces": faces,
+        "class_captions_with_trigger": leaking,
+        "folders": tuple(folders),
+    }
+    return Survey(facts, tuple(notes))
+
+
+def expected_bucket(record: ImageRecord, buckets: Buckets) -> Size:
+    """Where a picture will be trained; one that is not cropped yet, by its shape alone."""
+    if record.crop is None:
+        return buckets.nearest(record.width, record.height)
+    return fit_to_buckets(record, buckets)[0]
