@@ -60,6 +60,8 @@ from . import Message, Page, project_of, served, shows_errors
 
 HIDDEN = ("dataset.path", "dataset.trigger", "model.family")
 """Settings that this page does not ask for: they follow from the project and from the base model."""
+MAX_OTHERS = 12
+"""Projects that are offered as further concepts."""
 
 PATIENCE = 20.0
 """Seconds after which a form that was to be replaced is taken to be in use still: the answer was lost."""
@@ -123,6 +125,7 @@ def build(studio: Studio, project_id: Any) -> Page:
         notes = form.annotated(config, problems, findings, judgement.reference)
         base = form.fields["model.base"].note
         notes[base] = base_html(config) + settled_html(config, told) + notes[base]
+        notes[form.fields["dataset.subsets"].note] += concepts_html(project, config)
         return {
             cards: cards_html(presets, judgement, project.damaged_recipe),
             summary: summary_html(config, judgement, problems, form),
@@ -335,6 +338,19 @@ def settled_html(config: TrainConfig, settled: Mapping[str, str]) -> str:
         for path, why in settled.items()
     ]
     return "".join(f'<p class="say hint" role="status">{html.escape(line)}</p>' for line in lines)
+
+
+def concepts_html(project: Project, config: TrainConfig) -> str:
+    """Below the list of further folders: buttons that add another project as a concept of its own."""
+    lines = flatten(config)["dataset.subsets"]
+    used = {project.root, *(project.folder(one.path) for one in config.dataset.subsets)}
+    others = [one for one in project.workspace.list_projects() if one.root not in used]
+    buttons = "".join(
+        f' <button type="button" class="fix" '
+        f"{set_attribute({'dataset.subsets': [*lines, f'../{one.id}']})}>{html.escape(one.name)}</button>"
+        for one in others[:MAX_OTHERS]
+    )
+    return f'<p class="say">Add a project as a concept of its own:{buttons}</p>' if buttons else ""
 
 
 def base_html(config: TrainConfig) -> str:

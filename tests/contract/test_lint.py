@@ -12,6 +12,7 @@ from lint_case import Case
 from lint_cases_captions import CASES as CAPTION_CASES
 from lint_cases_optim import CASES as OPTIM_CASES
 from lint_cases_optim import PRODIGY
+from lint_cases_dataset import CASES as DATASET_CASES
 
 from trainer.contract.config import TrainConfig
 from trainer.contract.families import CATALOGUE
@@ -360,6 +361,7 @@ CASES = [
     ),
     *CAPTION_CASES,
     *OPTIM_CASES,
+    *DATASET_CASES,
 ]
 
 

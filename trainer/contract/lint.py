@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from . import (  # noqa: F401 (registers the rules)
     lint_captions,
+    lint_dataset,
     lint_families,
     lint_loss,
     lint_optim,
