@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from lint_case import Case
 from lint_cases_captions import CASES as CAPTION_CASES
+from lint_cases_dataset import CASES as DATASET_CASES
 from lint_cases_optim import CASES as OPTIM_CASES
 from lint_cases_optim import PRODIGY
-from lint_cases_dataset import CASES as DATASET_CASES
 
 from trainer.contract.config import TrainConfig
 from trainer.contract.families import CATALOGUE
