@@ -238,7 +238,11 @@ def build(studio: Studio, project_id: Any) -> Page:
         paths = [Path(file) for file in files or ()]
         try:
             with studio.uploads.taken(paths):
-                brought = read_brought(paths, draft(project, presets, gpu.state()))
+                brought = read_brought(
+                    paths,
+                    draft(project, presets, gpu.state()),
+                    len(project.dataset().enabled_images()),
+                )
         except UserError as error:
             return {report: notice_html(str(error), "bad"), bring: None}
         return {report: brought_html(brought), bring: None}

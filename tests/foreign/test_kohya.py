@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainer.contract.fields import RECORDS
+from trainer.contract.settings.adapter import AdapterSettings
 
 from .helpers import HERE, line, read, said
 
@@ -175,3 +176,75 @@ def test_buckets(tmp_path: Path) -> None:
     chosen, longest, told = buckets(f"{size} --enable_bucket --bucket_no_upscale")
     assert (chosen, longest) == ("no_upscale", None) and "1024 would cut the long sides" in told
     assert "crops to squares" in buckets(f"{size} --min_bucket_reso=256")[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("AdamW8bit", "adamw8bit"),
+        ("PagedAdamW8bit", "paged_adamw8bit"),
+        ("bitsandbytes.optim.AdEMAMix8bit", "ademamix8bit"),
+        ("Lion", "lion"),
+        ("Prodigy", "prodigy"),
+        ("AdamWScheduleFree", "schedulefree_adamw"),
+    ],
+)
+def test_optimizers(tmp_path: Path, name: str, ours: str) -> None:
+    config, _ = read(tmp_path, "t.sh", f"accelerate launch train_network.py --optimizer_type={name}")
+    assert config.train.optimizer == ours
+
+
+def test_optimizer_options(tmp_path: Path) -> None:
+    options = (
+        '--optimizer_type=Prodigy --optimizer_args "weight_decay=0.01" "decouple=True" "d_coef=0.8" "foo=1"'
+    )
+    config, imported = read(tmp_path, "t.sh", f"accelerate launch train_network.py {options}")
+    assert config.train.weight_decay == 0.01 and config.train.optimizer_args == "d_coef=0.8"
+    assert line(imported, "optimizer_args decouple").outcome == "ignored"
+    assert "no option of prodigy" in line(imported, "optimizer_args foo").why
+    config, imported = read(tmp_path, "t.sh", "accelerate launch train_network.py --optimizer_type=Lion")
+    assert config.train.weight_decay == 0, "AdamW alone has a weight decay where nothing is said"
+
+
+def test_loraplus_of_the_guide(tmp_path: Path) -> None:
+    arguments = '"loraplus_lr_ratio=16" "loraplus_text_encoder_lr_ratio=4"'
+    config, _ = read(tmp_path, "t.sh", f"accelerate launch train_network.py --network_args {arguments}")
+    assert (config.train.loraplus_ratio, config.train.loraplus_text_ratio) == (16, 4)
+
+
+def test_adapters_of_lycoris(tmp_path: Path) -> None:
+    def adapter(module: str, arguments: str) -> AdapterSettings:
+        command = (
+            f"accelerate launch sdxl_train_network.py --network_module={module} --network_args {arguments}"
+        )
+        return read(tmp_path, "t.sh", command)[0].adapter
+
+    lokr = adapter("lycoris.kohya", "algo=lokr factor=8 preset=attn-mlp")
+    assert (lokr.type, lokr.lokr_factor, lokr.targets) == ("lokr", 8, "transformer")
+    assert adapter("lycoris.kohya", "algo=loha").targets == "transformer+conv", 'its default preset is "full"'
+    dylora = adapter("networks.dylora", "unit=4")
+    assert (dylora.type, dylora.dylora_unit) == ("dylora", 4)
+    locon = adapter("networks.lora", "conv_dim=8")
+    assert (locon.type, locon.targets, locon.conv_rank, locon.conv_alpha) == (
+        "lora",
+        "transformer+conv",
+        8,
+        1.0,
+    )
+    assert adapter("lycoris.kohya", "algo=locon dora_wd=True").dora
+
+
+def test_epochs_become_steps_where_the_photos_are_there(tmp_path: Path) -> None:
+    command = "accelerate launch train_network.py --train_data_dir=photos --max_train_epochs=30 "
+    command += "--train_batch_size=6 --save_every_n_epochs=2"
+    config, imported = read(tmp_path, "t.sh", command)
+    assert config.train.steps == RECORDS["train.steps"].default
+    assert line(imported, "max_train_epochs").outcome == "missing" and "epochs × photos" in said(imported)
+    folder = tmp_path / "photos" / "5_zwx dog"
+    folder.mkdir(parents=True)
+    for number in range(476):
+        (folder / f"{number}.png").touch()
+        (folder / f"{number}.txt").touch()
+    config, imported = read(tmp_path, "t.sh", command)
+    assert config.train.steps == 11_900, "the guide's own figure: 476 × 5 / 6 × 30"
+    assert config.checkpoints.every == 794 and line(imported, "max_train_epochs").ours == 11_900

@@ -225,7 +225,7 @@ def test_the_guides_simpletuner(tmp_path: Path) -> None:
     assert (config.adapter.rank, config.adapter.alpha) == (768, 768.0)
     train = config.train
     assert (train.learning_rate, train.steps, train.batch_size) == (1.5e-3, 24000, 6)
-    assert train.scheduler == "cosine" and train.warmup in (0.1, 2400)
+    assert train.scheduler == "cosine" and train.warmup == 2400
     assert (config.checkpoints.every, config.checkpoints.keep) == (400, 60)
     samples = config.samples
     assert samples.prompts == ("k4s4, a waist up view of a beautiful blonde woman, green eyes",)

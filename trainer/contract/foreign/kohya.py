@@ -194,7 +194,7 @@ def _take_duration(found: Imported, options: dict[str, Any]) -> None:
     steps, epochs = options.pop("max_train_steps", None), options.pop("max_train_epochs", None)
     leave_off(found, max_train_steps=steps, max_train_epochs=epochs)
     if not is_off(epochs):
-        found.keep("max_train_epochs", epochs, "train.epochs", epochs)
+        found.in_epochs("max_train_epochs", epochs, "train.steps")
         if not is_off(steps):
             found.leave("max_train_steps", steps, "max_train_epochs is given, and wins")
     elif not is_off(steps):
@@ -336,7 +336,7 @@ def _take_samples(found: Imported, options: dict[str, Any], beside: Beside) -> N
             take_prompts(found, "sample_prompts", list(prompt_lines(text)))
     leave_off(found, sample_every_n_steps=steps, sample_every_n_epochs=epochs)
     if not is_off(epochs):
-        found.keep("sample_every_n_epochs", epochs, "samples.every_epochs", epochs)
+        found.in_epochs("sample_every_n_epochs", epochs, "samples.every")
         if not is_off(steps):
             found.leave("sample_every_n_steps", steps, "sample_every_n_epochs is given, and wins")
     elif not is_off(steps):
@@ -354,7 +354,7 @@ def _take_saving(found: Imported, options: dict[str, Any]) -> None:
     if not is_off(steps):
         found.keep("save_every_n_steps", steps, "checkpoints.every", steps)
     if not is_off(epochs):
-        found.keep("save_every_n_epochs", epochs, "checkpoints.every_epochs", epochs)
+        found.in_epochs("save_every_n_epochs", epochs, "checkpoints.every")
     if not is_off(last):
         try:
             every = found.get("checkpoints.every")

@@ -26,6 +26,7 @@ from .rules import Table, To
 _OPTIMIZERS = {
     "adamw": "AdamW",
     "adamw8bit": "AdamW8bit",
+    "paged_adamw": "PagedAdamW32bit",
     "paged_adamw8bit": "PagedAdamW8bit",
     "adafactor": "AdaFactor",
     "lion": "Lion",
@@ -239,12 +240,7 @@ def _put_rates(made: Exported, config: TrainConfig, row: Family) -> None:
 
 def _put_training(made: Exported, config: TrainConfig) -> None:
     train = config.train
-    epochs = getattr(train, "epochs", None)
-    if epochs:
-        made.put("training", "max_train_epochs", epochs, "train.epochs", epochs)
-        made.told.add("train.steps")
-    else:
-        made.put("training", "max_train_steps", train.steps, "train.steps", train.steps)
+    made.put("training", "max_train_steps", train.steps, "train.steps", train.steps)
     name: str = train.scheduler
     if name == "constant" and train.warmup:
         name = "constant_with_warmup"

@@ -62,49 +62,49 @@ _OPTIMIZERS = {
     "adam": "adamw",
     "adamwbf16": "adamw",
     "adamwfused": "adamw",
+    "pagedadamw": "paged_adamw",
+    "pagedadamw32bit": "paged_adamw",
+    "adamwpaged": "paged_adamw",
     "adamw8bit": "adamw8bit",
     "adam8bit": "adamw8bit",
     "adamw8": "adamw8bit",
     "adam8": "adamw8bit",
-    "pagedadamw": "paged_adamw",
-    "pagedadamw32bit": "paged_adamw",
+    "adamwfp8": "adamw8bit",
+    "adamw4bit": "adamw8bit",
     "pagedadamw8bit": "paged_adamw8bit",
     "adamw8bitpaged": "paged_adamw8bit",
-    "adamwpaged": "paged_adamw",
     "ademamix": "ademamix8bit",
     "ademamix8bit": "ademamix8bit",
+    "ademamixpaged": "paged_ademamix8bit",
     "pagedademamix8bit": "paged_ademamix8bit",
     "ademamix8bitpaged": "paged_ademamix8bit",
     "adafactor": "adafactor",
     "lion": "lion",
+    "lionpaged": "lion",
     "lion8bit": "lion8bit",
     "pagedlion8bit": "lion8bit",
     "lion8bitpaged": "lion8bit",
     "prodigy": "prodigy",
     "prodigy8bit": "prodigy",
     "prodigyadv": "prodigy",
-    "prodigyplusschedulefree": "prodigy",
     "adamwschedulefree": "schedulefree_adamw",
     "schedulefreeadamw": "schedulefree_adamw",
     "came": "came",
     "came8bit": "came",
 }
-_SAME_MATHS = ("adam", "adamwbf16", "adamwfused")
-"""Those that differ from what they become in how they are computed, not in what."""
+_MAKERS = ("bnb", "torch", "ao", "optimi", "sdnq")
+"""Beginnings of SimpleTuner's names."""
 
 
 def optimizer(name: Any) -> str:
     """Our name of an optimizer. Raises Unusable for those that are not offered."""
     plainly = flat(str(name).rpartition(".")[2])
-    for maker in ("bnb", "torch", "ao", "optimi", "sdnq"):
-        plainly = plainly.removeprefix(maker) if plainly.removeprefix(maker) in _OPTIMIZERS else plainly
-    ours = _OPTIMIZERS.get(plainly, "")
-    choices = RECORDS["train.optimizer"].choices
-    if ours in choices:
-        return ours
-    if ours.startswith(("adamw", "paged_adamw")):
-        return "adamw"  # 8 bits and paging save memory; the steps are AdamW's
-    offered = ", ".join(choices)
+    for maker in _MAKERS:
+        rest = plainly.removeprefix(maker)
+        plainly = rest if rest in _OPTIMIZERS else plainly
+    if plainly in _OPTIMIZERS:
+        return _OPTIMIZERS[plainly]
+    offered = ", ".join(RECORDS["train.optimizer"].choices)
     raise Unusable(f"the optimizer {shown(name)} is not offered; {offered} are, and adamw is taken")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..config import TEXT_RATES
 from ..families import CATALOGUE
+from ..optimizers import OPTIMIZERS
 from . import onetrainer_tables as tables
 from .kohya import Beside
 from .names import effective_rate, family_called, quantization, side, take_base
@@ -153,9 +154,9 @@ def _take_text_rate(found: Imported, part: str, train: Any, rate: Any, trainable
 def _take_duration(found: Imported, options: dict[str, Any]) -> None:
     epochs = options.pop("epochs", None)
     if epochs is None:
-        found.take("train.epochs", 100, "OneTrainer's default", "default")
+        found.in_epochs("epochs (OneTrainer's default)", 100, "train.steps")
     else:
-        found.keep("epochs", epochs, "train.epochs", epochs)
+        found.in_epochs("epochs", epochs, "train.steps")
     name = options.pop("learning_rate_scheduler", None)
     take_scheduler(found, "learning_rate_scheduler", name, "constant", "OneTrainer")
     warmup = options.pop("learning_rate_warmup_steps", None)
@@ -200,13 +201,14 @@ def _take_optimizer(found: Imported, options: dict[str, Any]) -> None:
             found.leave("optimizer beta1, beta2", betas, "as it is here")
         else:
             table["betas"] = ",".join(shown(beta) for beta in betas)
-    known = ("weight_decay", "betas", *tables.OPTIMIZER_ARGUMENTS)
-    take_optimizer_arguments(found, "optimizer", {key: table.pop(key) for key in known if key in table})
-    for key, value in table.items():
+    own = OPTIMIZERS[found.get("train.optimizer")].options
+    known = [name for name in table if name in own or name in ("weight_decay", "decouple")]
+    take_optimizer_arguments(found, "optimizer", {name: table.pop(name) for name in known})
+    for name, value in table.items():
         if value is None or is_off(value):
-            found.leave(f"optimizer.{key}", value, "off, as it is here")
+            found.leave(f"optimizer.{name}", value, "off, as it is here")
         else:
-            found.miss(f"optimizer.{key}", value, "the optimizer's usual value holds")
+            found.miss(f"optimizer.{name}", value, "no option of the optimizer here")
     ema, decay = options.pop("ema", None), options.pop("ema_decay", None)
     if ema is None or str(ema) == "OFF":
         for option, value in (("ema", ema), ("ema_decay", decay)):
@@ -412,10 +414,10 @@ def _take_samples(found: Imported, options: dict[str, Any], beside: Beside) -> N
             )
     if prompts:
         take_prompts(found, "samples prompt", prompts, _SAMPLE_NAMES)
-    _take_interval(found, options, "sample_after", "samples.every", "samples.every_epochs")
+    _take_interval(found, options, "sample_after", "samples.every")
 
 
-def _take_interval(found: Imported, options: dict[str, Any], option: str, steps: str, epochs: str) -> None:
+def _take_interval(found: Imported, options: dict[str, Any], option: str, setting: str) -> None:
     """N of a unit: steps and epochs are counted here, minutes are not."""
     every, unit = options.pop(option, None), options.pop(f"{option}_unit", None)
     if every is None and unit is None:
@@ -424,13 +426,13 @@ def _take_interval(found: Imported, options: dict[str, Any], option: str, steps:
     if unit is not None:
         option = f"{option}, {option}_unit"
     if unit == "STEP":
-        found.keep(option, told, steps, every)
+        found.keep(option, told, setting, every)
     elif unit == "EPOCH":
-        found.keep(option, told, epochs, every)
+        found.in_epochs(option, every, setting)
     elif unit == "NEVER":
         found.leave(option, told, "off")
     else:
-        found.leave(option, told, f"it is counted in steps here: {steps}")
+        found.leave(option, told, f"it is counted in steps here: {setting}")
 
 
 def _take_saving(found: Imported, options: dict[str, Any]) -> None:
@@ -440,9 +442,9 @@ def _take_saving(found: Imported, options: dict[str, Any]) -> None:
             found.keep("output_model_destination", destination, "output.name", safe_name(stem))
         except Unusable as problem:
             found.miss("output_model_destination", destination, str(problem))
-    _take_interval(found, options, "backup_after", "checkpoints.every", "checkpoints.every_epochs")
+    _take_interval(found, options, "backup_after", "checkpoints.every")
     if not found.has("checkpoints.every"):
-        _take_interval(found, options, "save_every", "checkpoints.every", "checkpoints.every_epochs")
+        _take_interval(found, options, "save_every", "checkpoints.every")
     else:
         for option in ("save_every", "save_every_unit"):
             if option in options:

@@ -142,8 +142,6 @@ PART: Table = {
     **dict.fromkeys(words("gradient_checkpointing offload_fraction activation_offloading"), SPEED),
 }
 
-OPTIMIZER_ARGUMENTS = words("eps d_coef d0 growth_rate use_bias_correction safeguard_warmup decouple")
-"""Those of OneTrainer's optimizer settings that go on to the optimizer under their own names."""
 OPTIMIZER: Table = {
     **dict.fromkeys(
         words(

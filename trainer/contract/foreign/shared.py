@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..fields import RECORDS
-from ..optimizers import parse_options
+from ..optimizers import parse_options, written_options
 from .names import flat, optimizer, scheduler
 from .report import Imported, Line, Unusable, is_off, number, shown
 
@@ -87,17 +87,6 @@ def take_optimizer(found: Imported, option: str, name: Any) -> None:
     found.keep(option, name, "train.optimizer", ours, why)
 
 
-_DECAY = {"adamw": 0.01, "paged": 0.01, "ademamix": 0.01}
-"""Weight decay where nothing is said, by the beginning of our optimizers' names; all others have none."""
-
-
-def assume_weight_decay(found: Imported) -> None:
-    ours = found.get("train.optimizer")
-    usual = next((value for start, value in _DECAY.items() if ours.startswith(start)), 0.0)
-    if usual != RECORDS["train.weight_decay"].default:
-        found.assume("train.weight_decay", usual, f"{ours} has none unless told to")
-
-
 def key_values(value: Any) -> dict[str, str]:
     """ "a=1" "b=2" from a list or a text -> {a: 1, b: 2}."""
     words = value if isinstance(value, list) else str(value or "").split()
@@ -105,30 +94,34 @@ def key_values(value: Any) -> dict[str, str]:
     return {name.strip(): text.strip() for name, _, text in pairs if name.strip()}
 
 
-_ADAFACTOR = ("scale_parameter", "relative_step", "warmup_init")
+_DECAY = ("adamw", "paged_adamw", "ademamix", "paged_ademamix")
+"""Beginnings of our optimizers whose makers' weight decay is 0.01 where nothing is said; others have none."""
+_ALWAYS = {"decouple": True, "relative_step": False, "warmup_init": False, "scale_parameter": False}
+"""Options that are so here anyway."""
 
 
 def take_optimizer_arguments(found: Imported, option: str, arguments: dict[str, Any]) -> None:
-    """weight_decay has a setting; the rest goes into train.optimizer_args."""
-    rest = []
+    """weight_decay has a setting; the rest goes into train.optimizer_args, as far as the optimizer has it."""
+    ours = found.get("train.optimizer")
+    rest: dict[str, Any] = {}
     for name, value in arguments.items():
+        told = f"{option} {name}"
         if name == "weight_decay":
-            found.keep(f"{option} {name}", value, "train.weight_decay", value)
-        elif name in _ADAFACTOR and not is_true(value):
-            found.leave(f"{option} {name}", value, "off, as it is here")
-        elif value is None:
-            found.leave(f"{option} {name}", value, "empty, so that the default holds")
+            found.keep(told, value, "train.weight_decay", value)
+        elif value in (None, ""):
+            found.leave(told, value, "empty, so that the default holds")
+        elif name in _ALWAYS and is_true(value) == _ALWAYS[name]:
+            found.leave(told, value, "so it is here anyway")
         else:
-            written = f"{name}={value}"
             try:
-                parse_options(found.get("train.optimizer"), written)
+                rest |= parse_options(ours, f"{name}={value}")
             except ValueError as problem:
-                found.miss(f"{option} {name}", value, str(problem))
-            else:
-                rest.append(written)
-    assume_weight_decay(found)
+                found.miss(told, value, str(problem))
+    if not ours.startswith(_DECAY):
+        found.assume("train.weight_decay", 0.0, f"{ours} has none unless told to")
     if rest:
-        found.keep(option, " ".join(rest), "train.optimizer_args", " ".join(rest))
+        text = written_options(rest)
+        found.keep(f"{option} {', '.join(rest)}", text, "train.optimizer_args", text)
 
 
 def leave_off(found: Imported, **options: Any) -> None:

@@ -106,7 +106,6 @@ CONFIG: Table = {
     "flow_custom_timesteps": NOT_OFFERED,
     "masked_loss_probability": Only(one),
     "checkpoint_step_interval": To("checkpoints.every"),
-    "checkpoint_epoch_interval": To("checkpoints.every_epochs"),
     "checkpoints_total_limit": To("checkpoints.keep"),
     "tracker_run_name": Ignored("a run is named by output.name"),
     "hub_model_id": To("output.name", lambda value: safe_name(str(value).rpartition("/")[2])),
@@ -115,7 +114,6 @@ CONFIG: Table = {
         "runs are resumed by their folder here: python -m trainer resume RUN_DIR"
     ),
     "validation_step_interval": To("samples.every"),
-    "validation_epoch_interval": To("samples.every_epochs"),
     "validation_on_startup": Ignored("pictures are always drawn before the first step"),
     "validation_disable": Ignored("leave samples.prompts empty"),
     "validation_disable_unconditional": Ignored("pictures are drawn of the prompts alone"),
