@@ -100,7 +100,8 @@ def build(studio: Studio, project_id: Any) -> Page:
                         apply_default_css=False,
                     )
                 bring = gr.File(
-                    label="Bring your recipe: kohya, ai-toolkit, OneTrainer, SimpleTuner, or recipe.toml",
+                    label="Bring your recipe",
+                    show_label=False,
                     file_count="multiple",
                     file_types=[".toml", *ENDINGS],
                     elem_id="recipe-import",

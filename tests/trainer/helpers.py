@@ -6,10 +6,14 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trainer.contract.config import TrainConfig
 from trainer.contract.events import read_events
 from trainer.contract.fields import merge, parse
 from trainer.contract.runs import RunFolder, Verb
+from trainer.families.base import ModelFamily, load_family
+from trainer.source import resolve
 from trainer.train import Stopped, train
 
 
@@ -24,6 +28,11 @@ def recipe(base: Path, photos: Path, **sections: dict[str, Any]) -> TrainConfig:
         "checkpoints": {"every": 3, "keep": 3},
     }
     return parse(merge(tables, sections))
+
+
+def opened(key: str, base: Path, **options: Any) -> ModelFamily:
+    """The family ``key`` over a base on this machine, on the processor, in 32 bits."""
+    return load_family(key, resolve(key, str(base)), torch.device("cpu"), torch.float32, **options)
 
 
 class Script:

@@ -33,7 +33,7 @@ from trainer.lora_file import read_lora
 from trainer.losses import mse
 from trainer.source import resolve
 
-from .helpers import recipe, train_here
+from .helpers import opened, recipe, train_here
 
 CPU = torch.device("cpu")
 PROMPT, SIDE = "a red fox", 64
@@ -52,10 +52,6 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return made[key]
 
     return base
-
-
-def opened(key: str, base: Path, **options: Any) -> ModelFamily:
-    return load_family(key, resolve(key, str(base)), CPU, torch.float32, **options)
 
 
 def whole_pipeline(family: ModelFamily, base: Path) -> Any:

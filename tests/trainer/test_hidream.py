@@ -13,8 +13,9 @@ from diffusers.models.transformers.transformer_hidream_image import MOEFeedForwa
 
 from tests.tiny_families import tiny
 from trainer.contract.errors import RunError
-from trainer.families.base import Geometry, ModelFamily, load_family
-from trainer.source import resolve
+from trainer.families.base import Geometry
+
+from .helpers import opened
 
 CPU = torch.device("cpu")
 TALL = (80, 48)
@@ -24,10 +25,6 @@ TALL = (80, 48)
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tiny("hidream").build(tmp_path_factory.mktemp("hidream") / "base")
     return folder
-
-
-def opened(base: Path) -> ModelFamily:
-    return load_family("hidream", resolve("hidream", str(base)), CPU, torch.float32)
 
 
 def test_llama_comes_from_its_own_repository(
@@ -42,17 +39,17 @@ def test_llama_comes_from_its_own_repository(
         shutil.rmtree(published / part)
     asked: list[str] = []
     monkeypatch.setattr("trainer.source.fetch_pipeline", lambda repo, **options: asked.append(repo) or llama)
-    whole, parts = opened(base), opened(published)
+    whole, parts = opened("hidream", base), opened("hidream", published)
     assert asked == ["unsloth/Meta-Llama-3.1-8B-Instruct"], "once, and not for a folder that has it"
     one, two = (family.encode_captions(["a fox"])[0] for family in (whole, parts))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert parts.cut_captions(["a fox", "x" * 200]) == ["x" * 200]
-    assert parts.text_encoder_id() == opened(published).text_encoder_id()
+    assert parts.text_encoder_id() == opened("hidream", published).text_encoder_id()
 
 
 def test_experts_are_diffusers_own_and_learn(base: Path) -> None:
     theirs = HiDreamImageTransformer2DModel.from_pretrained(base, subfolder="transformer")
-    ours = opened(base).load_denoiser()
+    ours = opened("hidream", base).load_denoiser()
     x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1))
     layers = zip(theirs.modules(), ours.modules(), strict=True)
     pairs = [(one, two) for one, two in layers if isinstance(one, MOEFeedForwardSwiGLU)]
@@ -74,7 +71,7 @@ def test_experts_are_diffusers_own_and_learn(base: Path) -> None:
 
 def test_a_picture_that_is_no_square(base: Path) -> None:
     """Padded inside the transformer; drawn in the size that was asked for."""
-    family = opened(base)
+    family = opened("hidream", base)
     positive, negative = family.encode_captions(["a fox", ""])
     denoiser = family.load_denoiser()
     pipeline: Any = family.pipeline(denoiser)
@@ -93,7 +90,7 @@ def test_a_picture_that_is_no_square(base: Path) -> None:
 
 
 def test_a_picture_that_does_not_fit_is_refused(base: Path) -> None:
-    family = opened(base)
+    family = opened("hidream", base)
     embeds = family.encode_captions(["a fox"])
     noise = torch.zeros(1, 4, 16, 8)
     with pytest.raises(RunError, match=r"cannot be trained at 64 × 128 px; set dataset\.resolution to 64"):

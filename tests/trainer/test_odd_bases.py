@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,17 +15,15 @@ from tests.tiny_families import tiny
 from trainer.contract.errors import RunError
 from trainer.contract.fields import parse
 from trainer.contract.headers import read_header
-from trainer.families.base import Geometry, ModelFamily, load_family
+from trainer.families.base import Geometry
 from trainer.families.identify import require_weights, rounded
 from trainer.families.ldm_single_file import schedule
 from trainer.memory import require_formats
 from trainer.source import resolve
 
+from .helpers import opened
+
 CPU = torch.device("cpu")
-
-
-def opened(key: str, base: Path, **options: Any) -> ModelFamily:
-    return load_family(key, resolve(key, str(base)), CPU, torch.float32, **options)
 
 
 def test_a_base_for_inpainting_is_refused_at_opening(tiny_base: Path, tmp_path: Path) -> None:

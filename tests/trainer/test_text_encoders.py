@@ -25,10 +25,9 @@ from trainer.contract.fields import parse
 from trainer.contract.randomness import derived_seed
 from trainer.contract.runs import RunFolder
 from trainer.export import FORMATS
-from trainer.families.base import ModelFamily, family_class, load_family
-from trainer.source import resolve
+from trainer.families.base import family_class
 
-from .helpers import Script, recipe, train_here, weights_hash
+from .helpers import Script, opened, recipe, train_here, weights_hash
 
 FAMILIES = [key for key, row in CATALOGUE.items() if row.trainable_text]
 RATES = {"text_encoder_lr": 5e-2, "text_encoder_2_lr": 4e-2}
@@ -124,10 +123,6 @@ def test_other_programs_draw_the_runs_last_sample(
     assert torch.equal(kohya[f"{stem}.lora_up.weight"], comfy[f"{native}.lora_B.weight"])
     assert kohya[f"{stem}.alpha"] == comfy[f"{native}.alpha"] == 4.0
     assert len(kohya) == len(comfy)
-
-
-def opened(key: str, base: Path) -> ModelFamily:
-    return load_family(key, resolve(key, str(base)), torch.device("cpu"), torch.float32)
 
 
 def draw(key: str, base: Path, lora: Path | None) -> np.ndarray:

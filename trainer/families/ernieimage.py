@@ -11,27 +11,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from diffusers import AutoencoderKLFlux2, ErnieImagePipeline, ErnieImageTransformer2DModel
+from diffusers import ErnieImagePipeline, ErnieImageTransformer2DModel
 from torch import Tensor, nn
 from transformers import Mistral3Model, TokenizersBackend
 
 from ..contract import families as catalogue
 from .base import Geometry, TextEmbeds
+from .batch_norm_vae import BatchNormVae
 from .native_file import NativeFamily
-from .packing import patchify, unpatchify
 
 _ATTENTION = r"self_attention\.(to_q|to_k|to_v|to_out\.0)"
-_EPSILON = 1e-5
-"""What the pipeline adds to the variances; the VAE's configuration says ten times as much."""
 
 
-class Family(NativeFamily):
+class Family(BatchNormVae, NativeFamily):
     """See :class:`trainer.families.base.ModelFamily` for when each member is called."""
 
     row = catalogue.ERNIEIMAGE
     pipeline_class = ErnieImagePipeline
     denoiser_class = ErnieImageTransformer2DModel
-    vae_class = AutoencoderKLFlux2
+    epsilon = 1e-5  # as the pipeline; the VAE's configuration says ten times as much
     patch = 1  # latents are in patches already
     text_classes: ClassVar[dict[str, Any]] = {"text_encoder": Mistral3Model}
     tokenizer_classes: ClassVar[dict[str, Any]] = {"tokenizer": TokenizersBackend}
@@ -45,15 +43,6 @@ class Family(NativeFamily):
     def setup(self) -> None:
         self.resolution = self.row.resolution  # the pipeline's default; no configuration says it
         self.noise = self.flow()
-
-    def to_latents(self, vae: Any, pixels_BCHW: Tensor) -> Tensor:
-        mean, deviation = _statistics(vae)
-        return (patchify(vae.encode(pixels_BCHW).latent_dist.mode()) - mean) / deviation
-
-    def decode(self, vae: Any, latents_BCHW: Tensor) -> Tensor:
-        mean, deviation = _statistics(vae)
-        pixels: Tensor = vae.decode(unpatchify(latents_BCHW * deviation + mean)).sample
-        return pixels
 
     def embed(self, text: Any, captions: list[str]) -> list[TextEmbeds]:
         return [{"prompt": prompt} for prompt in text.encode_prompt(captions, self.device)]
@@ -87,9 +76,3 @@ class Family(NativeFamily):
             "modelspec.architecture": "ernie-image/lora",
             "modelspec.implementation": "https://github.com/huggingface/diffusers",
         }
-
-
-def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each number of a patch, (C, 1, 1)."""
-    mean, variance = vae.bn.running_mean[:, None, None], vae.bn.running_var[:, None, None]
-    return mean, (variance + _EPSILON).sqrt()

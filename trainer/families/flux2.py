@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Pipeline, Flux2Transformer2DModel
+from diffusers import Flux2KleinPipeline, Flux2Pipeline, Flux2Transformer2DModel
 from torch import Tensor, nn
 from transformers import (
     Mistral3ForConditionalGeneration,
@@ -24,8 +24,9 @@ from transformers import (
 
 from ..contract import families as catalogue
 from .base import Geometry, TextEmbeds
+from .batch_norm_vae import BatchNormVae
 from .flux_family import ATTENTION, FluxFamily
-from .packing import from_tokens, patchify, to_tokens, unpatchify
+from .packing import from_tokens, to_tokens
 
 _DOUBLE = r"transformer_blocks\.\d+"
 # A single block's attention and MLP are one layer on either side.
@@ -35,13 +36,12 @@ TRAINING_GUIDANCE = 1.0
 """The guidance that dev is told while training, as in musubi-tuner and for FLUX.1."""
 
 
-class Family(FluxFamily):
+class Family(BatchNormVae, FluxFamily):
     """See :class:`trainer.families.base.ModelFamily` for when each member is called."""
 
     row = catalogue.FLUX2
     pipeline_class = Flux2KleinPipeline
     denoiser_class = Flux2Transformer2DModel
-    vae_class = AutoencoderKLFlux2
     patch = 1  # latents are in patches already
     text_classes: ClassVar[dict[str, Any]] = {"text_encoder": Qwen3ForCausalLM}
     tokenizer_classes: ClassVar[dict[str, Any]] = {"tokenizer": Qwen2Tokenizer}
@@ -89,16 +89,6 @@ class Family(FluxFamily):
 
     # Encoding -------------------------------------------------------------------------------------
 
-    def to_latents(self, vae: Any, pixels_BCHW: Tensor) -> Tensor:
-        patches = patchify(vae.encode(pixels_BCHW).latent_dist.mode())
-        mean, deviation = _statistics(vae)
-        return (patches - mean) / deviation
-
-    def decode(self, vae: Any, latents_BCHW: Tensor) -> Tensor:
-        mean, deviation = _statistics(vae)
-        pixels: Tensor = vae.decode(unpatchify(latents_BCHW * deviation + mean)).sample
-        return pixels
-
     def embed(self, text: Any, captions: list[str]) -> list[TextEmbeds]:
         prompts, _ = text.encode_prompt(captions, device=self.device)
         return [{"prompt": prompt} for prompt in prompts]
@@ -144,9 +134,3 @@ class Family(FluxFamily):
             "modelspec.architecture": "flux-2/lora",
             "modelspec.implementation": "https://github.com/black-forest-labs/flux2",
         }
-
-
-def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of latents in patches, (1, 4C, 1, 1): a batch norm's running statistics."""
-    mean, variance = (tensor[None, :, None, None] for tensor in (vae.bn.running_mean, vae.bn.running_var))
-    return mean, (variance + vae.config.batch_norm_eps).sqrt()
