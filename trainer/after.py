@@ -16,7 +16,9 @@ from .cache import LiveTexts, TextCache, Texts
 from .checkpoints import adapter_tensors, load_adapter, newest_whole
 from .contract.config import TrainConfig
 from .contract.errors import RunError
+from .contract.fields import merge, parse, to_tables
 from .contract.plan import Machine, estimate
+from .contract.prompt import prompts_of
 from .contract.runs import RunFolder, slug
 from .contract.settings.adapter import AdapterSettings
 from .contract.steps import Folder
@@ -58,27 +60,33 @@ def _checkpoint(run: RunFolder) -> Path:
     return checkpoint
 
 
-def sample_run(run: RunFolder, prompts: list[str], out: Path | None, seed: int | None) -> int:
-    """Draw each prompt with the run's newest weights; prints the files' names."""
+def sample_run(run: RunFolder, lines: list[str], out: Path | None, seed: int | None) -> int:
+    """Draw each prompt with the run's newest weights; prints the files' names. Raises ConfigError for a
+    prompt whose options are wrong."""
     config = run.config()
+    if seed is not None:
+        config = parse(merge(to_tables(config), {"samples": {"seed": seed}}))
+    config = parse(merge(to_tables(config), {"samples": {"prompts": lines}}))
     checkpoint = _checkpoint(run)
     require_libraries(config)
     family, _ = _load(run, config)
+    prompts = prompts_of(config.samples)
     texts: Texts = LiveTexts(family)
     if not config.text_encoder_rates():
         # Before the denoiser is loaded, as in training: the two together may not fit.
         cache = TextCache(Folders.of(run).cache, family, lambda text: None)
-        cache.fill([*prompts, config.samples.negative], lambda done, total: None)
+        needed = [text for one in prompts for text in (one.text, one.negative)]
+        cache.fill(needed, lambda done, total: None)
         family.free_encoders()
         texts = cache
     model = assemble(family, config, run.path)
     load_adapter(checkpoint, model.kept())
-    settings = config.samples.model_copy(update={} if seed is None else {"seed": seed})
     folder = out or run.path / "drawings"
     for number, prompt in enumerate(prompts):
-        size = sample_size(config, family)
-        image = draw(family, model, texts, settings, prompt, number=number, size=size)
-        file = folder / f"{slug(prompt)}-{settings.seed}-{number:02d}.webp"
+        side = sample_size(config, family)
+        image = draw(family, model, texts, config.samples, prompt, number=number, side=side)
+        shown = config.samples.seed if prompt.seed is None else prompt.seed
+        file = folder / f"{slug(prompt.text)}-{shown}-{number:02d}.webp"
         save_sample(image, file)
         print(file)
     return 0

@@ -27,6 +27,7 @@ from .captions import Captions
 from .contract.errors import RunError
 from .contract.files import staged
 from .contract.plan import CAPTIONS_IN_MEMORY_GIB
+from .contract.prompt import prompts_of
 from .data import Progress, Stages, TrainImage
 from .families.base import ModelFamily, TextEmbeds
 from .prior import kept_captions
@@ -226,7 +227,7 @@ def encode_captions(
     if config.prior.method == "output":
         triggers = {image.id: image.trigger for image in captions.plan.images}
         kept = [one for id, text in shown for one in kept_captions(config.prior, text, triggers[id])]
-    prompts = [*config.samples.prompts, config.samples.negative]
+    prompts = [text for one in prompts_of(config.samples) for text in (one.text, one.negative)]
     cache.fill(texts + kept + prompts, preparing("captions", "Encoding captions"))
     family.free_encoders()
     return cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from .assemble import Model
 from .cache import Texts
 from .contract.config import TrainConfig
 from .contract.files import staged
+from .contract.prompt import Prompt, prompts_of
 from .contract.randomness import derived_seed
 from .contract.runs import RunFolder
 from .contract.settings.samples import SampleSettings
@@ -27,10 +28,9 @@ from .report import Reporter
 from .requests import Asks
 
 
-def sample_size(config: TrainConfig, family: ModelFamily) -> tuple[int, int]:
-    """(width, height) of the validation images: the training resolution unless the recipe says more."""
-    side = square_side(config.dataset.resolution or family.resolution, family.row.size_multiple)
-    return config.samples.width or side, config.samples.height or side
+def sample_size(config: TrainConfig, family: ModelFamily) -> int:
+    """Side of the validation images where a prompt says nothing else: the training resolution."""
+    return square_side(config.dataset.resolution or family.resolution, family.row.size_multiple)
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ class Drawings:
 
     def draw(self, step: int) -> None:
         """Draw what is not there yet. A failure is told and the training goes on: it is worth more."""
-        prompts = self.config.samples.prompts
-        size = sample_size(self.config, self.family)
+        prompts = prompts_of(self.config.samples)
+        side = sample_size(self.config, self.family)
         try:
             for number, prompt in enumerate(prompts):
                 file = self.run.sample(step, number)
                 if not file.exists():
-                    kept = self.cache / f"{self._baseline_key(prompt, number, size)}.webp"
+                    kept = self.cache / f"{self._baseline_key(prompt, number, side)}.webp"
                     baseline = step == 0 and not self.config.adapter.start_from
                     if not (baseline and _copied(kept, file)):
                         with self.autocast():
@@ -71,27 +71,26 @@ class Drawings:
                                 self.config.samples,
                                 prompt,
                                 number=number,
-                                size=size,
+                                side=side,
                             )
                         save_sample(image, file)
                         if baseline:
                             save_sample(image, kept)
-                self.report.sample(step, number, prompt, file.name)
+                self.report.sample(step, number, prompt.text, file.name)
                 self.report.stage("sample", number + 1, len(prompts), "Drawing samples")
                 if self.requests.stop():
                     break
         except (RuntimeError, MemoryError, ValueError, TypeError) as error:
             self.report.warning(f"drawing samples at step {step} failed ({error}); the training goes on")
 
-    def _baseline_key(self, prompt: str, number: int, size: tuple[int, int]) -> str:
+    def _baseline_key(self, prompt: Prompt, number: int, side: int) -> str:
         """Of everything that a picture by the base alone depends on: runs over one base share theirs."""
         settings = self.config.samples
         parts = (
             self.family.denoiser_id(),
             self.family.text_encoder_id(),
             self.family.image_encoder_id(),
-            (prompt, settings.negative, number, settings.seed, size),
-            (settings.steps, settings.guidance, settings.tiling),
+            (astuple(prompt), number, settings.seed, side, settings.tiling),
             (torch.__version__, diffusers.__version__),
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -113,29 +112,30 @@ def draw(
     model: Model,
     texts: Texts,
     settings: SampleSettings,
-    prompt: str,
+    prompt: Prompt,
     *,
     number: int = 0,
-    size: tuple[int, int] | None = None,
+    side: int | None = None,
 ) -> Image.Image:
-    """One picture of ``prompt`` by the model as it stands; ``size`` is (width, height) in pixels.
+    """One picture of ``prompt`` by the model as it stands; ``side`` in pixels where it has no size.
 
-    The starting noise depends on ``settings.seed`` and ``number`` alone, so that pictures of different
-    steps can be compared. The global random state is left as it was.
+    The starting noise depends on the prompt's seed, or on ``settings.seed`` and ``number``, and on nothing
+    else, so that pictures of different steps can be compared. The global random state is left as it was.
     """
     multiple = family.row.size_multiple
-    width, height = size or (settings.width or family.resolution, settings.height or family.resolution)
+    width, height = (length or side or family.resolution for length in (prompt.width, prompt.height))
     pipeline = family.pipeline(model.denoiser, settings.tiling)
+    family.draw_with(pipeline, prompt.sampler)
     pipeline.set_progress_bar_config(disable=True)
-    seed = derived_seed(settings.seed, number)
+    seed = derived_seed(settings.seed, number) if prompt.seed is None else prompt.seed
     with torch.random.fork_rng(), torch.no_grad(), model.drawing(), assistant_off(model.denoiser):
-        positive, negative = texts.embeds([prompt, settings.negative])
+        positive, negative = texts.embeds([prompt.text, prompt.negative])
         result = pipeline(
             **family.pipeline_inputs(positive, negative),
-            **family.guidance(settings.guidance),
+            **family.guidance(prompt.guidance),
             width=width // multiple * multiple,
             height=height // multiple * multiple,
-            num_inference_steps=settings.steps,
+            num_inference_steps=prompt.steps,
             generator=torch.Generator().manual_seed(seed),
         )
     image: Image.Image = result.images[0]

@@ -18,6 +18,7 @@ from .captions import Captions
 from .checkpoints import TrainState, adapter_tensors, load_checkpoint, newest_whole, rotate, save_checkpoint
 from .contract.config import TrainConfig
 from .contract.errors import RunError
+from .contract.prompt import prompts_of
 from .contract.runs import RunFolder
 from .contract.schedule import lr_scale
 from .contract.settings.train import TrainSettings
@@ -171,7 +172,7 @@ def _train(
         with averages.worn():
             drawings.draw(step)
         family.free_encoders(keep_text=trains_text)
-        pictures.measure(step, config.samples.prompts)
+        pictures.measure(step, [prompt.text for prompt in prompts_of(config.samples)])
         report.weights(step, **weights.measure())
 
     report.started(state.step, settings.steps, state.loss)

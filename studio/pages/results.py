@@ -15,6 +15,7 @@ from studio.theme import scripts
 from trainer.contract.config import TrainConfig
 from trainer.contract.events import current_events, read_events
 from trainer.contract.families import DEMO_BASE, known_base
+from trainer.contract.prompt import prompts_of
 from trainer.contract.runs import RunFolder
 from trainer.contract.verdict import verdict
 
@@ -116,7 +117,8 @@ def snippet(config: TrainConfig, file: str) -> str:
         base, comment = "demo/model", "  # in the studio's folder"
     elif base.endswith(".safetensors"):
         base, comment = "path/to/the/base/model", "  # the base, as a diffusers folder"
-    prompt = config.samples.prompts[0] if config.samples.prompts else f"a photo of {config.dataset.trigger}"
+    prompts = [prompt.text for prompt in prompts_of(config.samples)]
+    prompt = prompts[0] if prompts else f"a photo of {config.dataset.trigger}"
     return (
         "from diffusers import AutoPipelineForText2Image\n\n"
         f"pipeline = AutoPipelineForText2Image.from_pretrained({json.dumps(base)}){comment}\n"

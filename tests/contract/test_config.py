@@ -233,6 +233,7 @@ AWAY: dict[str, Any] = {
     "samples.every": 11,
     "samples.steps": 12,
     "samples.guidance": 4.5,
+    "samples.sampler": "ddim",
     "samples.seed": 7,
     "samples.width": 640,
     "samples.height": 512,

@@ -10,6 +10,9 @@ import pytest
 from PIL import Image
 
 import trainer.sampling
+from tests.tiny_families import tiny
+from trainer.contract.events import read_events
+from trainer.contract.prompt import FLOW_SAMPLERS, SAMPLERS
 from trainer.contract.runs import RunFolder
 from trainer.sampling import draw
 
@@ -26,9 +29,9 @@ def test_the_baseline_is_drawn_once_and_again_when_it_would_differ(
 ) -> None:
     drawn: list[str] = []
 
-    def counted(family: Any, model: Any, texts: Any, settings: Any, prompt: str, **more: Any) -> Image.Image:
-        drawn.append(prompt)
-        return draw(family, model, texts, settings, prompt, **more)
+    def counted(*arguments: Any, **more: Any) -> Image.Image:
+        drawn.append(arguments[4].text)
+        return draw(*arguments, **more)
 
     monkeypatch.setattr(trainer.sampling, "draw", counted)
 
@@ -59,3 +62,36 @@ def test_the_baseline_is_drawn_once_and_again_when_it_would_differ(
     third = run_of("third")
     assert len(drawn) == 2
     assert np.array_equal(pixels(first, 0), pixels(third, 0))
+
+
+def test_every_sampler_draws_and_prompts_have_sizes_and_seeds_of_their_own(
+    tiny_base: Path, photos: Path, tmp_path: Path
+) -> None:
+    lines = [f"zwx --ss {name} --s 4" for name in SAMPLERS]
+    lines += ["zwx --s 4 --w 64 --h 96", "zwx --s 4 --d 9", "zwx --s 4 --d 9", "zwx --s 4 --d 9 --n red"]
+    run = RunFolder(tmp_path / "runs" / "one")
+    run.create(recipe(tiny_base, photos, train={"steps": 1}, samples={"prompts": lines}))
+    assert train_here(run)
+    assert not [e["text"] for e in read_events(run.events)[0] if e["kind"] == "warning"]
+    pictures = []
+    for number in range(len(lines)):
+        with Image.open(run.sample(0, number)) as image:
+            pictures.append(np.asarray(image).astype(int))
+    size = len(SAMPLERS)
+    assert pictures[size].shape[:2] == (96, 64)
+    assert np.array_equal(pictures[size + 1], pictures[size + 2])
+    assert not np.array_equal(pictures[size + 2], pictures[size + 3])
+    assert len({picture.tobytes() for picture in pictures[1:size]}) == size - 1, "all samplers are others"
+
+
+@pytest.mark.parametrize("sampler", FLOW_SAMPLERS)
+def test_samplers_of_flow_models(sampler: str, tmp_path: Path, photos: Path) -> None:
+    base = tmp_path / "base"
+    tiny("sd3").build(base)
+    more = {"model": {"family": "sd3", "base": str(base)}, "train": {"steps": 1}}
+    samples = {"prompts": ["zwx"], "sampler": sampler, "steps": 3}
+    run = RunFolder(tmp_path / "runs" / "one")
+    run.create(recipe(base, photos, **more, samples=samples))
+    assert train_here(run)
+    assert not [e["text"] for e in read_events(run.events)[0] if e["kind"] == "warning"]
+    assert np.std(pixels(run, 0)) > 1

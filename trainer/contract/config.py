@@ -17,6 +17,7 @@ from .adapter_rules import adapter_problems
 from .errors import ConfigError
 from .families import CATALOGUE
 from .optimizers import parse_options
+from .prompt import FLOW_SAMPLERS, prompts_of
 from .settings.adapter import AdapterSettings
 from .settings.captions import CaptionSettings
 from .settings.dataset import DatasetSettings
@@ -157,6 +158,18 @@ class TrainConfig(Section):
             if getattr(settings, name) != usual:
                 back = {None: "leave it empty", False: "switch it off"}.get(usual, f"set it to {usual}")
                 raise _problem(path, f"is for models {kinds}, which {row.label} is not; {back}")
+        return self
+
+    @model_validator(mode="after")
+    def _samplers_are_there(self) -> TrainConfig:
+        row = CATALOGUE[self.model.family]
+        wanted = {self.samples.sampler, *(prompt.sampler for prompt in prompts_of(self.samples))}
+        if row.process == "flow" and (absent := sorted(wanted - set(FLOW_SAMPLERS))):
+            raise _problem(
+                "samples.sampler",
+                f"{absent[0]} is not for {row.label}, a model of rectified flow; give one of "
+                f"{', '.join(FLOW_SAMPLERS)}",
+            )
         return self
 
     def text_encoder_rates(self) -> dict[str, float]:

@@ -14,6 +14,7 @@ from .findings import (
     neat,
     rule,
 )
+from .prompt import prompts_of
 
 # Adapter and optimisation ----------------------------------------------------------------------------
 
@@ -287,6 +288,15 @@ def sample_size_does_not_fit(config: TrainConfig, facts: Facts) -> Iterator[Find
                 {f"samples.{name}": better},
                 f"Use {better} px",
             )
+    for prompt in prompts_of(config.samples):
+        for side in (prompt.width, prompt.height):
+            if side and side % multiple and side not in (config.samples.width, config.samples.height):
+                yield Finding(
+                    "error",
+                    "samples.prompts",
+                    f"The prompt “{prompt.text[:40]}” asks for {side} px; this family needs multiples of "
+                    f"{multiple}.",
+                )
 
 
 @rule

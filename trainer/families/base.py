@@ -187,6 +187,10 @@ class ModelFamily(Protocol):
         text encoders; its scheduler is the base's own. ``tiled``: the VAE decodes in tiles."""
         ...
 
+    def draw_with(self, pipeline: Any, sampler: str) -> None:
+        """WHEN: drawing samples. Gives the pipeline another sampler than the base's own ("auto")."""
+        ...
+
     def pipeline_inputs(self, positive: TextEmbeds, negative: TextEmbeds) -> dict[str, Any]:
         """WHEN: drawing samples. OUT: the keyword arguments that give the pipeline its conditioning."""
         ...

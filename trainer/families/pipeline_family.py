@@ -25,6 +25,7 @@ from ..contract.plan import TILE
 from ..hub import VARIANTS
 from ..noise import Flow, Noise
 from ..quantize import Quantization, quantize
+from ..samplers import scheduler
 from ..source import BaseModel, fingerprint
 from ..timesteps import Times
 from .base import Native, TextEmbeds
@@ -154,6 +155,11 @@ class PipelineFamily:
     def guidance(self, scale: float) -> dict[str, Any]:
         """The pipeline's argument for guidance, which is 1 where it is off; some count otherwise."""
         return {"guidance_scale": scale}
+
+    def draw_with(self, pipeline: Any, sampler: str) -> None:
+        """Give the pipeline a sampler of the user's choice, over the base's own schedule."""
+        if sampler != "auto":
+            pipeline.scheduler = scheduler(sampler, self.schedule, self.row.process)
 
     def pipeline_extras(self) -> dict[str, Any]:
         """More keyword arguments of the pipeline's class."""

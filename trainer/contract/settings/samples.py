@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import field_validator
 
+from ..prompt import split_prompt
 from .section import Section, setting
 
 
@@ -12,7 +15,9 @@ class SampleSettings(Section):
 
     prompts: tuple[str, ...] = setting((), label="Prompts", basic=True, max_length=16)
     """One picture is drawn of each, always from the same noise, before the first step and then
-    regularly. Leave the trigger out of one of them to see what the LoRA does to everything else."""
+    regularly. Leave the trigger out of one of them to see what the LoRA does to everything else. A prompt
+    may have settings of its own: --n negative prompt, --w width, --h height, --s steps, --l guidance,
+    --d seed, --ss sampler."""
     negative: str = setting("", label="Negative prompt", max_length=2000)
     """What the pictures should not show; used by guidance."""
     every: int = setting(250, label="Every", unit="steps", basic=True, ge=0, le=1_000_000)
@@ -21,6 +26,11 @@ class SampleSettings(Section):
     """Denoising steps of a drawing."""
     guidance: float = setting(5.0, label="Guidance", ge=1, le=30)
     """Classifier-free guidance scale; 1 switches it off."""
+    sampler: Literal["auto", "euler", "euler_ancestral", "ddim", "dpm++_2m", "unipc", "heun"] = setting(
+        "auto", label="Sampler"
+    )
+    """How noise is taken away. "auto" is the base's own; for models of rectified flow there are euler, heun,
+    dpm++_2m and unipc."""
     seed: int = setting(42, label="Seed", ge=0, le=2**63 - 1)
     """Fixes the noise that each prompt starts from."""
     width: int | None = setting(None, label="Width", unit="px", ge=64, le=4096)
@@ -33,8 +43,8 @@ class SampleSettings(Section):
     @field_validator("prompts")
     @classmethod
     def _each_prompt_says_something(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not prompt.strip() for prompt in prompts):
-            raise ValueError("one of the prompts is empty; remove it or write something")
+        for prompt in prompts:
+            split_prompt(prompt)
         if any(len(prompt) > 2000 for prompt in prompts):
             raise ValueError("one of the prompts is longer than 2000 characters; shorten it")
         return tuple(prompt.strip() for prompt in prompts)
