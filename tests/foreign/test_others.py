@@ -24,10 +24,7 @@ from trainer.contract.foreign.rules import To
 
 from .helpers import HERE, leaves, line, read, said
 
-COMING = re.compile(
-    r"(adapter\.(conv|dora|dylora|lokr|init|max_norm|module|rank_|rslora|type|block)|captions|checkpoints|"
-    r"dataset|loss|noise|prior|samples|train\.(epochs|loraplus|ema|decay|optimizer_args|unlearn)|validation)"
-)
+COMING = re.compile(r"loss\.mask|validation\.|dataset\.(random_crop|colour|hue|rotate)|train\.unlearn")
 """Settings that are agreed and not there yet."""
 EXAMPLES = HERE / "examples"
 TABLES: dict[str, dict[str, Any]] = {

@@ -12,9 +12,10 @@ from typing import Any
 
 import tomlkit
 
+from ..blocks import block_values
 from ..config import TEXT_RATES, TrainConfig
 from ..errors import ConfigError
-from ..families import CATALOGUE, DEMO_BASE, Family, known_base
+from ..families import CATALOGUE, DEMO_BASE, Family, block_maps, known_base
 from ..fields import RECORDS, flatten
 from ..files import write_text
 from . import kohya_tables
@@ -186,39 +187,61 @@ def _put_model(made: Exported, config: TrainConfig, row: Family) -> None:
         made.miss("model.assistant", assistant.assistant, why)
 
 
+_PRESETS = {"attention": "attn-only", "transformer": "attn-mlp", "transformer+conv": "full"}
+"""LyCORIS' names of our targets."""
+
+
 def _put_network(made: Exported, config: TrainConfig, module: str) -> None:
     adapter = config.adapter
-    kind = getattr(adapter, "type", "lora")
-    algorithm = ""
-    if kind in ("loha", "lokr"):
-        module, algorithm = "lycoris.kohya", kind
-    elif kind in ("dylora", "oft"):
-        module = f"networks.{kind}"
+    # What kohya's own network has not, LyCORIS has, which kohya's scripts load.
+    lycoris = adapter.type in ("loha", "lokr") or (
+        adapter.type == "lora" and (adapter.dora or adapter.rslora)
+    )
+    if lycoris:
+        module = "lycoris.kohya"
+    elif adapter.type != "lora":
+        module = f"networks.{adapter.type}"
+    arguments = [f"algo={adapter.type}", f"preset={_PRESETS[adapter.targets]}"] if lycoris else []
     made.put("network", "network_module", module)
     made.put("network", "network_dim", adapter.rank, "adapter.rank", adapter.rank)
     made.put("network", "network_alpha", adapter.alpha, "adapter.alpha", adapter.alpha)
-    arguments: list[str] = [f"algo={algorithm}"] if algorithm else []
-    if "adapter.type" in RECORDS:
-        made.tell("adapter.type", kind, "network_module", " ".join([module, *arguments]))
-    made.sections["network"]["network_args"] = arguments
-    if algorithm:
-        presets = {"attention": "attn-only", "transformer": "attn-mlp", "transformer+conv": "full"}
-        arguments.append(f"preset={presets[adapter.targets]}")
-        made.tell("adapter.targets", adapter.targets, "network_args preset", presets[adapter.targets])
-    elif adapter.targets == "transformer+conv":
-        rank = getattr(adapter, "conv_rank", None) or adapter.rank
-        alpha = getattr(adapter, "conv_alpha", None) or (adapter.alpha if rank == adapter.rank else rank)
-        arguments += [f"conv_dim={rank}", f"conv_alpha={alpha}"]
+    made.tell("adapter.type", adapter.type, "network_module", " ".join([module, *arguments]))
+    made.told.update(("adapter.targets", "adapter.conv_rank", "adapter.conv_alpha"))
+    if adapter.targets == "transformer+conv":
+        rank = adapter.conv_rank or adapter.rank
+        arguments += [f"conv_dim={rank}", f"conv_alpha={adapter.conv_alpha or adapter.alpha}"]
         made.tell("adapter.targets", adapter.targets, "network_args conv_dim", rank, "LoCon")
-        made.told.update(("adapter.conv_rank", "adapter.conv_alpha"))
-    elif adapter.targets == "attention":
-        made.miss(
-            "adapter.targets", adapter.targets, "kohya's LoRA always adapts all linear layers of the blocks"
-        )
-    else:
-        made.told.add("adapter.targets")
+    elif adapter.targets == "attention" and not lycoris:
+        made.miss("adapter.targets", adapter.targets, "kohya's LoRA adapts all linear layers of the blocks")
+    _put_blocks(made, config, arguments)
+    made.sections["network"]["network_args"] = arguments
     if adapter.precision == "bf16":
         made.put("network", "full_bf16", True, "adapter.precision", "bf16")
+
+
+def _put_blocks(made: Exported, config: TrainConfig, arguments: list[str]) -> None:
+    """Lists by block, which kohya has for U-Nets: a value for every block, and weights for each part."""
+    adapter = config.adapter
+    blocks = block_maps(config.model.family, config.model.base)[0]
+    parts = list(dict.fromkeys(block.part for block in blocks if block.part))
+    usual = {"block_ranks": adapter.rank, "block_alphas": adapter.alpha, "block_weights": 1.0}
+    options = {"block_ranks": "block_dims", "block_alphas": "block_alphas", "block_weights": "*_lr_weight"}
+    for name, option in options.items():
+        text = getattr(adapter, name)
+        if not text:
+            continue
+        if parts != ["down", "mid", "up"]:
+            made.miss(f"adapter.{name}", text, "kohya has such lists for U-Nets only")
+            continue
+        values = [usual[name] if value is None else value for value in block_values(text, blocks)]
+        if name == "block_weights":
+            for part in parts:
+                given = zip(values, blocks, strict=True)
+                row = ",".join(f"{value:g}" for value, block in given if block.part == part)
+                arguments.append(f"{part}_lr_weight={row}")
+        else:
+            arguments.append(f"{option}={','.join(f'{value:g}' for value in values)}")
+        made.tell(f"adapter.{name}", text, f"network_args {option}", "a value for each block")
 
 
 def _put_rates(made: Exported, config: TrainConfig, row: Family) -> None:
@@ -254,8 +277,6 @@ def _put_training(made: Exported, config: TrainConfig) -> None:
     made.put("training", "gradient_checkpointing", train.gradient_checkpointing != "off")
     made.told.add("train.gradient_checkpointing")
     made.put("training", "seed", train.seed, "train.seed", train.seed)
-    if getattr(train, "unlearn", False):
-        made.miss("train.unlearn", True, "kohya would take a negative learning rate, which optimizers refuse")
 
 
 def _put_optimizer(made: Exported, config: TrainConfig) -> None:
@@ -269,7 +290,7 @@ def _put_optimizer(made: Exported, config: TrainConfig) -> None:
     made.sections["training"]["optimizer_type"] = name
     arguments = [
         f"weight_decay={train.weight_decay}",
-        *str(getattr(train, "optimizer_args", "") or "").split(),
+        *train.optimizer_args.split(),
     ]
     made.told.update(("train.weight_decay", "train.optimizer_args"))
     if name == "AdaFactor":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..fields import RECORDS
 from .report import Imported, Unusable, is_off, number
 
 
@@ -99,6 +100,8 @@ def follow(found: Imported, options: dict[str, Any], table: Table, prefix: str =
                 found.leave(option, value, "off, as it is here")
             else:
                 found.miss(option, value, rule.why)
+        elif isinstance(rule, To) and rule.setting not in RECORDS and is_off(value):
+            found.leave(option, value, "off, as it is here")
         elif value is None or value == "":
             found.leave(option, value, "empty, so that the default holds")
         else:
