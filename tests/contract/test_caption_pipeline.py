@@ -156,6 +156,16 @@ def test_variants_are_the_first_draws_in_turn() -> None:
     assert {stages(text, dropped, Look(1, "a", n)).caption for n in range(20)} == {"", first[0]}
 
 
+def test_variants_share_the_warm_up() -> None:
+    """Eight tags grow one by one while three variants are shown: nine captions, and three at the end."""
+    config = recipe({"steps": 400}, shuffle=True, variants=3, warmup_steps=80)
+    text = ", ".join("abcdefgh")
+    shown = [stages(text, config, Look(1, "a", epoch, step=epoch)).caption for epoch in range(400)]
+    warming, after = set(shown[:80]), set(shown[80:])
+    assert {len(text.split(", ")) for text in warming} == set(range(1, 8))
+    assert len(after) == 3 and 7 <= len(warming) <= 7 + 2
+
+
 def test_how_many_variants() -> None:
     assert variants_of(recipe(shuffle=True)) == 0
     long = {"steps": FREE_LOOKS, "batch_size": 2}

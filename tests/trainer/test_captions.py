@@ -22,7 +22,7 @@ from trainer.contract.runs import RunFolder
 from trainer.contract.settings.dataset import DatasetSettings
 from trainer.data import BatchPlan, TrainImage, freeze_dataset
 
-from .helpers import recipe, train_here
+from .helpers import recipe, train_here, weights_hash
 
 TAGS = "zwx, {red|green} hat, a, b, c, d"
 MOVING = {"shuffle": True, "wildcards": True, "keep_tokens": 1, "tag_dropout": 0.3, "dropout": 0.2}
@@ -181,3 +181,27 @@ def test_check_shows_captions_stage_by_stage(tagged: Path, capsys: pytest.Captur
     tags = [line.split(":", 1)[1].strip() for line in told.splitlines() if line.startswith("    Tags:")]
     assert len(tags) >= 7 and all(line.startswith("zwx, ") and "{" not in line for line in tags)
     assert len(set(tags)) > 5
+
+
+def test_what_is_made_of_captions_is_what_is_learnt(tiny_base: Path, tagged: Path, tmp_path: Path) -> None:
+    """Each of these changes the LoRA; the same captions give the same one."""
+    plain: dict[str, Any] = {"wildcards": True}
+    changes: list[dict[str, Any]] = [
+        {},
+        {},
+        {"prefix": "photo of"},
+        {"shuffle": True},
+        {"tag_dropout": 0.5},
+        {"warmup_steps": 3},
+        {"dropout_every_epochs": 1},
+        {"wildcards": False},
+    ]
+    found = []
+    for number, change in enumerate(changes):
+        train = {"steps": 2, "batch_size": 2, "learning_rate": 1e-2}
+        sections = {"samples": {"prompts": []}, "train": train, "captions": {**plain, **change}}
+        run = RunFolder(tmp_path / "runs" / str(number))
+        run.create(recipe(tiny_base, tagged, **sections))
+        assert train_here(run)
+        found.append(weights_hash(run, 2)[0])
+    assert found[0] == found[1] and len(set(found)) == len(changes) - 1

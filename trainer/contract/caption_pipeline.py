@@ -117,6 +117,18 @@ def warmup_steps(config: TrainConfig) -> int:
     return int(given * config.train.steps if given < 1 else given)
 
 
+def draw_of(config: TrainConfig, look: Look) -> int:
+    """The number of the draw that a look shows: its own, or one of the variants.
+
+    Of these each has a part of the warm-up for itself, as it has several lengths there; in turn, every
+    variant would be encoded at every length.
+    """
+    variants, warmup = variants_of(config), warmup_steps(config)
+    if not variants:
+        return look.number
+    return look.step * variants // warmup if look.step < warmup else look.number % variants
+
+
 def stages(text: str, config: TrainConfig, look: Look, *, dropout: bool = True) -> Stages:
     """All stages of a caption at one look; without ``dropout`` as if it were never dropped whole."""
     settings = config.captions
@@ -124,8 +136,7 @@ def stages(text: str, config: TrainConfig, look: Look, *, dropout: bool = True) 
     affixes = joined(prefix, text, suffix)
     if dropout and is_dropped(settings, look):
         return Stages(text, affixes, "", "", "", "")
-    variants = variants_of(config)
-    number = look.number % variants if variants else look.number
+    number, warmup = draw_of(config, look), warmup_steps(config)
 
     def chance(purpose: str) -> Random:
         return Random(derived_seed(look.seed, look.image_id, number, purpose))
@@ -140,7 +151,7 @@ def stages(text: str, config: TrainConfig, look: Look, *, dropout: bool = True) 
         prefix, body, suffix = "", wildcards, ""
     if moves_tags(settings) or _is_marked(body, settings):
         head, flexible, tail = split_tags(body, settings)
-        flexible = flexible[: warmed(len(flexible), look.step, warmup_steps(config), settings.warmup_min)]
+        flexible = flexible[: warmed(len(flexible), look.step, warmup, settings.warmup_min)]
         if settings.shuffle:
             flexible = shuffled(flexible, chance("shuffle"))
         random = chance("tag dropout")

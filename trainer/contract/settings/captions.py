@@ -51,5 +51,5 @@ class CaptionSettings(Section):
     variants: int = setting(0, label="Variants", ge=0, le=10_000)
     """How many captions of each picture are drawn and encoded beforehand, then shown in turn. With 0 every
     look has its own as long as the run has no more than 2000 looks, and otherwise a picture has 10. More
-    variants take longer to prepare, and disk. Without effect where text encoders are trained, as captions
-    are then encoded anew at every step."""
+    variants take longer to prepare, and disk. A tag warm-up shows them one after the other. Without effect
+    where text encoders are trained, as captions are then encoded anew at every step."""
