@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from dataset_tools.tokens import Counter, estimated_tokens
-from trainer.contract.caption_pipeline import Look, Stages, looks_of_run, stages
+from trainer.contract.caption_pipeline import Look, Stages, stages
 from trainer.contract.config import TrainConfig
 from trainer.contract.families import CATALOGUE
+from trainer.contract.steps import Folder, balance, batches_per_epoch, looks_by_bucket
 
 FIRST_EPOCHS = 3
 
@@ -46,19 +47,21 @@ def caption_previews(
     *,
     image_id: str,
     repeats: int,
-    looks_an_epoch: int,
+    folders: Sequence[Folder],
 ) -> list[Preview]:
     """The first epochs of a picture, and the last; its first repeat in each.
 
-    Exactly what the run draws. Only a tag warm-up moves on within the epoch, which is shown as it begins;
-    which step that is, is counted without ``dataset.subsets`` and as if every batch were full.
+    Exactly what the run draws, which trains on ``folders``. Only a tag warm-up moves on within an epoch,
+    which is shown as it begins.
     """
-    a_step = config.train.batch_size * config.train.gradient_accumulation
-    epochs = max(1, math.ceil(looks_of_run(config) / looks_an_epoch))
+    accumulation = config.train.gradient_accumulation
+    looks = looks_by_bucket(balance(folders))
+    batches = batches_per_epoch(looks, config.train.batch_size) or 1  # where all photos are left out
+    epochs = math.ceil(config.train.steps * accumulation / batches)
     shown = sorted({*range(min(FIRST_EPOCHS, epochs)), epochs - 1})
     previews = []
     for epoch in shown:
-        step = min(config.train.steps - 1, epoch * looks_an_epoch // a_step)
+        step = epoch * batches // accumulation
         look = Look(config.train.seed, image_id, epoch, 0, repeats, step)
         made = stages(text, config, look)
         previews.append(Preview(epoch + 1, step, made, tokens_of(made.caption, config, counters)))

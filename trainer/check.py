@@ -16,7 +16,6 @@ from .contract.families import CATALOGUE, known_base
 from .contract.findings import Facts
 from .contract.lint import lint
 from .contract.lora_header import start_from_facts
-from .contract.steps import balance
 
 
 def check_recipe(config: TrainConfig, show_captions: int = 0) -> bool:
@@ -55,7 +54,6 @@ def _caption_lines(config: TrainConfig, facts: Facts, show: int) -> list[str]:
     trigger = config.dataset.trigger or photos.dataset.trigger
     records = photos.dataset.enabled_images()
     counters = counters_for(config.model.family, config.model.base)
-    looks_an_epoch = sum(folder.looks for folder in balance(facts.folders))
     lines = ["", f"Captions as they are shown with seed {config.train.seed}:"]
     for record in records[:show]:
         previews = caption_previews(
@@ -64,7 +62,7 @@ def _caption_lines(config: TrainConfig, facts: Facts, show: int) -> list[str]:
             counters,
             image_id=record.id,
             repeats=record.repeats * config.dataset.repeats,
-            looks_an_epoch=looks_an_epoch,
+            folders=facts.folders,
         )
         lines += preview_lines(record.original_name, previews, config)
     return lines

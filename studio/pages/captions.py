@@ -17,7 +17,7 @@ from studio import bulk
 from studio.context import Studio
 from studio.files import CAPTION_LIMIT
 from studio.projects import Project
-from studio.recipes import rename_trigger
+from studio.recipes import facts_of, rename_trigger
 from studio.theme import scripts
 from studio.trigger import trigger_hint
 from trainer.contract.config import TrainConfig
@@ -90,7 +90,7 @@ def read_as(studio: Studio, message: Message) -> dict[str, Any]:
         _counters(config),
         image_id=record.id,
         repeats=record.repeats * config.dataset.repeats,
-        looks_an_epoch=config.dataset.repeats * max(1, sum(one.repeats for one in dataset.enabled_images())),
+        folders=facts_of(project, config, None).folders,
     )
     return {
         "looks": [

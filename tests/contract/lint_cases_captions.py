@@ -5,6 +5,7 @@ from __future__ import annotations
 from lint_case import Case
 
 from trainer.contract.findings import Facts
+from trainer.contract.steps import Folder
 
 
 def read(*captions: str) -> Facts:
@@ -132,7 +133,7 @@ CASES = [
         "epochs_without_captions",
         {"captions.dropout_every_epochs": 80},
         {"captions.dropout_every_epochs": 70},
-        Facts(images=20),
+        Facts(images=10, folders=(Folder("zwx cat", (((1024, 1024), 2),) * 10),)),
         says=("75 epochs",),
     ),
     Case("one_variant", {**SHUFFLE, "captions.variants": 1}, {**SHUFFLE, "captions.variants": 2}),

@@ -20,6 +20,7 @@ from trainer.contract.errors import RunError
 from trainer.contract.events import read_events
 from trainer.contract.runs import RunFolder
 from trainer.contract.settings.dataset import DatasetSettings
+from trainer.contract.steps import Folder
 from trainer.data import BatchPlan, TrainImage, freeze_dataset
 
 from .helpers import recipe, train_here, weights_hash
@@ -160,7 +161,7 @@ def test_the_preview_shows_what_is_trained(variants: int, tagged: Path) -> None:
             {},
             image_id=image.id,
             repeats=image.repeats,
-            looks_an_epoch=sum(one.repeats for one in images),
+            folders=[Folder("zwx", tuple((one.bucket, one.repeats) for one in images if one.bucket))],
         )
         assert len(previews) == 4
         for preview in previews[:-1]:  # of the last epoch this run shows a part

@@ -16,7 +16,8 @@ from .caption_pipeline import (
     warmup_steps,
 )
 from .config import TrainConfig
-from .findings import Facts, Finding, has_trigger, looks_per_picture, rule
+from .findings import Facts, Finding, has_trigger, rule
+from .steps import balance, epochs_of
 
 CHOICE = re.compile(r"\{[^{}|]*\|[^{}]*\}")
 """{red|green}."""
@@ -292,7 +293,7 @@ def epochs_without_captions(config: TrainConfig, facts: Facts) -> Iterator[Findi
             {"captions.dropout_every_epochs": 0},
             "Show captions",
         )
-    elif every and facts.images and (epochs := looks_per_picture(config, facts.images)) < every:
+    elif every and facts.folders and (epochs := epochs_of(config, balance(facts.folders))) < every:
         yield Finding(
             "hint",
             "captions.dropout_every_epochs",
