@@ -47,7 +47,7 @@ def objective_of(family: str, base: Path, photos: Path, folder: Path) -> tuple[O
             parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(number))
     samples = [Sample(image, 0, 0, 3) for image in images if image.bucket == images[0].bucket][:2]
     captions = Captions(config, BatchPlan(images, 2, 3))
-    return Objective(opened, model, latents, texts, captions, config, CPU, ""), samples
+    return Objective(opened, model, latents, texts, captions, config, CPU), samples
 
 
 @pytest.fixture(scope="module")
