@@ -16,6 +16,7 @@ from .averages import Averages
 from .cache import LatentCache, Progress, encode_captions
 from .captions import Captions
 from .checkpoints import TrainState, adapter_tensors, load_checkpoint, newest_whole, rotate, save_checkpoint
+from .class_pictures import with_class_pictures
 from .contract.config import TrainConfig
 from .contract.errors import RunError
 from .contract.prompt import prompts_of
@@ -120,7 +121,8 @@ def _train(
         report.warning(base.remark)
     family = open_family(config, base, device, dtype)
     report.state("preparing")
-    images = frozen_images(run, config, family, folders.models, preparing, report.warning)
+    wanted = with_class_pictures(run, config, family, device, dtype, folders.cache, preparing, report)
+    images = frozen_images(run, wanted, family, folders.models, preparing, report.warning)
     root = photo_folder(run, config)
 
     # Encode once, then let the encoders go.

@@ -228,6 +228,8 @@ AWAY: dict[str, Any] = {
     "prior.captions": ("a dog", "a house, in snow"),
     "prior.weight": 0.5,
     "prior.share": 0.25,
+    "prior.pictures": 30,
+    "prior.path": "dogs",
     "samples.prompts": ("a photo of zwx créature", 'a "quoted" prompt, with = and #'),
     "samples.negative": "blurry\nlow quality\\",
     "samples.every": 11,

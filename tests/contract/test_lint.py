@@ -353,6 +353,12 @@ CASES = [
         {"prior.method": "output", "prior.captions": ("a dog", "a Zwx Cat")},
         {"prior.method": "output", "prior.captions": ("a dog", "a cat")},
     ),
+    Case(
+        "class_pictures_not_all_used",
+        {"prior.method": "class_pictures", "prior.class_name": "cat"},
+        {"prior.method": "class_pictures", "prior.class_name": "cat", "prior.pictures": 24},
+        Facts(images=12),
+    ),
     Case("prior_settings_without_a_method", {"prior.class_name": "cat"}, {}),
     Case(
         "keeping_outweighs_learning",

@@ -127,7 +127,7 @@ def drift(tiny_base: Path, photos: Path, folder: Path, **prior: Any) -> float:
 
 
 def test_the_class_stays_nearer_to_the_base(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
-    free = drift(tiny_base, photos, tmp_path / "free", weight=0)
+    free = drift(tiny_base, photos, tmp_path / "free", weight=1e-6)
     kept = drift(tiny_base, photos, tmp_path / "kept", weight=5)
     assert kept < 0.5 * free
 
@@ -142,3 +142,48 @@ def test_resume_is_exact(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
     assert not train_here(broken, Script(broken, "stop", 4))
     assert train_here(broken)
     assert weights_hash(whole, 8) == weights_hash(broken, 8)
+
+
+def test_class_pictures_are_drawn_once_and_trained_on(
+    tiny_base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior = {
+        "method": "class_pictures",
+        "class_name": "cat",
+        "captions": ["a dog"],
+        "pictures": 5,
+        "weight": 0.5,
+    }
+
+    def run_of(name: str, **more: Any) -> RunFolder:
+        run = RunFolder(tmp_path / "runs" / name)
+        run.create(recipe(tiny_base, photos, dataset={"trigger": "zwx"}, prior={**prior, **more}))
+        return run
+
+    first = run_of("first")
+    # Ended while they are drawn, and gone on with.
+    script = Script(first)
+    asked = iter([False] * 3 + [True] * 1000)
+    monkeypatch.setattr(script, "stop", lambda: next(asked))
+    assert not train_here(first, script)
+    assert train_here(first)
+    (folder,) = (tmp_path / "cache" / "class-pictures").iterdir()
+    files = sorted(folder.glob("*.webp"))
+    assert len(files) == 5
+    captions = [file.with_suffix(".txt").read_text() for file in files]
+    assert captions == ["a photo of cat", "a dog"] * 2 + ["a photo of cat"]
+    assert len({file.read_bytes() for file in files}) == 5
+    regular = [image for image in load_frozen(first.dataset) if image.regularisation]
+    own = [image for image in load_frozen(first.dataset) if not image.regularisation]
+    assert 0 < len(regular) <= 5 and all(image.weight == 0.5 for image in regular)
+    assert {image.caption for image in regular} <= {"a photo of cat", "a dog"}
+    assert own and all(image.weight == 1 for image in own)
+
+    before = {file: file.stat().st_mtime_ns for file in files}
+    assert train_here(run_of("second", weight=0.25))
+    assert {file: file.stat().st_mtime_ns for file in files} == before
+    third = run_of("third", path=str(folder))
+    assert train_here(third)
+    assert [image.sha256 for image in load_frozen(third.dataset)] == [
+        image.sha256 for image in load_frozen(first.dataset)
+    ]

@@ -100,7 +100,9 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _there_is_something_to_keep(self) -> TrainConfig:
-        if self.prior.method == "output" and not (self.prior.class_name or self.prior.captions):
+        prior = self.prior
+        named = prior.class_name or prior.captions or (prior.method == "class_pictures" and prior.path)
+        if prior.method != "none" and not named:
             raise _problem("prior.class_name", 'say what the subject is one of, such as "cat"')
         return self
 

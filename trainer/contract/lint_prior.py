@@ -61,3 +61,20 @@ def keeping_outweighs_learning(config: TrainConfig, facts: Facts) -> Iterator[Fi
             {"prior.weight": 1.0},
             "Weight 1",
         )
+
+
+@rule
+def class_pictures_not_all_used(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    prior = config.prior
+    if prior.method != "class_pictures" or prior.path or facts.images is None:
+        return
+    shown = facts.images * config.dataset.repeats
+    if prior.pictures > 2 * shown and shown:
+        yield Finding(
+            "hint",
+            "prior.pictures",
+            f"{prior.pictures} class pictures are drawn, but an epoch shows {shown} photos and no more class "
+            "pictures than that.",
+            {"prior.pictures": shown},
+            f"Draw {shown}",
+        )
