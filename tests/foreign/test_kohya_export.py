@@ -113,6 +113,7 @@ def test_there_and_back(tmp_path: Path) -> None:
         {"checkpoints": {"keep": 1}},
         {"dataset": {"buckets": "no_upscale"}},
         {"samples": {"prompts": [], "negative": ""}},
+        {"samples": {"prompts": ["a", "b --n none --w 512 --d 9 --ss ddim"], "sampler": "euler"}},
     ],
 )
 def test_there_and_back_with(change: dict[str, Any], tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_ai_toolkit(tmp_path: Path) -> None:
     assert config.dataset.repeats == 3 and config.dataset.flip
     assert [(one.path, one.regularisation) for one in config.dataset.subsets] == [("/data/dogs", True)]
     assert config.dataset.trigger == "zwx dog"
-    assert config.samples.prompts == ("zwx dog in the snow", "a house by the sea")
+    assert config.samples.prompts == ("zwx dog in the snow", "a house by the sea --d 7")
     assert (config.samples.steps, config.samples.guidance, config.samples.seed) == (25, 4.0, 42)
     assert (config.checkpoints.every, config.checkpoints.keep, config.output.name) == (200, 6, "dog_v1")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainer.contract.foreign.prompt_lines import parse_prompt_line, prompt_lines
+from trainer.contract.prompt import prompts_of
 
 from .helpers import read, said
 
@@ -44,9 +45,27 @@ def test_files_have_comments_and_empty_lines(tmp_path: Path) -> None:
     text = "# mine\n\na cat --w 768 --d 1\n  a dog --w 768 --d 2 --ss ddim\n"
     assert [line.prompt for line in prompt_lines(text)] == ["a cat", "a dog"]
     config, imported = read(tmp_path, "prompts.txt", text)
-    assert config.samples.prompts == ("a cat", "a dog") and config.samples.width == 768
-    assert config.samples.seed == 1 and "others had 2" in said(imported)
-    assert "own sampler" in said(imported)
+    assert config.samples.prompts == ("a cat", "a dog --d 2 --ss ddim"), "what differs from the first"
+    assert (config.samples.seed, config.samples.width) == (1, 768)
+    first, second = prompts_of(config.samples)
+    assert (first.seed, second.seed, second.width, second.sampler) == (None, 2, 768, "ddim")
+    assert imported.tables["samples"]["width"] == 768
+
+
+def test_samplers_and_limits(tmp_path: Path) -> None:
+    config, imported = read(tmp_path, "prompts.txt", "a cat --ss k_euler_a --s 900 --l 0\na dog --ss pndm\n")
+    assert config.samples.sampler == "euler_ancestral"
+    told = said(imported)
+    assert "steps goes from 1 to 200" in told and "guidance goes from 1 to 30" in told
+    assert "pndm: pictures are drawn with the base's own sampler" in told
+
+
+def test_embedded_guidance_is_the_guidance_of_bases_that_have_it(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a cat --g 3.5 --l 1 --ss ddim\n")
+    command = "accelerate launch flux_train_network.py --sample_prompts=p.txt --sample_sampler=euler"
+    config, imported = read(tmp_path, "t.sh", command)
+    assert (config.samples.guidance, config.samples.sampler) == (3.5, "euler")
+    assert "ddim: pictures are drawn with the base's own sampler" in said(imported), "flow has no DDIM"
 
 
 def test_size_is_the_trainings_where_none_is_given(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from .kohya_dataset import take_buckets, take_dataset
 from .kohya_flow import take_flow
 from .kohya_network import take_network
 from .names import effective_rate, family_called, flat, side, take_base
-from .prompt_lines import prompt_lines, take_prompts
+from .prompt_lines import prompt_lines, sampler, take_prompts
 from .reading import parse_toml, read_text
 from .report import Imported, Unusable, is_off, number
 from .rules import follow
@@ -335,6 +335,11 @@ def _take_samples(found: Imported, options: dict[str, Any], beside: Beside) -> N
         else:
             take_prompts(found, "sample_prompts", list(prompt_lines(text)))
     leave_off(found, sample_every_n_steps=steps, sample_every_n_epochs=epochs)
+    if name := options.pop("sample_sampler", None):
+        if (ours := sampler(found, "sample_sampler", name)) and not found.has("samples.sampler"):
+            found.keep("sample_sampler", name, "samples.sampler", ours)
+        elif ours:
+            found.leave("sample_sampler", name, "the prompts name theirs")
     if not is_off(epochs):
         found.in_epochs("sample_every_n_epochs", epochs, "samples.every")
         if not is_off(steps):

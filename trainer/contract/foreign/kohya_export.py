@@ -18,6 +18,7 @@ from ..errors import ConfigError
 from ..families import CATALOGUE, DEMO_BASE, Family, block_maps, known_base
 from ..fields import RECORDS, flatten
 from ..files import write_text
+from ..prompt import prompts_of
 from . import kohya_tables
 from .kohya_flow import SCRIPTS, flow_options
 from .prompt_lines import parse_prompt_line
@@ -385,6 +386,15 @@ def _put_dataset(made: Exported, config: TrainConfig, row: Family) -> None:
     made.dataset = {"datasets": [table]}
 
 
+_SAMPLERS = {
+    "euler": "euler",
+    "euler_ancestral": "euler_a",
+    "ddim": "ddim",
+    "dpm++_2m": "dpmsolver++",
+    "heun": "heun",
+}
+
+
 def _put_samples(made: Exported, config: TrainConfig, row: Family, stem: str) -> None:
     samples = config.samples
     made.told.update(path for path in RECORDS if path.startswith("samples."))
@@ -392,14 +402,19 @@ def _put_samples(made: Exported, config: TrainConfig, row: Family, stem: str) ->
         return
     base = known_base(config.model.family, config.model.base)
     side = config.dataset.resolution or (base.resolution if base else row.resolution)
-    flags = f"--w {samples.width or side} --h {samples.height or side} --d {samples.seed} --s {samples.steps}"
-    flags += f" --l {samples.guidance:g}" + (f" --n {samples.negative}" if samples.negative else "")
     file = f"{stem}.prompts.txt"
-    for prompt in samples.prompts:
-        line = f"{' '.join(prompt.split())} {flags}"
+    for prompt in prompts_of(samples):
+        seed = samples.seed if prompt.seed is None else prompt.seed
+        line = f"{' '.join(prompt.text.split())} --w {prompt.width or side} --h {prompt.height or side}"
+        line += f" --d {seed} --s {prompt.steps} --l {prompt.guidance:g}"
+        if prompt.sampler in _SAMPLERS:
+            line += f" --ss {_SAMPLERS[prompt.sampler]}"
+        elif prompt.sampler != "auto":
+            made.miss("samples.sampler", prompt.sampler, "kohya draws with its own")
+        line += f" --n {prompt.negative}" if prompt.negative else ""
         made.prompts.append(line)
         for sentence in parse_prompt_line(line).said:
-            made.miss("samples.prompts", prompt, sentence)
+            made.miss("samples.prompts", prompt.text, sentence)
     made.put("samples", "sample_prompts", file)
     made.tell("samples.prompts", list(samples.prompts), "sample_prompts", file, "with size and seed")
     if samples.every:

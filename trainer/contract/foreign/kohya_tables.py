@@ -236,7 +236,6 @@ SAVING: Table = {
     "save_state_to_huggingface": HUB,
     "async_upload": HUB,
     "output_config": Ignored("every run keeps its recipe"),
-    "sample_sampler": Ignored("pictures are drawn with the base's own sampler"),
     "sample_at_first": Ignored("pictures are always drawn before the first step"),
     "sample_batch_size": SPEED,
     "validation_split": To("validation.share"),

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from .report import Imported
+from ..families import CATALOGUE
+from ..prompt import FLOW_SAMPLERS, LIMITS
+from .names import flat
+from .report import Imported, shown
 
 MULTIPLE = 8
 """kohya rounds sides down to multiples of this many pixels, and up to 64."""
@@ -94,47 +97,103 @@ def prompt_lines(text: str) -> Iterator[PromptLine]:
             yield parse_prompt_line(line)
 
 
-FIELDS = ("negative", "width", "height", "seed", "steps", "guidance")
-"""What our samples have once for all prompts."""
+FIELDS = ("negative", "width", "height", "seed", "steps", "guidance", "sampler")
+"""What our samples have once, and a prompt may have of its own."""
 MOST = 16
+_SAMPLERS = {
+    "ddim": "ddim",
+    "euler": "euler",
+    "keuler": "euler",
+    "eulera": "euler_ancestral",
+    "keulera": "euler_ancestral",
+    "eulerancestral": "euler_ancestral",
+    "heun": "heun",
+    "dpmsolver": "dpm++_2m",
+    "dpmpp": "dpm++_2m",
+    "dpm": "dpm++_2m",
+    "unipc": "unipc",
+}
+"""Ours by others' names, without case and punctuation."""
+
+
+def sampler(found: Imported, option: str, name: Any) -> str | None:
+    """Our name of a sampler; None, with a line, where the base's own has to do."""
+    ours = _SAMPLERS.get(flat(str(name)))
+    flow = CATALOGUE[found.get("model.family")].process == "flow"
+    if ours is None or (flow and ours not in FLOW_SAMPLERS):
+        found.miss(option, name, "pictures are drawn with the base's own sampler")
+        return None
+    return ours
 
 
 def take_prompts(
     found: Imported, option: str, prompts: list[PromptLine], names: Mapping[str, str] | None = None
 ) -> None:
-    """[samples] from prompts. What a section has once only is the first prompt's that gives it.
+    """[samples] from prompts: the section has what the first says, and others what differs from it.
 
     ``names``: the program's options by our field, where prompts are no lines with flags.
     """
-    told = [prompt for prompt in prompts if prompt.prompt]
-    texts = [prompt.prompt for prompt in told]
-    if texts:
-        found.keep(option, texts, "samples.prompts", texts[:MOST])
-    elif names is None:
-        found.miss(option, f"{len(prompts)} lines", "no line of it is a prompt")
-        return
+    if names is not None:
+        prompts = [_with_flags(prompt) for prompt in prompts]
+    told = [_ours(found, option, prompt) for prompt in prompts if prompt.prompt]
     if len(told) > MOST:
         found.miss(option, f"{len(told)} prompts", f"the first {MOST} are taken; more cannot be drawn")
+        told = told[:MOST]
+    if not told and names is None:
+        found.miss(option, f"{len(prompts)} lines", "no line of it is a prompt")
+        return
     for field in FIELDS:
-        given = [getattr(prompt, field) for prompt in (told or prompts)]
-        values = [value for value in given if value is not None]
-        if not values:
-            continue
-        others = sorted({str(value) for value in given[1:] if value != values[0]})
-        why = f"for all prompts; others had {', '.join(others)[:80]}" if others else ""
-        name = names[field] if names else f"{option} --{_flag(field)}"
-        found.keep(name, values[0], f"samples.{field}", values[0], why)
+        values = [getattr(prompt, field) for prompt in (told or prompts)[:1]]
+        if values and values[0] is not None:
+            name = (names or {}).get(field, f"{option} --{_flag(field)}")
+            found.keep(name, values[0], f"samples.{field}", values[0])
+    texts = [f"{prompt.prompt}{_own_flags(found, prompt)}" for prompt in told]
+    if texts:
+        found.keep(option, [prompt.prompt for prompt in told], "samples.prompts", texts)
     for prompt in prompts:
-        if prompt.sampler:
-            found.miss(f"{option} --ss", prompt.sampler, "pictures are drawn with the base's own sampler")
-        if prompt.embedded_guidance is not None:
-            found.miss(f"{option} --g", prompt.embedded_guidance, "the base's usual one is used")
         for sentence in prompt.said:
             found.miss(option, prompt.prompt or "(no prompt)", sentence)
     if names is None and not any(prompt.width or prompt.height for prompt in told):
         found.note(
-            "kohya draws at 512 × 512 where a line has no --w and --h: the training's size is used here."
+            "kohya draws at 512 × 512 where a line has no --w and --h; here it is the training's size."
         )
+
+
+def _with_flags(prompt: PromptLine) -> PromptLine:
+    """A prompt of another program, some of which know flags too."""
+    if " --" not in prompt.prompt:
+        return prompt
+    line = parse_prompt_line(prompt.prompt)
+    given = {field.name: getattr(line, field.name) for field in fields(line)}
+    return replace(prompt, **{name: value for name, value in given.items() if value not in (None, ())})
+
+
+def _ours(found: Imported, option: str, prompt: PromptLine) -> PromptLine:
+    """The prompt with what we can draw: guidance that is embedded, samplers by our names, within limits."""
+    chosen = sampler(found, f"{option} --ss", prompt.sampler) if prompt.sampler else None
+    guidance = prompt.guidance if prompt.embedded_guidance is None else prompt.embedded_guidance
+    prompt = replace(prompt, sampler=chosen, guidance=guidance, negative=_one_line(prompt.negative))
+    for field, (low, high) in LIMITS.items():
+        value = getattr(prompt, field)
+        if value is not None and not low <= value <= high:
+            found.miss(f"{option} --{_flag(field)}", value, f"{field} goes from {low} to {high} here")
+            unset: dict[str, Any] = {field: None}
+            prompt = replace(prompt, **unset)
+    return replace(prompt, prompt=_one_line(prompt.prompt) or "")
+
+
+def _one_line(text: str | None) -> str | None:
+    return None if text is None else re.sub(r"(^|\s)--(?=\w)", r"\1- ", " ".join(text.split()))
+
+
+def _own_flags(found: Imported, prompt: PromptLine) -> str:
+    """The flags of what differs from the section."""
+    flags = ""
+    for field in FIELDS:
+        value = getattr(prompt, field)
+        if value is not None and value != found.get(f"samples.{field}"):
+            flags += f" --{_flag(field)} {shown(value)}"
+    return flags
 
 
 def _flag(field: str) -> str:
