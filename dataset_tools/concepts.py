@@ -59,7 +59,7 @@ def survey(
 ) -> Survey:
     """Look through the folders. Raises DatasetError for one that is not there or holds nothing."""
     folders, notes, faces = [], list[str](), 0
-    missing, texts, leaking, first = 0, list[str](), 0, ""
+    missing, texts, leaking, masks, first = 0, list[str](), 0, 0, ""
     for number, concept in enumerate(concepts):
         photos = load(concept.folder)
         notes += photos.notes
@@ -77,10 +77,12 @@ def survey(
         else:
             missing += len(missing_trigger(captions, trigger))
             texts += captions.values()
+            masks += len(photos.masks.keys() & captions.keys())
             faces += sum(one.shows_face for one in records)
     trained = [folder for folder in folders if not folder.regularisation]
     facts = {
         "images": sum(len(folder.pictures) for folder in trained),
+        "masks": masks,
         "captions_missing_trigger": missing,
         "distinct_captions": len(set(texts)),
         "captions": tuple(texts),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from dataset_tools.dataset import Dataset, ImageRecord, save_dataset
+from dataset_tools.dataset import Dataset, ImageRecord, load_dataset, save_dataset
 
 COLOURS = ("orange", "teal", "purple", "navy", "gold", "crimson", "olive", "black")
 
@@ -47,4 +47,21 @@ def draw_project(root: Path, count: int = 5, trigger: str = "zwx") -> Path:
             )
         )
     save_dataset(root, Dataset(trigger=trigger, images=tuple(records)))
+    return root
+
+
+def left_of(size: tuple[int, int], share: float = 0.5) -> Image.Image:
+    """A mask that shows the left."""
+    mask = Image.new("L", size, 0)
+    mask.paste(255, (0, 0, round(size[0] * share), size[1]))
+    return mask
+
+
+def draw_masked_project(root: Path, count: int = 5) -> Path:
+    """A project whose photos have masks, each another."""
+    draw_project(root, count)
+    (root / "masks").mkdir()
+    for number, record in enumerate(load_dataset(root).images):
+        share = 0.4 + 0.05 * number
+        left_of((record.width, record.height), share).save(root / "masks" / f"{record.id}.png")
     return root

@@ -30,6 +30,7 @@ from .contract.plan import CAPTIONS_IN_MEMORY_GIB
 from .contract.prompt import prompts_of
 from .data import Progress, Stages, TrainImage
 from .families.base import ModelFamily, TextEmbeds
+from .masks import mask_at, mask_digest
 from .prior import kept_captions
 
 
@@ -84,11 +85,13 @@ def pixels_of(root: Path, image: TrainImage, flip: bool = False) -> Tensor:
 
 
 class LatentCache:
-    """(image id, flip) -> latents (C, h, w), float32, on the CPU."""
+    """(image id, flip) -> latents (C, h, w) and mask (1, h, w), float32, on the CPU."""
 
     def __init__(self, folder: Path, family: ModelFamily, warn: Callable[[str], None]) -> None:
-        self._folder, self._family, self._warn = folder / "latents", family, warn
+        self._folder, self._masks_folder = folder / "latents", folder / "masks"
+        self._family, self._warn = family, warn
         self._latents: dict[tuple[str, bool], Tensor] = {}
+        self._masks: dict[tuple[str, bool], Tensor] = {}
 
     def fill(
         self, root: Path, images: Sequence[TrainImage], flips: Sequence[bool], progress: Progress
@@ -117,10 +120,35 @@ class LatentCache:
                         f"{image.original_name} was changed after it was added; it is used as it is now"
                     )
             self._latents[image.id, flip] = cached["latents"]
+            if image.mask:
+                self._masks[image.id, flip] = self._mask(root, image, flip)
             progress(number + 1, total)
+
+    def _mask(self, root: Path, image: TrainImage, flip: bool) -> Tensor:
+        """Made once for a mask file's content, crop and size of latents; apart from the latents, which need
+        not be encoded anew for another mask."""
+        height, width = self._latents[image.id, flip].shape[-2:]
+        sha256, size = mask_digest(root, image), (height, width)
+        if sha256 != image.mask_sha256:
+            self._warn(f"the mask of {image.original_name} was changed; it is used as it is now")
+        alpha = image.mask == image.file
+        key = _key(sha256, alpha, (image.width, image.height), image.crop, image.bucket, flip, size)
+        file = self._masks_folder / key[:2] / f"{key}.safetensors"
+        cached = _read(file, self._warn)
+        if cached is None:
+            cached = {"mask": mask_at(root, image, flip, size)}
+            _write(file, cached)
+        if not bool(cached["mask"].any()):
+            self._warn(f"the mask of {image.original_name} is black all over its crop; choose another crop")
+        return cached["mask"]
 
     def get(self, image_id: str, flip: bool = False) -> Tensor:
         return self._latents[image_id, flip]
+
+    def mask(self, image_id: str, flip: bool = False) -> Tensor:
+        """Ones for a picture without a mask, (1, h, w)."""
+        mask = self._masks.get((image_id, flip))
+        return torch.ones_like(self._latents[image_id, flip][:1]) if mask is None else mask
 
 
 class Texts(Protocol):

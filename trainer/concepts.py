@@ -16,7 +16,8 @@ class TrainImage(ImageRecord):
     """A picture as a run froze it: with its caption, bucket and crop.
 
     ``folder`` is where ``file`` lies, seen from dataset.path: "" for the pictures of that folder itself.
-    ``trigger`` is the word of its concept; ``weight`` multiplies its loss.
+    ``trigger`` is the word of its concept; ``weight`` multiplies its loss. ``mask`` is the file of its mask,
+    beside ``file``; "" where there is none or none is used.
     """
 
     caption: str
@@ -24,6 +25,8 @@ class TrainImage(ImageRecord):
     trigger: str = ""
     regularisation: bool = False
     weight: float = 1.0
+    mask: str = ""
+    mask_sha256: str = ""
 
     def path(self, root: Path) -> Path:
         """The file; ``root`` is the folder that dataset.path names."""

@@ -31,6 +31,7 @@ from .contract.settings.dataset import DatasetSettings
 from .contract.sizes import rounded
 from .contract.steps import batches_per_epoch
 from .families.base import ModelFamily
+from .masks import with_masks
 
 Progress = Callable[[int, int], None]
 """done, total"""
@@ -73,7 +74,7 @@ def freeze_dataset(
         frozen = freeze_folder(concept, buckets, models, stages, notify)
         shared = {
             "folder": seen_from(root, concept.folder) if number else "",
-            "trigger": frozen.trigger or ("" if concept.regularisation else images[0].trigger),
+            "trigger": frozen.trigger or ("" if concept.regularisation or not images else images[0].trigger),
         }
         for image in frozen.images:
             own = {"id": id_in(number, image.id), "caption": image.caption or shared["trigger"]}
@@ -132,6 +133,7 @@ def freeze_folder(
             "caption": photos.captions[record.id],
             "regularisation": concept.regularisation,
             "weight": concept.weight,
+            "mask": photos.masks.get(record.id, ""),
         }
         images.append(TrainImage(**fields))
     if not images:
@@ -175,7 +177,7 @@ def frozen_images(
         images = freeze_dataset(root, config.dataset, buckets, models, stages, notify, run.path)
         project = root / "dataset.json"
         trigger = config.dataset.trigger or (read_json(project)["trigger"] if project.exists() else "")
-        save_frozen(run.dataset, trigger, images)
+        save_frozen(run.dataset, trigger, with_masks(images, config.loss, root, notify))
     return load_frozen(run.dataset)
 
 

@@ -15,6 +15,7 @@ from .contract.config import TrainConfig
 from .data import Sample
 from .families.base import Geometry, ModelFamily, TextEmbeds
 from .losses import elementwise, flow_weights, huber_c, mse, per_sample, snr_weights
+from .masks import mask_weights
 from .noising import drawn_noise, perturbed
 from .prior import base_alone, kept_caption
 from .timesteps import times_of
@@ -28,12 +29,14 @@ class Batch:
         clean_BCHW: latents of the pictures.
         noise_BCHW, seen_BCHW: the noise that the target is made of, and the noise that is mixed in.
         t_B: how much of it, from 0 (clean) to 1 (noise).
+        mask_B1HW: what the masks show of the pictures, from 0 to 1.
     """
 
     clean_BCHW: Tensor
     noise_BCHW: Tensor
     seen_BCHW: Tensor
     t_B: Tensor
+    mask_B1HW: Tensor
     embeds: list[TextEmbeds]
     geometry: list[Geometry]
 
@@ -44,6 +47,7 @@ class Batch:
             self.noise_BCHW[numbers],
             self.seen_BCHW[numbers],
             self.t_B[numbers],
+            self.mask_B1HW[numbers],
             embeds,
             [self.geometry[number] for number in numbers],
         )
@@ -55,6 +59,7 @@ class Batch:
             torch.cat([self.noise_BCHW, other.noise_BCHW]),
             torch.cat([self.seen_BCHW, other.seen_BCHW]),
             torch.cat([self.t_B, other.t_B]),
+            torch.cat([self.mask_B1HW, other.mask_B1HW]),
             self.embeds + other.embeds,
             self.geometry + other.geometry,
         )
@@ -86,7 +91,7 @@ class Objective:
         second = self.second_look(samples, batch)
         prediction_BCHW = self.predict(batch.joined(second.batch) if second else batch)
         own_BCHW = prediction_BCHW[: len(samples)]
-        losses_B = per_sample(self.elementwise(own_BCHW, batch)) * self.weights(batch, samples)
+        losses_B = per_sample(self.masked(own_BCHW, batch)) * self.weights(batch, samples)
         if second:
             changes = mse(prediction_BCHW[len(samples) :], second.answer_BCHW)
             asked = torch.tensor(second.asked, device=self.device)
@@ -103,6 +108,12 @@ class Objective:
             prediction_BCHW, target_BCHW = t * prediction_BCHW.float(), t * target_BCHW
         losses = elementwise(prediction_BCHW, target_BCHW, loss.type, huber_c(loss, noise, t_B))
         return losses * flow_weights(self.config.noise.weighting, t)
+
+    def masked(self, prediction_BCHW: Tensor, batch: Batch) -> Tensor:
+        """The same, weighted by place."""
+        mode, floor = self.config.loss.mask, self.config.loss.mask_floor
+        losses_BCHW = self.elementwise(prediction_BCHW, batch)
+        return losses_BCHW if mode == "off" else losses_BCHW * mask_weights(batch.mask_B1HW, mode, floor)
 
     def weights(self, batch: Batch, samples: list[Sample]) -> Tensor:
         """How much each sample counts, (B,): its picture's own weight, and its time's."""
@@ -132,7 +143,9 @@ class Objective:
         data = self.config.dataset
         flips = [data.flip and sample.uniform("flip") < 0.5 for sample in samples]
         captions = [self.captions.of(sample) for sample in samples]
-        clean = [self.latents.get(one.image.id, flip) for one, flip in zip(samples, flips, strict=True)]
+        looks = [(one.image.id, flip) for one, flip in zip(samples, flips, strict=True)]
+        clean = [self.latents.get(*look) for look in looks]
+        masks = [self.latents.mask(*look) for look in looks]
         settings = self.config.noise
         noise = [drawn_noise(settings, one, latent) for one, latent in zip(samples, clean, strict=True)]
         seen = [perturbed(settings, one, drawn) for one, drawn in zip(samples, noise, strict=True)]
@@ -141,6 +154,7 @@ class Objective:
             torch.stack(noise).to(self.device),
             torch.stack(seen).to(self.device),
             self.times(samples, clean[0]).to(self.device),
+            torch.stack(masks).to(self.device),
             self.texts.embeds(captions),
             [one.image.geometry(flip) for one, flip in zip(samples, flips, strict=True)],
         )

@@ -221,6 +221,8 @@ AWAY: dict[str, Any] = {
     "noise.multires_iterations": 6,
     "noise.multires_discount": 0.2,
     "noise.input_perturbation": 0.05,
+    "loss.mask": "batch",
+    "loss.mask_floor": 0.25,
     "train.gradient_checkpointing": "on",
     "train.seed": 2**63 - 1,
     "prior.method": "output",

@@ -11,6 +11,7 @@ import pytest
 from lint_case import Case
 from lint_cases_captions import CASES as CAPTION_CASES
 from lint_cases_dataset import CASES as DATASET_CASES
+from lint_cases_masks import CASES as MASK_CASES
 from lint_cases_optim import CASES as OPTIM_CASES
 from lint_cases_optim import PRODIGY
 
@@ -368,6 +369,7 @@ CASES = [
     *CAPTION_CASES,
     *OPTIM_CASES,
     *DATASET_CASES,
+    *MASK_CASES,
 ]
 
 

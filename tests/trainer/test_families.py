@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from tests.pictures import draw_masked_project
 from tests.tiny_families import KEYS, tiny
 from trainer.adapters import add_lora, lora_parameters, lora_weights
 from trainer.after import weights_in
@@ -251,15 +252,17 @@ def test_it_overfits_one_batch(key: str, bases: Any) -> None:
 
 
 @everywhere
-def test_a_run_and_its_files(key: str, bases: Any, photos: Path, tmp_path: Path) -> None:
-    """Three steps through the trainer; each format gives the same picture again, every key used."""
+def test_a_run_and_its_files(key: str, bases: Any, tmp_path: Path) -> None:
+    """Three steps through the trainer, on photos with masks; each format gives the same picture again,
+    every key used."""
     base = bases(key)
     run = RunFolder(tmp_path / "runs" / "r")
     config = recipe(
         base,
-        photos,
+        draw_masked_project(tmp_path / "photos"),
         model={"family": key},
         dataset={"resolution": SIDE},
+        loss={"mask": "normalised"},
         adapter={"targets": "transformer", "rank": 2, "alpha": 4.0},
         train={"steps": 3, "batch_size": 2, "learning_rate": 3e-2},
         samples={"prompts": ["zwx"], "every": 0, "steps": 2},

@@ -13,6 +13,7 @@ from . import (  # noqa: F401 (registers the rules)
     lint_dataset,
     lint_families,
     lint_loss,
+    lint_masks,
     lint_optim,
     lint_photos,
     lint_prior,
