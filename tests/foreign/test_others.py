@@ -297,6 +297,19 @@ def test_diffusers_scripts_as_the_guide_to_spot_gpus_uses_them() -> None:
     assert config.dataset.trigger == "a photo of timber dog"
 
 
+def test_prior_preservation_of_dreambooth(tmp_path: Path) -> None:
+    command = "accelerate launch train_dreambooth_lora_sdxl.py --max_train_steps=500 --class_data_dir=cats "
+    command += '--class_prompt="a photo of a cat" --num_class_images=200 --prior_loss_weight=0.5'
+    prior = read(tmp_path, "t.sh", command + " --with_prior_preservation")[0].prior
+    assert (prior.method, prior.class_name, prior.pictures, prior.weight) == (
+        "class_pictures",
+        "a photo of a cat",
+        200,
+        0.5,
+    )
+    assert read(tmp_path, "t.sh", command)[0].prior.method == "none"
+
+
 def test_a_dataset_file_of_kohya() -> None:
     imported = read_foreign(EXAMPLES / "kohya_dataset.toml")
     config = parse(imported.tables)

@@ -75,7 +75,6 @@ _TABLE: Table = {
     "image_column": Absent("photos are files in a folder"),
     "dataset_name": Absent("download the data set into a folder, and name that in dataset.path"),
     "dataset_config_name": Absent("download the data set into a folder"),
-    "num_class_images": Absent("class pictures are files in a folder"),
     "sample_batch_size": Ignored("only for making class pictures"),
     "num_validation_images": Ignored("one picture is drawn of each prompt"),
     "hub_token": SECRET,
@@ -134,21 +133,7 @@ def read_diffusers(options: dict[str, Any], script: str) -> Imported:
         found.leave(
             "instance_prompt", prompt, "every photo's caption: the caption of those that have none here"
         )
-    regular, word = options.pop("class_data_dir", None), options.pop("class_prompt", None)
-    weight, on = options.pop("prior_loss_weight", None), options.pop("with_prior_preservation", None)
-    if not is_off(on) and regular:
-        names = {"path": "class_data_dir", "trigger": "class_prompt", "weight": "prior_loss_weight"}
-        folders.append(Folder(names, regular, word, weight=weight, regularisation=True))
-        found.leave("with_prior_preservation", on, "class pictures are a regularisation set here")
-    else:
-        for option, value in (
-            ("class_data_dir", regular),
-            ("class_prompt", word),
-            ("prior_loss_weight", weight),
-            ("with_prior_preservation", on),
-        ):
-            if value is not None:
-                found.leave(option, value, "there is no prior preservation without both it and its pictures")
+    _take_prior(found, options)
     take_folders(found, folders)
     if (validation := options.pop("validation_prompt", None)) is not None:
         take_prompts(found, "validation_prompt", [PromptLine(prompt=str(validation))], {})
@@ -159,6 +144,31 @@ def read_diffusers(options: dict[str, Any], script: str) -> Imported:
     effective_rate(found)
     found.settle()
     return found
+
+
+_PRIOR = {
+    "class_prompt": "prior.class_name",
+    "num_class_images": "prior.pictures",
+    "prior_loss_weight": "prior.weight",
+}
+
+
+def _take_prior(found: Imported, options: dict[str, Any]) -> None:
+    """DreamBooth's prior preservation: pictures of the class, drawn by the base."""
+    on, folder = options.pop("with_prior_preservation", None), options.pop("class_data_dir", None)
+    given = {option: options.pop(option) for option in _PRIOR if option in options}
+    if is_off(on):
+        for option, value in (("class_data_dir", folder), *given.items()):
+            if value is not None:
+                found.leave(option, value, "with_prior_preservation is off")
+        return
+    found.keep("with_prior_preservation", on, "prior.method", "class_pictures")
+    for option, value in given.items():
+        found.keep(option, value, _PRIOR[option], value)
+    if folder is not None:
+        found.leave(
+            option="class_data_dir", value=folder, why="they are drawn anew; prior.path takes those there"
+        )
 
 
 def _take_rates(found: Imported, options: dict[str, Any]) -> None:
