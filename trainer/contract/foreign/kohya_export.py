@@ -382,6 +382,16 @@ def _put_dataset(made: Exported, config: TrainConfig, row: Family) -> None:
     if len(weights) > 1:
         made.miss("dataset.subsets", sorted(weights), "kohya has one prior_loss_weight for all of them")
     made.told.add("dataset.subsets")
+    made.told.update(("loss.mask", "loss.mask_floor"))
+    if config.loss.mask != "off":
+        for each in subsets:
+            each |= {} if each.get("is_reg") else {"alpha_mask": True}
+        why = "what is opaque; masks in files of their own go into the photos' transparency first"
+        made.tell("loss.mask", config.loss.mask, "alpha_mask", True, why)
+        if config.loss.mask != "kohya":
+            made.miss("loss.mask", config.loss.mask, "kohya multiplies alone: small subjects learn slower")
+        if config.loss.mask_floor:
+            made.miss("loss.mask_floor", config.loss.mask_floor, "kohya's masks hide all that lies outside")
     table["subsets"] = subsets
     made.dataset = {"datasets": [table]}
 
