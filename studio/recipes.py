@@ -17,6 +17,7 @@ from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError, UserError
 from trainer.contract.families import CATALOGUE, DEMO_BASE, family_of, known_base
 from trainer.contract.fields import dump_recipe, flatten, merge, parse, to_tables
+from trainer.contract.length import batches_of, in_steps, length_in_words
 from trainer.contract.lint import Facts, Finding, lint, looks_per_picture
 from trainer.contract.lora_header import start_from_facts
 from trainer.contract.plan import Machine, Plan, estimate
@@ -41,11 +42,13 @@ class Line:
 class Verdict:
     """All that the page says of a recipe.
 
-    ``reference`` is the recipe that the chosen preset makes, ``changed`` how many settings differ from
-    it, ``blockers`` what keeps it from starting.
+    ``whole`` is the recipe with its epochs in steps, where the pictures are counted. ``reference`` is the
+    recipe that the chosen preset makes, ``changed`` how many settings differ from it, ``blockers`` what keeps
+    it from starting.
     """
 
     preset: Preset | None
+    whole: TrainConfig
     reference: TrainConfig | None
     changed: int
     findings: list[Finding]
@@ -101,6 +104,7 @@ def verdict(
     if reference:
         usual = flatten(reference)
         changed = sum(value != usual[path] for path, value in flatten(config).items())
+    whole = in_steps(config, batches_of(config, facts.folders))
     machine = Machine(gpu["name"] if gpu else "CPU", gpu["total_gib"] if gpu else None)
     plan = estimate(config, machine, images=facts.images or 0, folders=facts.folders)
     return Verdict(
@@ -109,7 +113,8 @@ def verdict(
         changed=changed,
         findings=findings,
         blockers=[one.message for one in findings if one.level == "error"],
-        words=in_words(config, facts),
+        words=in_words(whole, facts),
+        whole=whole,
         machine=on_machine(config, plan, gpu),
     )
 
@@ -131,15 +136,19 @@ def in_words(config: TrainConfig, facts: Facts) -> list[str]:
         lines.append(f"{images} {many}, {batch}: {train.steps} steps show each picture {times}.")
         lines += [f"{line}." for line in calculation(config, facts.folders)]
     else:
-        lines.append(f"No pictures yet, {batch}, {train.steps} steps.")
+        lines.append(f"No pictures yet, {batch}, {length_in_words(train)}.")
     if samples.prompts:
         many = "One sample image" if len(samples.prompts) == 1 else f"{len(samples.prompts)} sample images"
         between = f", every {samples.every} steps" if 0 < samples.every <= train.steps else ""
+        if samples.every_epochs:
+            between = f", every {samples.every_epochs} epochs"
         lines.append(f"{many} before the first step{between} and at the end.")
     kept = (
         f"the last {config.checkpoints.keep} are kept" if config.checkpoints.keep > 1 else "the last is kept"
     )
-    lines.append(f"A checkpoint every {config.checkpoints.every} steps; {kept}.")
+    saved = config.checkpoints
+    every = f"{saved.every_epochs} epochs" if saved.every_epochs else f"{saved.every} steps"
+    lines.append(f"A checkpoint every {every}; {kept}.")
     return lines
 
 

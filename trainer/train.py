@@ -19,6 +19,7 @@ from .checkpoints import TrainState, adapter_tensors, load_checkpoint, newest_wh
 from .class_pictures import with_class_pictures
 from .contract.config import TrainConfig
 from .contract.errors import RunError
+from .contract.length import in_steps
 from .contract.prompt import prompts_of
 from .contract.runs import RunFolder
 from .contract.schedule import lr_scale
@@ -69,7 +70,8 @@ def train(run: RunFolder, requests: Asks) -> None:
     device = pick_device()
     dtype = pick_dtype(config.model.precision, device)
     attempt = run.raw_status().attempt + 1
-    report = Reporter(run, attempt, config.train.steps, device)
+    known = 0 if config.train.epochs else config.train.steps  # of epochs, once the pictures are counted
+    report = Reporter(run, attempt, known, device)
     try:
         _train(run, config, folders, device, dtype, report, requests)
         report.end("finished", f"Finished: {run.result(config).name}")
@@ -93,8 +95,6 @@ def _train(
     report: Reporter,
     requests: Asks,
 ) -> None:
-    settings = config.train
-
     def go_on() -> None:
         """Ends a long preparation when a stop is asked; what is done stays on disk."""
         if requests.stop():
@@ -124,13 +124,15 @@ def _train(
     wanted = with_class_pictures(run, config, family, device, dtype, folders.cache, preparing, report)
     images = frozen_images(run, wanted, family, folders.models, preparing, report.warning)
     root = photo_folder(run, config)
+    plan = BatchPlan(images, config.train.batch_size, config.train.seed)
+    config = in_steps(config, plan.batches_per_epoch)
+    settings = config.train
 
     # Encode once, then let the encoders go.
     latents = LatentCache(folders.cache, family, report.warning)
     flips = (False, True) if config.dataset.flip else (False,)
     latents.fill(root, images, flips, preparing("encode", "Encoding photos"))
     trains_text = bool(config.text_encoder_rates())
-    plan = BatchPlan(images, settings.batch_size, settings.seed)
     captions = Captions(config, plan)
     texts = encode_captions(captions, folders.cache, family, report.warning, preparing)
 

@@ -20,6 +20,7 @@ from studio.bring import bring as read_brought
 from studio.bring import brought_html, taken_html
 from studio.bring import take as take_brought
 from studio.context import Studio
+from studio.curve import curve_svg
 from studio.form import (
     Form,
     Merged,
@@ -54,7 +55,6 @@ from trainer.contract.families import CATALOGUE, DEMO_BASE, known_base
 from trainer.contract.fields import RECORDS, Record, flatten
 from trainer.contract.foreign.importing import ENDINGS
 from trainer.contract.presets import Preset, load_presets
-from trainer.contract.schedule import lr_curve, warmup_steps
 
 from . import Message, Page, project_of, served, shows_errors
 
@@ -389,7 +389,7 @@ def base_html(config: TrainConfig) -> str:
 def summary_html(config: TrainConfig, judgement: Verdict, problems: dict[str, str], form: Form) -> str:
     """The recipe in words, the learning-rate curve, the fit, and what concerns no widget of the page."""
     parts = ["<h3>In words</h3>", *(f"<p>{html.escape(line)}</p>" for line in judgement.words)]
-    parts.append(curve_svg(config))
+    parts.append(curve_svg(judgement.whole))
     parts.append("<h3>On this machine</h3>")
     parts += [f'<p class="{line.kind}">{html.escape(line.text)}</p>' for line in judgement.machine]
     elsewhere = [one for one in judgement.findings if one.field not in form.fields]
@@ -399,35 +399,3 @@ def summary_html(config: TrainConfig, judgement: Verdict, problems: dict[str, st
     elif judgement.blockers:
         parts.append(notice_html(f"It cannot start yet: {judgement.blockers[0]}", "warn"))
     return f'<section class="card summary" aria-label="Summary">{"".join(parts)}</section>'
-
-
-def curve_svg(config: TrainConfig, width: int = 320, height: int = 96) -> str:
-    """The learning rate over the run, from the very function that the trainer follows."""
-    train = config.train
-    points = lr_curve(train)
-    last = max(1, train.steps - 1)
-    left, right, top, bottom = 2.0, width - 2.0, 6.0, height - 18.0
-
-    def x(step: float) -> float:
-        return left + (right - left) * step / last
-
-    def y(rate: float) -> float:
-        return bottom - (bottom - top) * rate / train.learning_rate
-
-    line = " ".join(f"{x(step):.1f},{y(rate):.1f}" for step, rate in points)
-    name = train.scheduler.replace("_", " ")
-    warm = warmup_steps(train)
-    label = f"Learning rate: {name}, up to {train.learning_rate:g}, warm-up of {warm} steps"
-    shade = (
-        f'<rect class="warm" x="{left}" y="{top}" width="{x(warm) - left:.1f}" height="{bottom - top}"/>'
-        if warm
-        else ""
-    )
-    label = html.escape(label)
-    return (
-        f'<figure class="curve"><svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
-        f'{shade}<path class="axis" d="M{left} {bottom}H{right}"/><polyline points="{line}"/>'
-        f'<text x="{left}" y="{height - 4}">0</text>'
-        f'<text x="{right}" y="{height - 4}" text-anchor="end">{train.steps} steps</text></svg>'
-        f"<figcaption>{label}</figcaption></figure>"
-    )

@@ -15,6 +15,7 @@ from studio.theme import scripts
 from trainer.contract.config import TrainConfig
 from trainer.contract.events import current_events, read_events
 from trainer.contract.families import DEMO_BASE, known_base
+from trainer.contract.length import length_in_words
 from trainer.contract.prompt import prompts_of
 from trainer.contract.runs import RunFolder
 from trainer.contract.verdict import verdict
@@ -106,7 +107,7 @@ def facts(config: TrainConfig) -> list[list[str]]:
     return [
         ["Base model", base.label if base else config.model.base],
         ["LoRA", f"rank {config.adapter.rank}, alpha {config.adapter.alpha:g}"],
-        ["Training", f"{config.train.steps} steps at {rate}, batch {config.train.batch_size}"],
+        ["Training", f"{length_in_words(config.train)} at {rate}, batch {config.train.batch_size}"],
     ]
 
 

@@ -18,6 +18,7 @@ from studio.jobs import Supervisor
 from studio.projects import Project
 from studio.theme import scripts
 from trainer.contract.errors import ConfigError
+from trainer.contract.length import length_in_words
 from trainer.contract.runs import RunFolder
 
 from . import (
@@ -207,7 +208,7 @@ def step_states(jobs: Supervisor, project: Project) -> dict[str, dict[str, str]]
     photos, captions = _material(project)
     try:
         config = project.config()
-        recipe = ("done" if photos[0] else "", f"{config.train.steps} steps, rank {config.adapter.rank}")
+        recipe = ("done" if photos[0] else "", f"{length_in_words(config.train)}, rank {config.adapter.rank}")
     except ConfigError:
         recipe = ("warn", "Cannot be read")
     train, results = _outcome(jobs, project.runs())

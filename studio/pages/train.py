@@ -14,6 +14,7 @@ from studio.theme import scripts
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import UserError
 from trainer.contract.families import known_base
+from trainer.contract.length import length_in_words
 from trainer.contract.presets import load_presets
 
 from . import Message, Page, project_of, run_of, served
@@ -70,7 +71,7 @@ def describe(project: Project, gpu: dict[str, Any] | None) -> dict[str, Any]:
     problem = "" if photos else "Add some photos first; there is nothing to learn from yet."
     return {
         "problem": problem or (judgement.blockers[0] if judgement.blockers else ""),
-        "summary": summary(config, photos),
+        "summary": summary(judgement.whole, photos),
         "machine": [[line.text, line.kind] for line in judgement.machine],
         "run_prompts": len(prompts),
     }
@@ -81,11 +82,11 @@ def summary(config: TrainConfig, photos: int) -> list[list[str]]:
     settings = config.train
     base = known_base(config.model.family, config.model.base)
     batch = settings.batch_size * settings.gradient_accumulation
-    looks = settings.steps * batch / photos if photos else 0
+    looks = settings.steps * batch / photos if photos and not settings.epochs else 0
     rows = [
         ["Base model", base.label if base else config.model.base],
-        ["Photos", f"{photos}" + (f", each seen about {looks:.0f} times" if photos else "")],
-        ["Steps", f"{settings.steps} with {batch} photo{'s' if batch > 1 else ''} each"],
+        ["Photos", f"{photos}" + (f", each seen about {looks:.0f} times" if looks else "")],
+        ["Length", f"{length_in_words(settings)} with {batch} photo{'s' if batch > 1 else ''} each"],
         ["Trigger word", config.dataset.trigger or "none"],
         ["LoRA", f"rank {config.adapter.rank}, alpha {config.adapter.alpha:g}"],
         ["Learning rate", f"{settings.learning_rate:.1e}".replace("e-0", "e-") + f", {settings.scheduler}"],

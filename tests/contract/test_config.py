@@ -181,6 +181,7 @@ AWAY: dict[str, Any] = {
     "adapter.precision": "bf16",
     "adapter.start_from": "loras/finished.safetensors",
     "train.steps": 123,
+    "train.epochs": 30,
     "train.batch_size": 3,
     "train.gradient_accumulation": 2,
     "train.learning_rate": 3.14159e-07,
@@ -235,6 +236,7 @@ AWAY: dict[str, Any] = {
     "samples.prompts": ("a photo of zwx créature", 'a "quoted" prompt, with = and #'),
     "samples.negative": "blurry\nlow quality\\",
     "samples.every": 11,
+    "samples.every_epochs": 2,
     "samples.steps": 12,
     "samples.guidance": 4.5,
     "samples.sampler": "ddim",
@@ -243,6 +245,7 @@ AWAY: dict[str, Any] = {
     "samples.height": 512,
     "samples.tiling": True,
     "checkpoints.every": 10,
+    "checkpoints.every_epochs": 3,
     "checkpoints.keep": 9,
     "output.name": "my_cat-v1.2",
 }

@@ -20,7 +20,7 @@ from studio.recipes import draft, export_text, rename_trigger, verdict
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError, RunError, UserError
 from trainer.contract.families import CATALOGUE
-from trainer.contract.fields import dump_recipe, flatten, load_recipe, parse
+from trainer.contract.fields import RECORDS, dump_recipe, flatten, load_recipe, parse
 from trainer.contract.presets import PRESETS_DIR, load_preset, load_presets
 
 PRESETS = load_presets()
@@ -275,11 +275,43 @@ def test_start_says_what_is_in_the_way(
     assert len(started) == 1 and "Correct the settings" in str(list(answer.values()))
 
 
-def test_the_curve_is_drawn_without_a_crash_for_every_scheduler() -> None:
-    for scheduler in ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial"):
-        for steps in (1, 2, 5000):
-            drawn = recipe.curve_svg(parse({"train": {"scheduler": scheduler, "steps": steps}}))
-            assert "<polyline" in drawn and "nan" not in drawn
+def test_the_curve_is_drawn_for_every_scheduler() -> None:
+    for scheduler in RECORDS["train.scheduler"].choices:
+        for steps, warmup in ((1, 0.1), (2, 5), (5000, 500), (5000, 0)):
+            train = {"scheduler": scheduler, "steps": steps, "warmup": warmup}
+            drawn = recipe.curve_svg(parse({"train": train}))
+            assert drawn.count("<polyline") == 1 and "nan" not in drawn
+    assert "warm-up of 500 steps" in recipe.curve_svg(parse({"train": {"steps": 5000, "warmup": 500}}))
+
+
+def test_the_curve_has_a_line_for_each_rate() -> None:
+    train = {"learning_rate": 1e-4, "text_encoder_lr": 5e-5, "loraplus_ratio": 4, "loraplus_text_ratio": 2}
+    drawn = recipe.curve_svg(parse({"train": {**train, "scheduler": "warmup_stable_decay"}}))
+    assert drawn.count("<polyline") == 3  # the encoder's outer factors are as fast as the denoiser's inner
+    for said in (
+        "up to 0.0004 (outer factors of LoRA)",
+        "up to 0.0001 (LoRA and outer factors of text encoder 1)",
+        "up to 5e-05 (text encoder 1)",
+        "decay of 200 steps",
+    ):
+        assert said in drawn
+    tops = [
+        min(float(pair.split(",")[1]) for pair in line.split('"')[0].split())
+        for line in drawn.split('polyline points="')[1:]
+    ]
+    bottom = 96 - 18
+    heights = sorted(bottom - top for top in tops)
+    assert heights == pytest.approx([heights[2] / 8, heights[2] / 4, heights[2]], abs=0.11)
+
+
+def test_a_length_in_epochs_is_drawn_and_told_in_steps(project: Project) -> None:
+    config = parse({"train": {"epochs": 3}, "samples": {"prompts": ["zwx"], "every_epochs": 2}})
+    judgement = verdict(project, config, [], None)
+    photos = len(project.dataset().enabled_images())
+    assert judgement.whole.train.steps == 3 * photos and judgement.whole.samples.every == 2 * photos
+    assert any(f"{3 * photos} steps show each picture about 3 times" in line for line in judgement.words)
+    assert f">{3 * photos} steps<" in recipe.curve_svg(judgement.whole)
+    assert ">3 epochs<" in recipe.curve_svg(config)
 
 
 def test_what_two_tabs_chose_may_not_go_together() -> None:

@@ -18,10 +18,11 @@ from dataset_tools.dataset import load_dataset, save_dataset
 from tests.conftest import ROOT
 from tests.pictures import draw_project
 from trainer.after import weights_in
-from trainer.checkpoints import is_whole, list_checkpoints
+from trainer.checkpoints import is_whole, list_checkpoints, step_of
 from trainer.contract.config import TrainConfig
 from trainer.contract.events import current_events, read_events
 from trainer.contract.runs import RunFolder
+from trainer.data import BatchPlan, load_frozen
 
 from .helpers import Script, recipe, sha256, train_here, weights_hash
 
@@ -187,6 +188,26 @@ def test_averages_are_what_is_handed_out(
 
 def contents(folder: Path) -> dict[str, str]:
     return {file.name: sha256(file) for file in folder.iterdir()}
+
+
+def test_epochs_become_steps(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
+    """Known once the pictures are counted; the frozen recipe keeps what was written."""
+    epochs = {"epochs": 2, "batch_size": 2}
+    config = recipe(
+        tiny_base,
+        photos,
+        train=epochs,
+        samples={"every_epochs": 1, "steps": 1},
+        checkpoints={"every_epochs": 1, "keep": 9},
+    )
+    run = make(tmp_path / "runs" / "epochs", config)
+    assert train_here(run)
+    batches = BatchPlan(load_frozen(run.dataset), 2, 7).batches_per_epoch
+    assert run.read_status().total == run.read_status().step == 2 * batches != config.train.steps
+    drawn = sorted(int(path.name[1:7]) for path in run.samples.iterdir())
+    assert drawn == [0, batches, 2 * batches]
+    assert [step_of(path) for path in list_checkpoints(run.checkpoints)] == [batches, 2 * batches]
+    assert run.config() == config
 
 
 def test_accumulation_equals_the_large_batch(tiny_base: Path, tmp_path: Path) -> None:

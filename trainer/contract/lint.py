@@ -21,12 +21,25 @@ from . import (  # noqa: F401 (registers the rules)
 )
 from .config import TrainConfig
 from .findings import LEVELS, RULES, Facts, Finding, looks_per_picture
+from .length import batches_of, counts_epochs, in_steps, undone_epochs
 
 __all__ = ["LEVELS", "RULES", "Facts", "Finding", "lint", "looks_per_picture"]
+
+
+IN_STEPS = (
+    *(f"train.{name}" for name in ("steps", "warmup", "decay", "restarts", "ema_decay")),
+    "samples.every",
+    "checkpoints.every",
+)
+"""Settings whose rules look at the number of steps."""
 
 
 def lint(config: TrainConfig, facts: Facts | None = None) -> list[Finding]:
     """All findings, the gravest first."""
     facts = facts or Facts()
+    written, config = config, in_steps(config, batches_of(config, facts.folders))
     found = [replace(one, rule=name) for name, check in RULES.items() for one in check(config, facts)]
+    if counts_epochs(config):  # the pictures are not counted yet, so how long it is cannot be judged
+        found = [one for one in found if one.field not in IN_STEPS]
+    found = [replace(one, fix=one.fix and undone_epochs(written, one.fix)) for one in found]
     return sorted(found, key=lambda one: LEVELS.index(one.level))

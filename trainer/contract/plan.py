@@ -14,6 +14,7 @@ from typing import Any
 from .caption_pipeline import encoded_captions
 from .config import TrainConfig
 from .families import CATALOGUE, DEMO_BASE, assistant_of, first_base, known_base
+from .length import batches_of, in_steps
 from .optimizers import OPTIMIZERS
 from .settings.model import Quantization
 from .steps import Folder, balance, calculation
@@ -93,6 +94,7 @@ def estimate(
 ) -> Plan:
     """The plan of a recipe on a machine, for so many ``images``, or those of ``folders``;
     ``seconds_per_step`` where it is known from an earlier run."""
+    config = in_steps(config, batches_of(config, folders))
     images = sum(len(folder.pictures) for folder in balance(folders)) or images
     family = CATALOGUE[config.model.family]
     base = known_base(config.model.family, config.model.base)

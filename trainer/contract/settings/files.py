@@ -14,6 +14,8 @@ class CheckpointSettings(Section):
 
     every: int = setting(250, label="Every", unit="steps", basic=True, ge=1, le=1_000_000)
     """Steps between checkpoints: the most that a crash or a power cut can cost."""
+    every_epochs: int = setting(0, label="Every so many epochs", unit="epochs", ge=0, le=100_000)
+    """The same in epochs; 0 means that the steps hold."""
     keep: int = setting(3, label="Keep", ge=1, le=1000)
     """How many checkpoints stay on disk; the oldest goes first."""
 

@@ -22,6 +22,8 @@ class SampleSettings(Section):
     """What the pictures should not show; used by guidance."""
     every: int = setting(250, label="Every", unit="steps", basic=True, ge=0, le=1_000_000)
     """Steps between drawings; 0 draws only before the first and after the last step."""
+    every_epochs: int = setting(0, label="Every so many epochs", unit="epochs", ge=0, le=100_000)
+    """The same in epochs; 0 means that the steps hold."""
     steps: int = setting(25, label="Sampling steps", ge=1, le=200)
     """Denoising steps of a drawing."""
     guidance: float = setting(5.0, label="Guidance", ge=1, le=30)

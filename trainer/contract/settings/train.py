@@ -19,6 +19,9 @@ class TrainSettings(Section):
 
     steps: int = setting(1000, label="Steps", basic=True, ge=1, le=1_000_000)
     """How many times the LoRA is updated. One step looks at batch size × accumulation pictures."""
+    epochs: int | None = setting(None, label="Epochs", ge=1, le=100_000)
+    """How often every picture is shown (times its repeats), instead of a number of steps: one epoch has
+    pictures / batch steps, counted for each size of pictures by itself. Empty means that steps hold."""
     batch_size: int = setting(1, label="Batch size", basic=True, ge=1, le=256)
     """Pictures per forward pass. Larger is steadier and needs more memory."""
     gradient_accumulation: int = setting(1, label="Gradient accumulation", ge=1, le=256)
