@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from lint_case import Case
+from lint_cases_adapter import CASES as ADAPTER_CASES
 from lint_cases_captions import CASES as CAPTION_CASES
 from lint_cases_dataset import CASES as DATASET_CASES
 from lint_cases_masks import CASES as MASK_CASES
@@ -366,6 +367,7 @@ CASES = [
         {"prior.method": "output", "prior.class_name": "cat", "prior.weight": 6},
         {"prior.method": "output", "prior.class_name": "cat", "prior.weight": 5},
     ),
+    *ADAPTER_CASES,
     *CAPTION_CASES,
     *OPTIM_CASES,
     *DATASET_CASES,

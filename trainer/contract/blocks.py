@@ -222,10 +222,16 @@ def guide_list(text: str, blocks: tuple[Block, ...]) -> tuple[str, str] | None:
             "the values of the blocks of the same resolution are taken."
         )
     if len(sizes) == 3 and 12 in (sizes[0], sizes[2]) and {sizes[0], sizes[2]} <= {1, 9, 12}:
-        down, mid, up = (items[:9] if len(items) == 12 else items for items in lists)
-        mid = mid * 3 if len(mid) == 1 and mid[0][:1].isdigit() else mid
-        return " / ".join(",".join(items) for items in (down, mid, up)), (
+        fitted = [_as_kohya(items, size) for items, size in zip(lists, (9, 3, 9), strict=True)]
+        return " / ".join(",".join(items) for items in fitted), (
             "The lists have SD 1.5's 12 values a side, and SDXL has 9: kohya uses the first nine, so these "
             "train other blocks than in SD 1.5."
         )
     return None
+
+
+def _as_kohya(items: list[str], size: int) -> list[str]:
+    """A list of ``size`` as kohya makes it of a longer or shorter one: cut, or filled up with 1."""
+    if len(items) == 1 and items[0][:1].isalpha():
+        return items  # a word
+    return items[:size] + ["1"] * (size - len(items))

@@ -106,14 +106,23 @@ def usual_rate(config: TrainConfig) -> tuple[float, float, float]:
     return low, usual, high
 
 
+def adapter_scale(config: TrainConfig) -> float:
+    """What the adapter's change is multiplied by: alpha / rank, alpha / √rank for rsLoRA, 1 for an OFT."""
+    adapter = config.adapter
+    if adapter.type == "oft":
+        return 1.0
+    return adapter.alpha / (adapter.rank**0.5 if adapter.rslora else adapter.rank)
+
+
 def effective_rate(config: TrainConfig) -> float:
-    return config.train.learning_rate * config.adapter.alpha / config.adapter.rank
+    return config.train.learning_rate * adapter_scale(config)
 
 
 def rate_in_words(config: TrainConfig) -> str:
-    if config.adapter.alpha == config.adapter.rank:
+    if adapter_scale(config) == 1:
         return f"{config.train.learning_rate:g}"
-    return f"{config.train.learning_rate:g} × alpha / rank = {effective_rate(config):.1e}"
+    rule = "alpha / √rank" if config.adapter.rslora else "alpha / rank"
+    return f"{config.train.learning_rate:g} × {rule} = {effective_rate(config):.1e}"
 
 
 def neat(value: float) -> float:

@@ -15,6 +15,7 @@ from . import (  # noqa: F401 (registers the rules)
     lint_loss,
     lint_masks,
     lint_optim,
+    lint_adapter,
     lint_photos,
     lint_prior,
     lint_training,

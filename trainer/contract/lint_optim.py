@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .config import TEXT_RATES, TrainConfig
-from .findings import Facts, Finding, effective_rate, neat, rate_in_words, rule, usual_rate
+from .findings import Facts, Finding, adapter_scale, effective_rate, neat, rate_in_words, rule, usual_rate
 from .optimizers import OPTIMIZERS, parse_options, written_options
 from .rates import loraplus_ratio
 from .schedule import decay_steps, ema_decay_at, steps_of, warmup_steps
@@ -21,7 +21,7 @@ def learning_rate_too_high(config: TrainConfig, facts: Facts) -> Iterator[Findin
     if OPTIMIZERS[config.train.optimizer].one_rate:
         return
     _, usual, high = usual_rate(config)
-    scale = config.adapter.alpha / config.adapter.rank
+    scale = adapter_scale(config)
     if effective_rate(config) > high:
         better = neat(usual / scale)
         yield Finding(
@@ -39,12 +39,12 @@ def learning_rate_too_low(config: TrainConfig, facts: Facts) -> Iterator[Finding
     if OPTIMIZERS[config.train.optimizer].one_rate:
         return
     low, usual, _ = usual_rate(config)
-    scale = config.adapter.alpha / config.adapter.rank
+    scale = adapter_scale(config)
     if effective_rate(config) < low:
         better = neat(usual / scale)
         fix: dict[str, Any] = {"train.learning_rate": better}
         label = f"Use {better:g}"
-        if scale < 1:
+        if scale < 1 and not config.adapter.rslora:
             fix, label = {"adapter.alpha": float(config.adapter.rank)}, f"Alpha = {config.adapter.rank}"
             if config.train.learning_rate < low:
                 fix["train.learning_rate"] = usual

@@ -22,7 +22,7 @@ from .prompt import prompts_of
 @rule
 def alpha_above_rank(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     rank, alpha = config.adapter.rank, config.adapter.alpha
-    if alpha > 2 * rank:
+    if alpha > 2 * rank and config.adapter.type != "oft":
         yield Finding(
             "warning",
             "adapter.alpha",
@@ -36,7 +36,7 @@ def alpha_above_rank(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
 @rule
 def rank_large_for_the_pictures(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     rank = config.adapter.rank
-    if facts.images and rank >= 64 and rank > 3 * facts.images:
+    if config.adapter.plain and facts.images and rank >= 64 and rank > 3 * facts.images:
         scale = config.adapter.alpha / rank
         yield Finding(
             "hint",
