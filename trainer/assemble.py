@@ -31,9 +31,9 @@ from .adapters import (
 from .contract.blocks import recounted
 from .contract.config import TEXT_RATES, TrainConfig
 from .contract.errors import RunError
-from .contract.families import Family, assistant_of
+from .contract.families import Family, assistant_of, block_maps
 from .contract.lora_header import encoders_in, read_lora_header
-from .contract.placing import Placing, placing
+from .contract.placing import Placing, of_a_guide, placing
 from .contract.rates import rate_of
 from .contract.runs import RunFolder
 from .contract.settings.adapter import AdapterSettings
@@ -171,6 +171,14 @@ def assemble(family: ModelFamily, config: TrainConfig, beside: Path, tell: Tell 
                 begin_from_base(encoders[part], config.adapter, config.train.seed + number)
             parts[part] = encoders[part]
     return Model(denoiser, parts, placed)
+
+
+def require_blocks(config: TrainConfig) -> None:
+    """Raise RunError(config) for lists by block that are of another U-Net's length: the linter can convert
+    those of guides, but nobody is to train other blocks than they believe."""
+    for blocks in block_maps(config.model.family, config.model.base)[:1]:
+        for name, (better, why) in of_a_guide(config.adapter, blocks).items():
+            raise RunError(f"adapter.{name}: {why} Write {better!r} if that is meant", "config")
 
 
 def place(adapter: AdapterSettings, row: Family, denoiser: nn.Module) -> Placing:

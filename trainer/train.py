@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from .adapters import lora_weights
-from .assemble import assemble, find_base, open_family, warm_start
+from .assemble import assemble, find_base, open_family, require_blocks, warm_start
 from .averages import Averages
 from .cache import LatentCache, Progress, encode_captions
 from .captions import Captions
@@ -116,6 +116,7 @@ def _train(
     require_libraries(config)
     require_optimizer(config, device)
     require_formats(config, dtype)
+    require_blocks(config)
     base = find_base(run, config, downloading)
     if base.remark:
         report.warning(base.remark)

@@ -184,3 +184,18 @@ def test_variants_of_captions_take_disk_and_little_ram() -> None:
     assert 0.5 < twenty.ram_gib - one.ram_gib < 1.0
     every_look = of(captions={"shuffle": True}, train={"steps": 200, "batch_size": 2})
     assert every_look.disk_gib - one.disk_gib == pytest.approx(350 * 4 / 1024, rel=0.05)
+
+
+def test_kinds_of_adapters_are_counted() -> None:
+    def parts(**adapter: object) -> dict[str, float]:
+        return plan(adapter=adapter).breakdown
+
+    lora = parts(rank=8)
+    assert parts(rank=8, type="loha")["lora"] == pytest.approx(2 * lora["lora"], rel=0.01)
+    assert parts(rank=8, type="lokr")["lora"] < 0.3 * lora["lora"]
+    # What it began as lies beside it, without gradients.
+    pissa = parts(rank=8, init="pissa")
+    assert pissa["lora"] == pytest.approx(2 * lora["lora"], rel=0.01)
+    assert pissa["gradients"] == lora["gradients"] and pissa["optimizer"] == lora["optimizer"]
+    assert parts(rank=8, block_weights="13-18: 0")["lora"] < 0.7 * lora["lora"]
+    assert parts(rank=8, type="loha")["activations"] > lora["activations"]  # whole weights are rebuilt

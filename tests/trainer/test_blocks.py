@@ -16,13 +16,14 @@ from trainer.assemble import assemble, place
 from trainer.contract.blocks import block_of
 from trainer.contract.errors import RunError
 from trainer.contract.families import SDXL, block_maps
+from trainer.contract.runs import RunFolder
 from trainer.contract.settings.adapter import AdapterSettings
 from trainer.families.base import family_class, load_family
 from trainer.families.ldm_single_file import sgm_name
 from trainer.families.sdxl import Family
 from trainer.source import resolve
 
-from .helpers import recipe
+from .helpers import recipe, train_here
 from .test_sdxl import full_size  # noqa: F401 (a fixture)
 
 CPU = torch.device("cpu")
@@ -153,3 +154,10 @@ def test_blocks_of_a_base_that_nobody_knows_are_counted(tmp_path: Path, photos: 
     config = recipe(base, photos, model=model, adapter={"block_ranks": "10-18: 8", "targets": "transformer"})
     with pytest.raises(RunError, match=r"block_ranks: there is no block 10-18; .* blocks 0 to 3"):
         assemble(family, config, tmp_path)
+
+
+def test_a_guides_list_is_refused_before_anything_is_loaded(tmp_path: Path, photos: Path) -> None:
+    run = RunFolder(tmp_path / "runs" / "guide")
+    run.create(recipe(Path("no/such/base"), photos, adapter={"block_ranks": ",".join("8" * 25)}))
+    with pytest.raises(RunError, match=r"block_ranks: .*25 values.*SDXL has 23.* Write '8,8"):
+        train_here(run)

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from . import (  # noqa: F401 (registers the rules)
+    lint_adapter,
     lint_captions,
     lint_dataset,
     lint_families,
     lint_loss,
     lint_masks,
     lint_optim,
-    lint_adapter,
     lint_photos,
     lint_prior,
     lint_training,

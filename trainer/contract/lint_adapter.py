@@ -191,7 +191,7 @@ def rslora_with_large_alpha(config: TrainConfig, facts: Facts) -> Iterator[Findi
         yield Finding(
             "warning",
             "adapter.alpha",
-            f"Alpha {adapter.alpha:g} of an rsLoRA at rank {adapter.rank} multiplies the LoRA by {scale:.3g}: "
+            f"Alpha {adapter.alpha:g} of an rsLoRA at rank {adapter.rank} multiplies it by {scale:.3g}: "
             f"alpha = √rank = {alpha:g} is what alpha = rank is without it.",
             {"adapter.alpha": alpha},
             f"Alpha = {alpha:g}",

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .adapter_size import adapter_size
 from .caption_pipeline import encoded_captions
 from .config import TrainConfig
-from .families import CATALOGUE, DEMO_BASE, assistant_of, first_base, known_base
+from .families import CATALOGUE, DEMO_BASE, assistant_of, block_maps, first_base, known_base
 from .length import batches_of, in_steps
 from .optimizers import OPTIMIZERS
 from .settings.model import Quantization
@@ -100,7 +101,8 @@ def estimate(
     base = known_base(config.model.family, config.model.base)
     denoiser_m, encoder_m, vae_m = (base and base.params) or family.params
     stored_gib, checkpointed_gib = (base and base.activation_gib) or family.activation_gib
-    per_rank = ((base and base.lora_params_per_rank) or family.lora_params_per_rank)[config.adapter.targets]
+    per_rank = (base and base.lora_params_per_rank) or family.lora_params_per_rank
+    blocks = block_maps(config.model.family, config.model.base)[0]
     native = base.resolution if base else family.resolution
     on_gpu = machine.vram_gib is not None
     plain = 2.0 if on_gpu and config.model.precision != "fp32" else 4.0
@@ -113,12 +115,14 @@ def estimate(
 
     # What is trained: LoRAs, their gradients and the optimizer's state, in the LoRA's number format.
     trained_text_m = _trained_text(config)
-    per_rank += TEXT_LORA_PER_RANK * trained_text_m
+    text_per_rank = TEXT_LORA_PER_RANK * trained_text_m
+    size = adapter_size(config.adapter, per_rank, blocks, denoiser_m * family.linear_share, text_per_rank)
     weight_bytes = 2 if config.adapter.precision == "bf16" else 4
-    lora = per_rank * 1e3 * config.adapter.rank * weight_bytes / GIB
+    gradients = size.trained * weight_bytes / GIB
+    lora = gradients + size.frozen * weight_bytes / GIB
     chosen = OPTIMIZERS[config.train.optimizer]
-    optimizer = lora * chosen.state_bytes(weight_bytes, config.adapter.rank) / weight_bytes
-    average = lora * 4 / weight_bytes if config.train.ema_decay else 0.0
+    optimizer = gradients * chosen.state_bytes(weight_bytes, config.adapter.rank) / weight_bytes
+    average = gradients * 4 / weight_bytes if config.train.ema_decay else 0.0
     checkpointing = config.train.gradient_checkpointing
     recompute = checkpointing == "on" or (checkpointing == "auto" and on_gpu)
     samples = area * config.train.batch_size
@@ -128,6 +132,7 @@ def estimate(
         activations += 0.1 * stored_gib * samples
     text_activations = TEXT_ACTIVATION_GIB * trained_text_m / 1e3 * config.train.batch_size
     activations += text_activations * (0.1 if recompute else 1.0)
+    activations += size.rebuilt * plain / GIB * (0.1 if recompute else 1.0)
     denoiser = weights(denoiser_m, config.model.quantize, family.linear_share)
     encoders = weights(encoder_m, config.model.quantize_text, TEXT_LINEAR_SHARE)
     vae = weights(vae_m)
@@ -151,7 +156,7 @@ def estimate(
         "vae": vae,
         "assistant": assistant,
         "lora": lora,
-        "gradients": lora,
+        "gradients": gradients,
         "optimizer": optimizer,
         "average": average,
         "activations": activations,
@@ -159,7 +164,7 @@ def estimate(
         "encoded": encoded,
         "context": context,
     }
-    training = denoiser + assistant + kept_text + 2 * lora
+    training = denoiser + assistant + kept_text + lora + gradients
     training += 0.0 if chosen.paged else optimizer  # pages leave the GPU when it is full
     training += 0.0 if config.train.ema_on_cpu else average
     phases = {
