@@ -16,6 +16,7 @@ from typing import Any
 
 import gradio as gr
 
+from studio.blocks import block_map_html
 from studio.bring import bring as read_brought
 from studio.bring import brought_html, taken_html
 from studio.bring import take as take_brought
@@ -127,6 +128,7 @@ def build(studio: Studio, project_id: Any) -> Page:
         base = form.fields["model.base"].note
         notes[base] = base_html(config) + settled_html(config, told) + notes[base]
         notes[form.fields["dataset.subsets"].note] += concepts_html(project, config)
+        notes[form.fields["adapter.block_weights"].note] += block_map_html(config)
         return {
             cards: cards_html(presets, judgement, project.damaged_recipe),
             summary: summary_html(config, judgement, problems, form),
