@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from dataset_tools.crop import render_crop
 from dataset_tools.images import ImageError, open_image
 from dataset_tools.likeness import Vector, change, copied_from, descriptor, likeness, thumbnail
 
-from .adapters import ADAPTER
+from .adapters import ADAPTER, change_norm
 from .contract.runs import RunFolder
 from .data import TrainImage, derived_seed
 from .report import Reporter
@@ -44,18 +44,6 @@ def block_of(module: str) -> str:
     return ".".join(parts[:end])
 
 
-def delta_norm(layer: Any) -> float:
-    """Frobenius norm of what the adapter adds to a layer's weight, ‖ΔW‖."""
-    if ADAPTER in getattr(layer, "lora_A", {}) and not getattr(layer, "use_dora", {}).get(ADAPTER):
-        # ‖BA‖² = tr(BᵀB · AAᵀ), which needs rank × rank matrices only.
-        down = layer.lora_A[ADAPTER].weight.detach().flatten(1).float()
-        up = layer.lora_B[ADAPTER].weight.detach().flatten(1).float()
-        squared = ((up.T @ up) * (down @ down.T)).sum().clamp_min(0)
-        return float(squared.sqrt()) * float(layer.scaling[ADAPTER])
-    delta: Tensor = layer.get_delta_weight(ADAPTER)
-    return float(delta.detach().float().norm())
-
-
 class Weights:
     """How far the LoRA has moved the weights, by block."""
 
@@ -75,7 +63,7 @@ class Weights:
     @torch.no_grad()
     def measure(self) -> dict[str, Any]:
         """``norm``: ‖ΔW‖ over everything; ``blocks``: {block: ‖ΔW‖ / ‖W‖}."""
-        deltas = {name: delta_norm(layer) for name, layer in self._layers.items()}
+        deltas = {name: change_norm(layer) for name, layer in self._layers.items()}
         squares: dict[str, list[float]] = {}
         for name, delta in deltas.items():
             sums = squares.setdefault(block_of(name), [0.0, 0.0])

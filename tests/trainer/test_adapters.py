@@ -15,6 +15,7 @@ from trainer.adapters import (
     LoraWeights,
     add_lora,
     begin_from_base,
+    change_norm,
     limit_norms,
     lora_off,
     lora_parameters,
@@ -162,6 +163,16 @@ def test_a_fresh_adapter_changes_nothing_learns_everywhere_and_can_be_switched_o
     assert all((a - b).abs().max() > 1e-3 for a, b in zip(model(*inputs()), before, strict=True))
     with lora_off(model):
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(model(*inputs()), before, strict=True))
+
+
+@every_kind
+def test_how_far_a_weight_has_moved(kind: str) -> None:
+    model = adapted(kind)
+    for name, weights in lora_weights({"": model}).items():
+        layer = model.get_submodule(name.removeprefix("."))
+        weight = layer.get_base_layer().weight.detach()  # type: ignore[operator, union-attr]
+        moved = float((weights.applied(weight) - weight).norm())
+        assert change_norm(layer) == pytest.approx(moved, rel=1e-4) and moved > 0.1
 
 
 def test_rslora_is_alpha_over_the_root_of_the_rank() -> None:

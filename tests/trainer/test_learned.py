@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.adapters import ADAPTER, add_lora, lora_parameters
+from trainer.adapters import ADAPTER, add_lora, change_norm, lora_parameters
 from trainer.contract.events import read_events
 from trainer.contract.runs import RunFolder
 from trainer.contract.settings.adapter import AdapterSettings
 from trainer.contract.verdict import verdict
-from trainer.learned import Weights, block_of, delta_norm
+from trainer.learned import Weights, block_of
 
 from .helpers import recipe, train_here
 
@@ -71,7 +71,7 @@ def test_norms_are_those_of_the_whole_matrices(tiny_base: Path) -> None:
     whole = 0.0
     for layer in layers.values():
         delta = layer.get_delta_weight(ADAPTER)
-        assert delta_norm(layer) == pytest.approx(float(delta.norm()), rel=1e-4)
+        assert change_norm(layer) == pytest.approx(float(delta.norm()), rel=1e-4)
         whole += float(delta.norm()) ** 2
     found = Weights({"unet": unet}).measure()
     assert found["norm"] == pytest.approx(whole**0.5, rel=1e-4)

@@ -16,7 +16,7 @@ from .layers import (
     parameter_names,
     read_weights,
 )
-from .norms import limit_norms
+from .norms import change_norm, limit_norms
 from .starts import WarmStart, begin_from_base, start_from
 from .switches import add_assistant, assistant_off, lora_off, trained_off
 from .weights import AdapterWeights, LohaWeights, LokrWeights, LoraWeights, OftWeights
@@ -36,6 +36,7 @@ __all__ = [
     "add_lora",
     "assistant_off",
     "begin_from_base",
+    "change_norm",
     "kept_tensors",
     "limit_norms",
     "lora_off",

@@ -185,10 +185,28 @@ def kept_tensors(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {name: parameter for name, parameter, _ in _named(parts)}
     for part, module in parts.items():
         for name, layer in adapter_layers(module).items():
-            if ADAPTER in getattr(layer, "scaling", {}):
-                rank = 1 if _is_whole_lokr(layer) else layer.r[ADAPTER]
-                tensors[f"{part}.{name}.alpha"] = torch.tensor(float(layer.scaling[ADAPTER] * rank))
+            if (alpha := _alpha(layer)) is not None:
+                tensors[f"{part}.{name}.alpha"] = alpha
     return tensors
+
+
+def _alpha(layer: Any) -> Tensor | None:
+    if ADAPTER not in getattr(layer, "scaling", {}):
+        return None
+    rank = 1 if _is_whole_lokr(layer) else layer.r[ADAPTER]
+    return torch.tensor(float(layer.scaling[ADAPTER] * rank))
+
+
+def layer_weights(layer: Any) -> AdapterWeights:
+    """The adapter of one layer, float32, where it is."""
+    tensors: dict[str, Tensor] = {}
+    for factor in FACTORS:
+        for adapter in (ADAPTER, START):
+            if adapter in getattr(layer, factor, ()):
+                held = getattr(layer, factor)[adapter]
+                tensors[f"{factor}.{adapter}"] = getattr(held, "weight", held).detach().float()
+    alpha = _alpha(layer)
+    return weights_of({"alpha": torch.tensor(1.0) if alpha is None else alpha, **tensors})
 
 
 def lora_weights(parts: Mapping[str, nn.Module]) -> dict[str, Any]:

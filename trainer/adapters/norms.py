@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .layers import ADAPTER, FACTORS, adapter_layers
+from .dora import dense_weight
+from .layers import ADAPTER, FACTORS, adapter_layers, layer_weights
+from .weights import LohaWeights, LokrWeights, LoraWeights
 
 
 @torch.no_grad()
@@ -20,12 +22,12 @@ def limit_norms(parts: Mapping[str, nn.Module], limit: float) -> int:
     scaled = 0
     for module in parts.values():
         for layer in adapter_layers(module).values():
-            factors = [_weight(getattr(layer, name)[ADAPTER]) for name in FACTORS if _has(layer, name)]
-            norm = change_norm(layer)
+            norm = product_norm(layer_weights(layer))
             if norm <= limit:
                 continue
+            factors = [getattr(layer, name)[ADAPTER] for name in FACTORS if _has(layer, name)]
             for factor in factors:
-                factor.mul_((limit / norm) ** (1 / len(factors)))
+                getattr(factor, "weight", factor).mul_((limit / norm) ** (1 / len(factors)))
             scaled += 1
     return scaled
 
@@ -34,17 +36,26 @@ def _has(layer: Any, name: str) -> bool:
     return name != "lora_magnitude_vector" and ADAPTER in getattr(layer, name, ())
 
 
-def _weight(factor: Any) -> Tensor:
-    weight: Tensor = getattr(factor, "weight", factor)
-    return weight
-
-
-def change_norm(layer: Any) -> float:
-    """The Frobenius norm of a layer's change; for a LoRA from the small Gram matrices of its two factors:
-    ‖B A‖² = ⟨BᵀB, A Aᵀ⟩."""
-    if hasattr(layer, "lora_A"):
-        down = layer.lora_A[ADAPTER].weight.flatten(1).float()
-        up = layer.lora_B[ADAPTER].weight.flatten(1).float()
+def product_norm(weights: Any) -> float:
+    """‖ΔW‖ of a product of factors, without a DoRA's magnitude: of a LoRA by ‖B A‖² = ⟨BᵀB, A Aᵀ⟩, which
+    needs rank × rank matrices only, and of a Kronecker product by that of its sides."""
+    if isinstance(weights, LoraWeights):
+        down, up = weights.down.flatten(1), weights.up.flatten(1)
         square = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0)
-        return float(layer.scaling[ADAPTER] * square.sqrt())
-    return float(layer.get_delta_weight(ADAPTER).float().norm())
+        return float(weights.scale * square.sqrt())
+    if isinstance(weights, LokrWeights):
+        return float(weights.scale * weights.side("w1").norm() * weights.side("w2").norm())
+    assert isinstance(weights, LohaWeights)
+    return float(weights.delta().norm())
+
+
+@torch.no_grad()
+def change_norm(layer: Any) -> float:
+    """How far a layer's weight has moved, ‖W' - W‖, by an adapter of whatever kind."""
+    weights = layer_weights(layer)
+    if isinstance(weights, LohaWeights | LokrWeights) or (
+        isinstance(weights, LoraWeights) and weights.magnitude is None
+    ):
+        return product_norm(weights)
+    weight = dense_weight(layer)
+    return float((weights.applied(weight) - weight).norm())
