@@ -11,7 +11,8 @@ from dataset_tools.tokens import Counter, estimated_tokens
 from trainer.contract.caption_pipeline import Look, Stages, stages
 from trainer.contract.config import TrainConfig
 from trainer.contract.families import CATALOGUE
-from trainer.contract.steps import Folder, balance, batches_per_epoch, looks_by_bucket
+from trainer.contract.length import batches_of, in_steps
+from trainer.contract.steps import Folder
 
 FIRST_EPOCHS = 3
 
@@ -54,9 +55,9 @@ def caption_previews(
     Exactly what the run draws, which trains on ``folders``. Only a tag warm-up moves on within an epoch,
     which is shown as it begins.
     """
+    batches = batches_of(config, folders) or 1  # all photos are left out
+    config = in_steps(config, batches)
     accumulation = config.train.gradient_accumulation
-    looks = looks_by_bucket(balance(folders))
-    batches = batches_per_epoch(looks, config.train.batch_size) or 1  # where all photos are left out
     epochs = math.ceil(config.train.steps * accumulation / batches)
     shown = sorted({*range(min(FIRST_EPOCHS, epochs)), epochs - 1})
     previews = []

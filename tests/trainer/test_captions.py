@@ -206,3 +206,14 @@ def test_what_is_made_of_captions_is_what_is_learnt(tiny_base: Path, tagged: Pat
         assert train_here(run)
         found.append(weights_hash(run, 2)[0])
     assert found[0] == found[1] and len(set(found)) == len(changes) - 1
+
+
+def test_a_preview_of_epochs_knows_how_many_there_are() -> None:
+    """Five photos in batches of two: three batches an epoch, and the warm-up is half of the run."""
+    train = {"epochs": 8, "batch_size": 2}
+    config = recipe(Path("x"), Path("x"), train=train, captions={"warmup_steps": 0.5})
+    folders = [Folder("zwx", (((64, 64), 1),) * 5)]
+    text = ", ".join("abcdefghi")
+    previews = caption_previews(text, config, {}, image_id="x", repeats=1, folders=folders)
+    assert [(one.epoch, one.step) for one in previews] == [(1, 0), (2, 3), (3, 6), (8, 21)]
+    assert [one.stages.caption.count(",") for one in previews] == [0, 2, 4, 8]

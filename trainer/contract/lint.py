@@ -29,6 +29,7 @@ __all__ = ["LEVELS", "RULES", "Facts", "Finding", "lint", "looks_per_picture"]
 
 IN_STEPS = (
     *(f"train.{name}" for name in ("steps", "warmup", "decay", "restarts", "ema_decay")),
+    *("captions.warmup_steps", "captions.variants"),
     "samples.every",
     "checkpoints.every",
 )
