@@ -72,6 +72,14 @@ def bring(files: Sequence[Path], draft: TrainConfig, pictures: int = 0) -> Broug
     return Brought(name, to_tables(parse(found)), imported)
 
 
+def sent(recipe: Any) -> Any:
+    """The tables that a button sent. Raises UserError for what none of ours did."""
+    try:
+        return json.loads(recipe)
+    except (TypeError, ValueError, RecursionError):
+        raise UserError("This is no recipe; reload the page.") from None
+
+
 def take(project: Project, tables: Any, preset: str) -> TrainConfig:
     """Make a whole recipe the draft; photos, and a trigger word that is already chosen, stay the project's.
 
@@ -92,8 +100,12 @@ def take(project: Project, tables: Any, preset: str) -> TrainConfig:
 
 
 def take_button(label: str, tables: dict[str, Any], preset: str = "", kind: str = "btn") -> str:
-    """A button that makes ``tables`` the draft, read by static/recipe.js."""
-    message = html.escape(json.dumps({"recipe": tables, "preset": preset}, ensure_ascii=False), quote=True)
+    """A button that makes ``tables`` the draft, read by static/recipe.js.
+
+    They travel as a text: Gradio takes any table with a "path", such as [dataset], for a file of its own.
+    """
+    recipe = json.dumps(tables, ensure_ascii=False)
+    message = html.escape(json.dumps({"recipe": recipe, "preset": preset}, ensure_ascii=False), quote=True)
     return f'<button type="button" class="{kind}" data-recipe="{message}">{html.escape(label)}</button>'
 
 

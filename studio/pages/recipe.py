@@ -18,7 +18,7 @@ import gradio as gr
 
 from studio.blocks import block_map_html
 from studio.bring import bring as read_brought
-from studio.bring import brought_html, taken_html
+from studio.bring import brought_html, sent, taken_html
 from studio.bring import take as take_brought
 from studio.context import Studio
 from studio.curve import curve_svg
@@ -195,11 +195,11 @@ def build(studio: Studio, project_id: Any) -> Page:
         message = event._data or {}
         with changing:
             project, merged, told = take_in(data)
-            if (tables := message.get("recipe")) is not None:
+            if (recipe := message.get("recipe")) is not None:
                 before = taken_html(merged.config, project.preset)
                 preset = str(message.get("preset", ""))
                 known_preset = any(one.key == preset for one in presets)
-                config = take_brought(project, tables, preset if known_preset else "")
+                config = take_brought(project, sent(recipe), preset if known_preset else "")
                 return {**replace_form(data[opened], project, config), report: before}
             if key := message.get("preset"):
                 config = choose_preset(project, merged.config, presets, str(key))

@@ -104,5 +104,6 @@ def test_what_is_no_recipe_is_said(page: RecipePage, project: Project, studio: S
     for name, text in (("a__json", "{}"), ("a__yaml", "x: !!python/name:os.system"), ("a__toml", "x = [")):
         report = str(page.answer("look", dropped(studio, **{name: text}))["recipe-report"])
         assert 'class="notice bad"' in report and "data-recipe" not in report
-    page.call("press", event={"recipe": {"train": {"steps": "many"}}})
+    for recipe in ('{"train": {"steps": "many"}}', "[" * 9, "7", 7):
+        page.call("press", event={"recipe": recipe})
     assert project.config() == before
