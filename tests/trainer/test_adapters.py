@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trainer.adapters import (
     ADAPTER,
     LoraWeights,
+    add_assistant,
     add_lora,
+    assistant_off,
     begin_from_base,
     change_norm,
     limit_norms,
@@ -22,6 +25,7 @@ from trainer.adapters import (
     lora_weights,
     nested_rank,
     start_from,
+    trained_off,
     use_rank,
 )
 from trainer.adapters.oft import block_size
@@ -321,3 +325,38 @@ def test_a_lora_begins_a_dora_without_a_change() -> None:
     weight = Two().linear.weight.detach()
     expected = bare[".linear"].applied(weight)
     assert torch.allclose(lora_weights({"": model})[".linear"].applied(weight), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr", "oft", "dylora"])
+def test_what_is_dropped_is_dropped_again_when_activations_are_recomputed(kind: str) -> None:
+    gradients = []
+    for recompute in (False, True):
+        model = adapted(kind, rank_dropout=0.3, module_dropout=0.3)
+        model.train()
+        use_rank({"": model}, ADAPTER, 2)
+        torch.manual_seed(4)
+        outputs = checkpoint(model, *inputs(), use_reentrant=False) if recompute else model(*inputs())
+        sum(y.square().mean() for y in outputs).backward()
+        gradients.append([p.grad for p in lora_parameters({"": model}).values()])
+    assert any(one is not None and one.any() for one in gradients[0])
+    for plain, again in zip(*gradients, strict=True):
+        assert torch.equal(plain, again)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "pissa"])
+def test_beside_an_assistant(kind: str) -> None:
+    """The assistant works while training and not while drawing; only what is trained has gradients."""
+    model, plain = adapted(kind), Two()
+    trained = model(*inputs())[0]
+    generator = torch.Generator().manual_seed(2)
+    lora = LoraWeights(torch.randn(3, 12, generator=generator), torch.randn(20, 3, generator=generator), 1.5)
+    add_assistant(model, {"linear": lora})
+    x, image = inputs()
+    assert not torch.allclose(model(x, image)[0], trained, atol=1e-2)
+    with assistant_off(model):
+        assert torch.allclose(model(x, image)[0], trained, atol=1e-5)
+    with trained_off(model), torch.no_grad():
+        plain.linear.weight.add_(lora.delta())
+        assert torch.allclose(model(x, image)[0], plain(x, image)[0], atol=1e-5)
+    free = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert free == {name.removeprefix(".") for name in lora_parameters({"": model})}
