@@ -14,15 +14,19 @@ from torch import nn
 
 from tests.tiny_families import KEYS, tiny
 from trainer.__main__ import main
+from trainer.adapters import add_lora, begin_from_base, change_norm, lora_parameters
 from trainer.after import weights_in
+from trainer.contract.errors import ConfigError
 from trainer.contract.families import CATALOGUE
-from trainer.contract.fields import dump_recipe
+from trainer.contract.fields import dump_recipe, parse
 from trainer.contract.runs import RunFolder
+from trainer.contract.settings.adapter import AdapterSettings
 from trainer.families.base import load_family
-from trainer.quantize import SMALLEST
+from trainer.quantize import SMALLEST, quantize
 from trainer.source import resolve
 
 from .helpers import Script, recipe, train_here, weights_hash
+from .kinds import KINDS
 
 CHOICES = {"int8": "torchao", "nf4": "bitsandbytes"}
 
@@ -101,3 +105,31 @@ def test_the_catalogue_knows_how_much_can_be_quantised(key: str) -> None:
         linear = [m.weight.numel() for m in denoiser.modules() if isinstance(m, nn.Linear)]
         share = sum(n for n in linear if n >= SMALLEST) / sum(p.numel() for p in denoiser.parameters())
         assert CATALOGUE[key].linear_share == pytest.approx(share, abs=0.05), base
+
+
+@pytest.mark.parametrize("quantization", CHOICES)
+@pytest.mark.parametrize("kind", ["dora", "pissa", "olora", "loha", "lokr", "oft"])
+def test_every_kind_of_adapter_over_it(kind: str, quantization: str) -> None:
+    """Nothing changes at the start, and three steps move every layer."""
+    pytest.importorskip(CHOICES[quantization])
+    if kind in ("loha", "lokr") and quantization == "nf4":
+        with pytest.raises(ConfigError, match=f"a {kind} cannot be trained over nf4"):
+            parse({"model": {"quantize": "nf4"}, "adapter": {"type": kind}})
+        return
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(128, 128), nn.GELU(), nn.Linear(128, 96)).requires_grad_(False)
+    model = quantize(layers, quantization, torch.device("cpu"))  # type: ignore[arg-type]
+    x = torch.randn(4, 128)
+    before = model(x)
+    settings = AdapterSettings(**{"rank": 4, "alpha": 4.0, **KINDS[kind]})
+    add_lora(model, settings, "0|2", seed=1)
+    if settings.init != "default":
+        begin_from_base(model, settings, 1)
+    assert torch.allclose(model(x), before, atol=1e-5)
+    optimizer = torch.optim.AdamW(lora_parameters({"": model}).values(), lr=1e-2)
+    for _ in range(3):
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert (model(x) - before).abs().max() > 0.02
+    assert all(change_norm(model[place]) > 0.05 for place in (0, 2))  # type: ignore[index]
