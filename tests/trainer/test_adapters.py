@@ -167,6 +167,7 @@ def test_a_fresh_adapter_changes_nothing_learns_everywhere_and_can_be_switched_o
     assert all((a - b).abs().max() > 1e-3 for a, b in zip(model(*inputs()), before, strict=True))
     with lora_off(model):
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(model(*inputs()), before, strict=True))
+    assert {p for n, p in model.named_parameters() if p.requires_grad} == set(trained.values())
 
 
 @every_kind

@@ -52,6 +52,10 @@ def activate(module: nn.Module, adapters: tuple[str, ...] = (*TRAINED, ASSISTANT
     """Let these of a model's adapters work; only what is trained has gradients."""
     for layer in lora_layers(module).values():
         layer.set_adapter([name for name in adapters if name in layer.lora_A])
+    _freeze_others(module)
+
+
+def _freeze_others(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if f".{ASSISTANT}." in name or f".{START}." in name:
             parameter.requires_grad_(False)
@@ -88,6 +92,7 @@ class lora_off:
     """Inside this block the denoiser behaves as the plain base model."""
 
     def __init__(self, denoiser: nn.Module) -> None:
+        self._denoiser = denoiser
         self._layers = list(adapter_layers(denoiser).values())
 
     def __enter__(self) -> None:
@@ -97,3 +102,4 @@ class lora_off:
     def __exit__(self, *exc: object) -> None:
         for layer in self._layers:
             layer.enable_adapters(True)
+        _freeze_others(self._denoiser)  # peft lets all that is active be trained
