@@ -38,11 +38,11 @@ class Brought:
     imported: Imported | None
 
 
-def bring(files: Sequence[Path], draft: TrainConfig, pictures: int = 0) -> Brought:
+def bring(files: Sequence[Path], draft: TrainConfig) -> Brought:
     """Read what was dropped: one recipe, and the files that it names. Raises UserError with one sentence.
 
     A recipe that names no base (sample prompts, a dataset file, a part of a recipe) changes ``draft`` where
-    it says something; any other is a whole recipe. ``pictures`` is the project's number, for epochs.
+    it says something; any other is a whole recipe.
     """
     if not files:
         raise UserError("Nothing was dropped; choose the recipe of another program.")
@@ -57,7 +57,7 @@ def bring(files: Sequence[Path], draft: TrainConfig, pictures: int = 0) -> Broug
     problems: list[ConfigError] = []
     for file in files:
         try:
-            read.append((file.name, read_foreign(file, among(files), pictures)))
+            read.append((file.name, read_foreign(file, among(files))))
         except ConfigError as error:
             problems.append(error)
     if not read:

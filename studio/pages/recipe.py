@@ -241,11 +241,7 @@ def build(studio: Studio, project_id: Any) -> Page:
         paths = [Path(file) for file in files or ()]
         try:
             with studio.uploads.taken(paths):
-                brought = read_brought(
-                    paths,
-                    draft(project, presets, gpu.state()),
-                    len(project.dataset().enabled_images()),
-                )
+                brought = read_brought(paths, draft(project, presets, gpu.state()))
         except UserError as error:
             return {report: notice_html(str(error), "bad"), bring: None}
         return {report: brought_html(brought), bring: None}

@@ -111,6 +111,7 @@ def test_there_and_back(tmp_path: Path) -> None:
         {"noise": {"offset": 0.05, "multires_iterations": 6, "input_perturbation": 0.1, "t_max": 0.8}},
         {"captions": {"shuffle": True, "keep_tokens_separator": "|||", "suffix": ", 4k"}},
         {"checkpoints": {"keep": 1}},
+        {"train": {"epochs": 12}, "checkpoints": {"every_epochs": 2}, "samples": {"every_epochs": 3}},
         {"loss": {"mask": "kohya", "mask_floor": 0.0}},
         {"dataset": {"buckets": "no_upscale"}},
         {"samples": {"prompts": [], "negative": ""}},

@@ -80,16 +80,6 @@ def test_a_part_of_a_recipe_changes_what_it_says(page: RecipePage, project: Proj
     assert (project.config().samples.width, project.config().train.steps) == (256, 900)
 
 
-def test_epochs_are_counted_with_the_projects_photos(
-    page: RecipePage, project: Project, studio: Studio
-) -> None:
-    photos = len(project.dataset().enabled_images())
-    command = "accelerate launch train_network.py --max_train_epochs=20 --train_data_dir=/elsewhere"
-    report = str(page.answer("look", dropped(studio, train__sh=command))["recipe-report"])
-    page.call("press", event=buttons(report)[0])
-    assert photos and project.config().train.steps == 20 * photos
-
-
 def test_files_that_a_recipe_names_are_dropped_with_it(studio: Studio, tmp_path: Path) -> None:
     command = KOHYA.strip() + " --sample_prompts=C:\\\\my\\\\prompts.txt --dataset_config=/etc/dataset.toml\n"
     texts = {"prompts__txt": "a boat --s 12\n", "train__sh": command}

@@ -116,9 +116,9 @@ def read_diffusers(options: dict[str, Any], script: str) -> Imported:
         if epochs is not None:
             found.leave("num_train_epochs", epochs, "max_train_steps is given, and wins")
     elif not is_off(epochs):
-        found.in_epochs("num_train_epochs", epochs, "train.steps")
+        found.keep("num_train_epochs", epochs, "train.epochs", epochs)
     else:
-        found.in_epochs("num_train_epochs (the scripts' default)", 1, "train.steps")
+        found.take("train.epochs", 1, "the scripts' default", "default")
     _take_schedule(found, options)
     take_optimizer(found, "optimizer", options.pop("optimizer", None))
     found.assume(
@@ -138,7 +138,7 @@ def read_diffusers(options: dict[str, Any], script: str) -> Imported:
     if (validation := options.pop("validation_prompt", None)) is not None:
         take_prompts(found, "validation_prompt", [PromptLine(prompt=str(validation))], {})
     if (every := options.pop("validation_epochs", None)) is not None:
-        found.in_epochs("validation_epochs", every, "samples.every")
+        found.keep("validation_epochs", every, "samples.every_epochs", every)
     follow(found, options, _TABLE)
     found.unknown(options)
     effective_rate(found)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,36 +44,9 @@ def among(files: Sequence[Path]) -> Beside:
     return lambda name: by_name.get(name.replace("\\", "/").rpartition("/")[2])
 
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic")
-_REPEATED = re.compile(r"(\d{1,3})_")
-
-
-def pictures_shown(folder: Path) -> int | None:
-    """How many pictures a folder shows, those in kohya's "10_zwx dog" ten times; None without it."""
-    if not folder.is_dir():
-        return None
-    shown = 0
-    for file in islice(folder.rglob("*"), 200_000):
-        if file.suffix.lower() in PICTURES:
-            repeated = _REPEATED.match(file.parent.name) if file.parent != folder else None
-            shown += int(repeated[1]) if repeated else 1
-    return shown
-
-
-def read_foreign(file: Path, beside: Beside | None = None, pictures: int | None = None) -> Imported:
-    """The recipe in a file of another program. Raises ConfigError with one sentence.
-
-    ``pictures``: how many will be trained on, for what is counted in epochs; None looks into the folder
-    that the file names.
-    """
-    imported = _read(file, beside or beside_file(file))
-    if pictures is None:
-        pictures = pictures_shown(file.parent / imported.get("dataset.path"))
-    imported.count(pictures)
-    return imported
-
-
-def _read(file: Path, beside: Beside) -> Imported:
+def read_foreign(file: Path, beside: Beside | None = None) -> Imported:
+    """The recipe in a file of another program. Raises ConfigError with one sentence."""
+    beside = beside or beside_file(file)
     ending = file.suffix.lower()
     if ending not in ENDINGS:
         known = ", ".join(ENDINGS)

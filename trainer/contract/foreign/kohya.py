@@ -194,7 +194,7 @@ def _take_duration(found: Imported, options: dict[str, Any]) -> None:
     steps, epochs = options.pop("max_train_steps", None), options.pop("max_train_epochs", None)
     leave_off(found, max_train_steps=steps, max_train_epochs=epochs)
     if not is_off(epochs):
-        found.in_epochs("max_train_epochs", epochs, "train.steps")
+        found.keep("max_train_epochs", epochs, "train.epochs", epochs)
         if not is_off(steps):
             found.leave("max_train_steps", steps, "max_train_epochs is given, and wins")
     elif not is_off(steps):
@@ -341,7 +341,7 @@ def _take_samples(found: Imported, options: dict[str, Any], beside: Beside) -> N
         elif ours:
             found.leave("sample_sampler", name, "the prompts name theirs")
     if not is_off(epochs):
-        found.in_epochs("sample_every_n_epochs", epochs, "samples.every")
+        found.keep("sample_every_n_epochs", epochs, "samples.every_epochs", epochs)
         if not is_off(steps):
             found.leave("sample_every_n_steps", steps, "sample_every_n_epochs is given, and wins")
     elif not is_off(steps):
@@ -359,7 +359,7 @@ def _take_saving(found: Imported, options: dict[str, Any]) -> None:
     if not is_off(steps):
         found.keep("save_every_n_steps", steps, "checkpoints.every", steps)
     if not is_off(epochs):
-        found.in_epochs("save_every_n_epochs", epochs, "checkpoints.every")
+        found.keep("save_every_n_epochs", epochs, "checkpoints.every_epochs", epochs)
     if not is_off(last):
         try:
             every = found.get("checkpoints.every")
@@ -368,7 +368,7 @@ def _take_saving(found: Imported, options: dict[str, Any]) -> None:
             found.miss("save_last_n_steps", last, str(problem))
         else:
             found.keep("save_last_n_steps", last, "checkpoints.keep", kept, "kohya counts steps, not files")
-    elif not is_off(steps) or not is_off(epochs):
+    elif is_off(options.get("save_last_n_epochs")) and not (is_off(steps) and is_off(epochs)):
         keep = found.get("checkpoints.keep")
         found.note(
             f"kohya keeps every file it saves; here the last {keep} checkpoints stay (checkpoints.keep)."

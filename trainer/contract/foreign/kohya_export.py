@@ -264,7 +264,11 @@ def _put_rates(made: Exported, config: TrainConfig, row: Family) -> None:
 
 def _put_training(made: Exported, config: TrainConfig) -> None:
     train = config.train
-    made.put("training", "max_train_steps", train.steps, "train.steps", train.steps)
+    if train.epochs:
+        made.put("training", "max_train_epochs", train.epochs, "train.epochs", train.epochs)
+        made.told.add("train.steps")
+    else:
+        made.put("training", "max_train_steps", train.steps, "train.steps", train.steps)
     name: str = train.scheduler
     if name == "constant" and train.warmup:
         name = "constant_with_warmup"
@@ -427,7 +431,9 @@ def _put_samples(made: Exported, config: TrainConfig, row: Family, stem: str) ->
             made.miss("samples.prompts", prompt.text, sentence)
     made.put("samples", "sample_prompts", file)
     made.tell("samples.prompts", list(samples.prompts), "sample_prompts", file, "with size and seed")
-    if samples.every:
+    if epochs := samples.every_epochs:
+        made.put("samples", "sample_every_n_epochs", epochs, "samples.every_epochs", epochs)
+    elif samples.every:
         made.put("samples", "sample_every_n_steps", samples.every, "samples.every", samples.every)
     made.put("samples", "sample_at_first", True)
 
@@ -436,9 +442,13 @@ def _put_saving(made: Exported, config: TrainConfig) -> None:
     every, keep = config.checkpoints.every, config.checkpoints.keep
     made.put("saving", "output_dir", "output")
     made.put("saving", "output_name", config.output.name, "output.name", config.output.name)
-    made.put("saving", "save_every_n_steps", every, "checkpoints.every", every)
-    last = max(1, (keep - 1) * every)  # 0 would keep them all
-    made.put("saving", "save_last_n_steps", last, "checkpoints.keep", keep, "steps, not files")
-    made.told.add("checkpoints.keep")
+    if epochs := config.checkpoints.every_epochs:
+        made.put("saving", "save_every_n_epochs", epochs, "checkpoints.every_epochs", epochs)
+        made.put("saving", "save_last_n_epochs", keep, "checkpoints.keep", keep)
+        made.told.add("checkpoints.every")
+    else:
+        made.put("saving", "save_every_n_steps", every, "checkpoints.every", every)
+        last = max(1, (keep - 1) * every)  # 0 would keep them all
+        made.put("saving", "save_last_n_steps", last, "checkpoints.keep", keep, "steps, not files")
     made.put("saving", "save_state", True)
     made.put("saving", "save_model_as", "safetensors")

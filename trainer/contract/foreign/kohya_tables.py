@@ -215,7 +215,7 @@ SAVING: Table = {
     "save_n_epoch_ratio": Absent("set checkpoints.every"),
     "save_state": Ignored("every checkpoint here can be resumed"),
     "save_state_on_train_end": Ignored("every checkpoint here can be resumed"),
-    "save_last_n_epochs": Absent("checkpoints.keep counts checkpoints"),
+    "save_last_n_epochs": To("checkpoints.keep"),
     "save_last_n_epochs_state": Absent("checkpoints.keep counts checkpoints"),
     "save_last_n_steps_state": Absent("checkpoints.keep counts checkpoints"),
     "no_metadata": Ignored("files always tell how they were made, without paths of this machine"),

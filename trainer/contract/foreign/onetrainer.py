@@ -154,9 +154,9 @@ def _take_text_rate(found: Imported, part: str, train: Any, rate: Any, trainable
 def _take_duration(found: Imported, options: dict[str, Any]) -> None:
     epochs = options.pop("epochs", None)
     if epochs is None:
-        found.in_epochs("epochs (OneTrainer's default)", 100, "train.steps")
+        found.take("train.epochs", 100, "OneTrainer's default", "default")
     else:
-        found.in_epochs("epochs", epochs, "train.steps")
+        found.keep("epochs", epochs, "train.epochs", epochs)
     name = options.pop("learning_rate_scheduler", None)
     take_scheduler(found, "learning_rate_scheduler", name, "constant", "OneTrainer")
     warmup = options.pop("learning_rate_warmup_steps", None)
@@ -428,7 +428,7 @@ def _take_interval(found: Imported, options: dict[str, Any], option: str, settin
     if unit == "STEP":
         found.keep(option, told, setting, every)
     elif unit == "EPOCH":
-        found.in_epochs(option, every, setting)
+        found.keep(option, told, f"{setting}_epochs", every)
     elif unit == "NEVER":
         found.leave(option, told, "off")
     else:

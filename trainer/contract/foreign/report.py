@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -31,8 +30,7 @@ class Line:
     """What became of one option.
 
     ``option`` and ``value`` are the other program's, ``setting`` and ``ours`` this one's; either pair may
-    be missing. ``why`` is a clause or a sentence. ``epochs`` is (setting in steps, epochs) of what waits for
-    the photos to be counted.
+    be missing. ``why`` is a clause or a sentence.
     """
 
     outcome: Outcome
@@ -41,7 +39,6 @@ class Line:
     setting: str = ""
     ours: Any = None
     why: str = ""
-    epochs: tuple[str, float] | None = None
 
     def __str__(self) -> str:
         there = f"{self.option} = {shown(self.value)}" if self.option else ""
@@ -130,32 +127,6 @@ class Imported:
         except Unusable:
             same = False
         self.lines.append(Line("kept" if same else "converted", option, value, setting, ours, why))
-
-    def in_epochs(self, option: str, value: Any, setting: str) -> None:
-        """An option in epochs, for a setting in steps; :meth:`count` turns it into them."""
-        try:
-            epochs = number(value)
-        except Unusable as problem:
-            self.miss(option, value, str(problem))
-            return
-        why = f"it is counted in steps here: {setting} = epochs × photos × repeats / batch size"
-        self.lines.append(Line("missing", option, value, why=why, epochs=(setting, epochs)))
-
-    def count(self, pictures: int | None) -> None:
-        """Epochs into steps, by how many pictures the photos' folder shows once; None: unknown."""
-        if not pictures:
-            return
-        looks = pictures * self.get("dataset.repeats")
-        batch = self.get("train.batch_size") * self.get("train.gradient_accumulation")
-        for place, line in enumerate(self.lines):
-            if line.epochs is not None:
-                setting, epochs = line.epochs
-                try:
-                    steps = self.put(setting, max(1, math.ceil(epochs * looks / batch)))
-                except Unusable:
-                    continue
-                why = f"{epochs:g} epochs × {looks} looks / batch {batch}; remainders of buckets add a few"
-                self.lines[place] = Line("converted", line.option, line.value, setting, steps, why)
 
     def leave(self, option: str, value: Any, why: str) -> None:
         self.lines.append(Line("ignored", option, value, why=why))

@@ -154,15 +154,15 @@ def _take_training(found: Imported, options: dict[str, Any]) -> None:
             found.leave("num_train_epochs", epochs, "max_train_steps is given, and wins")
     else:
         given = 1 if epochs is None else epochs
-        found.in_epochs("num_train_epochs", given, "train.steps")
+        found.keep("num_train_epochs", given, "train.epochs", given)
         if steps is not None:
             found.leave("max_train_steps", steps, "0: the epochs count")
     for option, setting in (
-        ("checkpoint_epoch_interval", "checkpoints.every"),
-        ("validation_epoch_interval", "samples.every"),
+        ("checkpoint_epoch_interval", "checkpoints.every_epochs"),
+        ("validation_epoch_interval", "samples.every_epochs"),
     ):
         if not is_off(every := options.pop(option, None)):
-            found.in_epochs(option, every, setting)
+            found.keep(option, every, setting, every)
     if "train_batch_size" not in options:
         found.take("train.batch_size", 4, "SimpleTuner's default", "default")
     name = options.pop("lr_scheduler", None)
