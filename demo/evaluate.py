@@ -122,20 +122,22 @@ def trigger_prompts(count: int, trigger: str = TRIGGER) -> list[str]:
     return prompts
 
 
-def evaluate_lora(
-    pipeline: StableDiffusionXLPipeline, lora: Path, painter: Painter, trigger: str, count: int
-) -> tuple[dict[str, float], dict[str, list[Image.Image]]]:
-    """Figures (distances to the pet, drifts) and the pictures behind them; base and LoRA share seeds."""
+Pictures = dict[str, list[Image.Image]]
+
+
+def asked_pictures(pipeline: StableDiffusionXLPipeline, trigger: str, count: int) -> Pictures:
+    """``count`` pictures each with the trigger, of another creature, and of a star; always the same seeds."""
     prompts = {
         "trigger": trigger_prompts(count, trigger),
         "creature": [OTHER_CREATURE] * count,
         "star": [STAR] * count,
     }
-    base = {name: generate(pipeline, texts) for name, texts in prompts.items()}
-    pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
-    tuned = {name: generate(pipeline, texts) for name, texts in prompts.items()}
-    pipeline.unload_lora_weights()
-    drawn = references(painter)
+    return {name: generate(pipeline, texts) for name, texts in prompts.items()}
+
+
+def compare(base: Pictures, tuned: Pictures, painter: Painter) -> dict[str, float]:
+    """Distances to the pet and drifts of the base and of a LoRA, from :func:`asked_pictures` of both."""
+    drawn, count = references(painter), len(base["trigger"])
     figures = {
         "base + trigger": pet_distance(base["trigger"], drawn),
         "LoRA + trigger": pet_distance(tuned["trigger"], drawn),
@@ -145,11 +147,21 @@ def evaluate_lora(
         "drift, another creature": drift(base["creature"], tuned["creature"]),
         "drift, star": drift(base["star"], tuned["star"]),
     }
-    figures["ratio LoRA / base"] = figures["LoRA + trigger"] / figures["base + trigger"]
-    images = {"pet": drawn}
-    for name in prompts:
+    return {**figures, "ratio LoRA / base": figures["LoRA + trigger"] / figures["base + trigger"]}
+
+
+def evaluate_lora(
+    pipeline: StableDiffusionXLPipeline, lora: Path, painter: Painter, trigger: str, count: int
+) -> tuple[dict[str, float], Pictures]:
+    """Figures of a LoRA file, and the pictures behind them."""
+    base = asked_pictures(pipeline, trigger, count)
+    pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
+    tuned = asked_pictures(pipeline, trigger, count)
+    pipeline.unload_lora_weights()
+    images: Pictures = {"pet": references(painter)}
+    for name in base:
         images |= {f"base {name}": base[name], f"LoRA {name}": tuned[name]}
-    return figures, images
+    return compare(base, tuned, painter), images
 
 
 def evaluate_base(

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from dataset_tools.crop import render_crop
 from dataset_tools.images import ImageError, open_image
 from dataset_tools.likeness import Vector, change, copied_from, descriptor, likeness, thumbnail
 
-from .adapters import ADAPTER, change_norm
+from .adapters import AdapterWeights, LoraWeights, lora_weights
+from .adapters.dora import dense_weight
+from .adapters.layers import adapter_layers
 from .contract.runs import RunFolder
 from .data import TrainImage, derived_seed
 from .report import Reporter
@@ -44,48 +45,50 @@ def block_of(module: str) -> str:
     return ".".join(parts[:end])
 
 
+def change_norm(weights: AdapterWeights, base: Tensor) -> float:
+    """Frobenius norm of what an adapter makes of a layer's weight, less that weight."""
+    if isinstance(weights, LoraWeights) and weights.magnitude is None:
+        # ‖BA‖² = tr(BᵀB · AAᵀ), which needs rank × rank matrices only.
+        down, up = weights.down.flatten(1).float(), weights.up.flatten(1).float()
+        squared = ((up.T @ up) * (down @ down.T)).sum().clamp_min(0)
+        return float(squared.sqrt()) * weights.scale
+    return float((weights.applied(base) - base).norm())
+
+
 class Weights:
-    """How far the LoRA has moved the weights, by block."""
+    """How far the adapter has moved the weights, by block."""
 
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
-        self._layers = {
+        self._parts = parts
+
+    def _layers(self) -> dict[str, Any]:
+        return {
             f"{part}.{name}": layer
-            for part, module in parts.items()
-            for name, layer in module.named_modules()
-            if isinstance(layer, BaseTunerLayer) and ADAPTER in _adapters(layer)
+            for part, module in self._parts.items()
+            for name, layer in adapter_layers(module).items()
         }
 
     @cached_property
     def _base_norms(self) -> dict[str, float]:
-        """‖W‖ of each adapted layer. Quantised weights are read by their own ``dequantize``."""
-        return {name: _norm(layer.get_base_layer()) for name, layer in self._layers.items()}
+        """‖W‖ of each adapted layer."""
+        return {name: float(dense_weight(layer).norm()) for name, layer in self._layers().items()}
 
     @torch.no_grad()
     def measure(self) -> dict[str, Any]:
         """``norm``: ‖ΔW‖ over everything; ``blocks``: {block: ‖ΔW‖ / ‖W‖}."""
-        deltas = {name: change_norm(layer) for name, layer in self._layers.items()}
+        layers, total = self._layers(), 0.0
         squares: dict[str, list[float]] = {}
-        for name, delta in deltas.items():
+        for name, weights in lora_weights(self._parts).items():
+            # The base's weight is read, and dequantised, where the kind of adapter needs it.
+            dense = isinstance(weights, LoraWeights) and weights.magnitude is None
+            base = torch.empty(0) if dense else dense_weight(layers[name]).float().cpu()
+            moved = change_norm(weights, base) ** 2
+            total += moved
             sums = squares.setdefault(block_of(name), [0.0, 0.0])
-            sums[0] += delta**2
+            sums[0] += moved
             sums[1] += self._base_norms[name] ** 2
         blocks = {block: round((moved / base) ** 0.5, 6) for block, (moved, base) in squares.items() if base}
-        return {"norm": sum(delta**2 for delta in deltas.values()) ** 0.5, "blocks": blocks}
-
-
-def _adapters(layer: BaseTunerLayer) -> set[str]:
-    return {name for kind in layer.adapter_layer_names for name in getattr(layer, kind, {})}
-
-
-def _norm(layer: nn.Module) -> float:
-    weight: Any = layer.weight
-    if hasattr(weight, "quant_state"):
-        from bitsandbytes.functional import dequantize_4bit
-
-        weight = dequantize_4bit(weight.data, weight.quant_state)
-    elif hasattr(weight, "dequantize") and not weight.is_floating_point():
-        weight = weight.dequantize()
-    return float(weight.detach().float().norm())
+        return {"norm": total**0.5, "blocks": blocks}
 
 
 class Pictures:

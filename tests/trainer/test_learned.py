@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from trainer.adapters import ADAPTER, add_lora, change_norm, lora_parameters
+from trainer.adapters import add_lora, lora_parameters
 from trainer.contract.events import read_events
 from trainer.contract.runs import RunFolder
 from trainer.contract.settings.adapter import AdapterSettings
@@ -58,25 +59,36 @@ def test_a_run_measures_pictures_and_weights(tiny_base: Path, photos: Path, tmp_
     assert verdict(events).sentences
 
 
-def test_norms_are_those_of_the_whole_matrices(tiny_base: Path) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [{}, {"type": "loha"}, {"type": "lokr"}, {"type": "oft"}, {"dora": True}, {"init": "pissa"}],
+    ids=str,
+)
+def test_norms_are_those_of_what_the_layers_do(tiny_base: Path, kind: dict[str, Any]) -> None:
+    """Against the answers of the linear layers to unit vectors, the columns of their weights."""
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(tiny_base / "unet")
-    targets = r".*(to_q|conv1)"
-    add_lora(unet, AdapterSettings(rank=3, alpha=6.0), targets, 0)
+    names = [name for name, _ in unet.named_modules() if name.endswith(("attn1.to_q", "attn2.to_k"))]
+    before = {name: layer.weight.detach().clone() for name, layer in unet.named_modules() if name in names}
+    settings = AdapterSettings.model_validate({"rank": 3, "alpha": 6.0, **kind})
+    add_lora(unet, settings, r".*(attn1\.to_q|attn2\.to_k)", 0)
+    parts: dict[str, Any] = {"unet": unet}
+    assert Weights(parts).measure()["norm"] == pytest.approx(0, abs=1e-4)
     with torch.no_grad():
-        for parameter in lora_parameters({"unet": unet}).values():
-            parameter.normal_()
-    layers = {name: layer for name, layer in unet.named_modules() if ADAPTER in getattr(layer, "lora_A", {})}
-    whole = 0.0
-    for layer in layers.values():
-        delta = layer.get_delta_weight(ADAPTER)
-        assert change_norm(layer) == pytest.approx(float(delta.norm()), rel=1e-4)
-        whole += float(delta.norm()) ** 2
-    found = Weights({"unet": unet}).measure()
-    assert found["norm"] == pytest.approx(whole**0.5, rel=1e-4)
-    name = "mid_block.attentions.0"
-    here = [layer for key, layer in layers.items() if key.startswith(name)]
-    moved = sum(float(layer.get_delta_weight(ADAPTER).norm()) ** 2 for layer in here)
-    base = sum(float(layer.get_base_layer().weight.norm()) ** 2 for layer in here)
-    assert found["blocks"][f"unet.{name}"] == pytest.approx((moved / base) ** 0.5, rel=1e-3)
+        for parameter in lora_parameters(parts).values():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    unet.eval()
+    layers = dict(unet.named_modules())
+    moved: dict[str, float] = {}
+    for name in names:
+        out = layers[name](torch.eye(before[name].shape[1])).T
+        bias = getattr(layers[name].base_layer, "bias", None)
+        out = out if bias is None else out - bias[:, None]
+        moved[name] = float((out - before[name]).norm()) ** 2
+    found = Weights(parts).measure()
+    assert found["norm"] == pytest.approx(sum(moved.values()) ** 0.5, rel=1e-3)
+    block = block_of(f"unet.{names[0]}")
+    here = [name for name in names if block_of(f"unet.{name}") == block]
+    share = sum(moved[name] for name in here) / sum(float(before[name].norm()) ** 2 for name in here)
+    assert found["blocks"][block] == pytest.approx(share**0.5, rel=1e-3)
