@@ -133,6 +133,12 @@ def require_prediction(settings: LossSettings, prediction: Prediction) -> None:
         )
 
 
+def left_to_unlearn(losses_B: Tensor, base_B: Tensor, limit: float) -> Tensor:
+    """What is minimised to unlearn, (B,): how far each loss is below ``limit`` times the base's own, and 0
+    from there on. Its gradient is that of the negated loss, or none: it is bounded, which -loss is not."""
+    return (limit * base_B - losses_B).clamp(min=0.0)
+
+
 def require_finite(what: str, values: Tensor, step: int, looks: Iterable[Sample]) -> None:
     """Raise RunError(nan), naming the pictures of the step, when one of ``values`` is not finite."""
     if not bool(values.isfinite().all()):

@@ -14,7 +14,7 @@ from .captions import Captions
 from .contract.config import TrainConfig
 from .data import Sample
 from .families.base import Geometry, ModelFamily, TextEmbeds
-from .losses import elementwise, flow_weights, huber_c, mse, per_sample, snr_weights
+from .losses import elementwise, flow_weights, huber_c, left_to_unlearn, mse, per_sample, snr_weights
 from .masks import mask_weights
 from .noising import drawn_noise, perturbed
 from .prior import base_alone, kept_caption
@@ -91,7 +91,11 @@ class Objective:
         second = self.second_look(samples, batch)
         prediction_BCHW = self.predict(batch.joined(second.batch) if second else batch)
         own_BCHW = prediction_BCHW[: len(samples)]
-        losses_B = per_sample(self.masked(own_BCHW, batch)) * self.weights(batch, samples)
+        losses_B = per_sample(self.masked(own_BCHW, batch))
+        if self.config.train.unlearn:
+            base_B = self.base_losses(batch, samples)
+            losses_B = left_to_unlearn(losses_B, base_B, self.config.train.unlearn_limit)
+        losses_B = losses_B * self.weights(batch, samples)
         if second:
             changes = mse(prediction_BCHW[len(samples) :], second.answer_BCHW)
             asked = torch.tensor(second.asked, device=self.device)
@@ -114,6 +118,13 @@ class Objective:
         mode, floor = self.config.loss.mask, self.config.loss.mask_floor
         losses_BCHW = self.elementwise(prediction_BCHW, batch)
         return losses_BCHW if mode == "off" else losses_BCHW * mask_weights(batch.mask_B1HW, mode, floor)
+
+    def base_losses(self, batch: Batch, samples: list[Sample]) -> Tensor:
+        """The losses that the base has without the LoRA, (B,), without gradients."""
+        with base_alone(self.model):
+            embeds = self.texts.embeds([self.captions.of(one) for one in samples])
+            plain = batch.part(list(range(len(samples))), embeds)
+            return per_sample(self.masked(self.predict(plain), batch))
 
     def weights(self, batch: Batch, samples: list[Sample]) -> Tensor:
         """How much each sample counts, (B,): its picture's own weight, and its time's."""

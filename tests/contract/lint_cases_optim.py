@@ -87,4 +87,11 @@ CASES = [
     Case("ema_never_reached", {"train.ema_decay": 0.999}, {"train.ema_decay": 0.99}, says=("1000 steps",)),
     Case("ema_too_short", {"train.ema_decay": 0.5}, {"train.ema_decay": 0.9}, says=("over 2 steps",)),
     Case("ema_in_ram_for_nothing", {"train.ema_on_cpu": True}, {}, says=("ema_decay is 0",)),
+    Case("unlearning_is_on", {"train.unlearn": True}, {}),
+    Case(
+        "unlearning_too_much",
+        {"train.unlearn": True, "train.unlearn_limit": 10},
+        {"train.unlearn": True, "train.unlearn_limit": 3},
+        says=("10 times",),
+    ),
 ]

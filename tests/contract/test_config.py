@@ -197,6 +197,8 @@ AWAY: dict[str, Any] = {
     "train.loraplus_text_ratio": 4.0,
     "train.decay": 250.0,
     "train.ema_decay": 0.99,
+    "train.unlearn": True,
+    "train.unlearn_limit": 3.0,
     "train.ema_on_cpu": True,
     "train.weight_decay": 0.1,
     "train.max_grad_norm": 0.3,

@@ -434,3 +434,32 @@ def ema_in_ram_for_nothing(config: TrainConfig, facts: Facts) -> Iterator[Findin
             {"train.ema_on_cpu": False},
             "Switch it off",
         )
+
+
+# Unlearning ------------------------------------------------------------------------------------------
+
+
+@rule
+def unlearning_is_on(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if config.train.unlearn:
+        kept = "" if config.prior.method != "none" else "; [prior] keeps the rest as it is meanwhile"
+        yield Finding(
+            "hint",
+            "train.unlearn",
+            f"The LoRA is trained away from these pictures, so that a base draws less like them{kept}.",
+            {"train.unlearn": False},
+            "Learn them instead",
+        )
+
+
+@rule
+def unlearning_too_much(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    limit = config.train.unlearn_limit
+    if config.train.unlearn and limit > 5:
+        yield Finding(
+            "warning",
+            "train.unlearn_limit",
+            f"Losses {limit:g} times the base's own are noise: everything else goes with what is unlearnt.",
+            {"train.unlearn_limit": 2.0},
+            "Use 2",
+        )

@@ -73,6 +73,13 @@ class TrainSettings(Section):
     ema_on_cpu: bool = setting(False, label="EMA in RAM")
     """Keep the average in RAM rather than on the GPU: saves as much memory as the LoRA has, and costs a
     little time."""
+    unlearn: bool = setting(False, label="Unlearn")
+    """Train away from the pictures instead of towards them: the loss is driven up, with a positive learning
+    rate, until each picture is told as badly as the limit below says. The curve then shows what is left to
+    unlearn, and ends at 0. Takes about a third longer, for the base is asked too."""
+    unlearn_limit: float = setting(2.0, label="Unlearn until", gt=1, le=100)
+    """How many times the base's own loss a picture's loss may reach while unlearning; from there on it no
+    longer pushes. This is what bounds unlearning: without it weights grow without end."""
     gradient_checkpointing: Literal["auto", "on", "off"] = setting("auto", label="Gradient checkpointing")
     """Recompute activations instead of storing them: far less memory, about a third slower.
     "auto" is on with a GPU and off on a CPU."""
