@@ -21,7 +21,9 @@ from dataset_tools.likeness import Vector, change, copied_from, descriptor, like
 from .adapters import AdapterWeights, LoraWeights, lora_weights
 from .adapters.dora import dense_weight
 from .adapters.layers import adapter_layers
+from .contract.events import current_events, read_events
 from .contract.runs import RunFolder
+from .contract.verdict import verdict
 from .data import TrainImage, derived_seed
 from .report import Reporter
 
@@ -138,3 +140,9 @@ class Pictures:
                         copied=round(copy.score, 4),
                         photo=self._photos[copy.photo][0] if self._photos else "",
                     )
+
+
+def say_verdict(run: RunFolder, report: Reporter) -> None:
+    """What was measured, in words, on the terminal; the Results page has it from the same events."""
+    for sentence in verdict(current_events(read_events(run.events)[0])).sentences:
+        report.say(sentence.text)

@@ -27,7 +27,7 @@ from .contract.settings.train import TrainSettings
 from .data import BatchPlan, frozen_images, frozen_trigger, photo_folder
 from .export import save_lora
 from .failures import explain
-from .learned import Pictures, Weights
+from .learned import Pictures, Weights, say_verdict
 from .losses import require_finite
 from .memory import describe, pick_device, pick_dtype, require_formats
 from .objective import Objective
@@ -236,6 +236,7 @@ def _train(
         lora = lora_weights(model.parts)
     save_lora(path, lora, family, config, trigger=trigger, step=state.step, base_name=base.name)
     report.saved(state.step, path.name)
+    say_verdict(run, report)
 
 
 def use_checkpointing(settings: TrainSettings, device: torch.device) -> bool:
