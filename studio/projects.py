@@ -30,6 +30,7 @@ from trainer.contract.errors import ConfigError, UserError
 from trainer.contract.families import CATALOGUE, known_base
 from trainer.contract.fields import dump_recipe, merge, parse, read_tables
 from trainer.contract.files import read_json, write_json, write_text
+from trainer.contract.hardware import CARDS
 from trainer.contract.runs import RunFolder, list_runs, slug
 
 if TYPE_CHECKING:
@@ -82,6 +83,15 @@ class Project:
 
     def set_preset(self, name: str) -> None:
         self._update_card(preset=name)
+
+    @property
+    def memory_gib(self) -> int:
+        """Of the card that the draft recipe was made to fit, 0 if none."""
+        memory = self._card().get("memory_gib")
+        return memory if memory in CARDS else 0
+
+    def set_memory_gib(self, memory_gib: int) -> None:
+        self._update_card(memory_gib=memory_gib)
 
     @property
     def damaged_recipe(self) -> str:

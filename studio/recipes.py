@@ -17,6 +17,7 @@ from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError, UserError
 from trainer.contract.families import CATALOGUE, DEMO_BASE, family_of, known_base
 from trainer.contract.fields import dump_recipe, flatten, merge, parse, to_tables
+from trainer.contract.hardware import for_card, memory_of
 from trainer.contract.length import batches_of, in_steps, length_in_words
 from trainer.contract.lint import Facts, Finding, lint, looks_per_picture
 from trainer.contract.lora_header import start_from_facts
@@ -99,7 +100,7 @@ def verdict(
     facts = facts_of(project, config, gpu)
     findings = lint(config, facts)
     preset = next((preset for preset in presets if preset.key == project.preset), None)
-    reference = preset.apply(config) if preset else None
+    reference = fitted(project, preset.apply(config)) if preset else None
     changed = 0
     if reference:
         usual = flatten(reference)
@@ -261,11 +262,26 @@ def choose_preset(project: Project, config: TrainConfig, presets: list[Preset], 
     preset = next((preset for preset in presets if preset.key == key), None)
     if preset is None:
         raise UserError(f"There is no preset {key[:80]!r}; reload the page.")
-    config = preset.apply(config)
+    config = fitted(project, preset.apply(config))
     with changing:
         keep_draft(project, config)
         project.set_preset(preset.key)
     return config
+
+
+def choose_card(project: Project, config: TrainConfig, presets: list[Preset], memory_gib: int) -> TrainConfig:
+    """Make the draft fit a card, or as the preset has it with 0; all but the memory settings stay."""
+    preset = next((preset for preset in presets if preset.key == project.preset), None)
+    with changing:
+        project.set_memory_gib(memory_gib)
+        config = fitted(project, memory_of(config, preset.apply(config)) if preset else config)
+        keep_draft(project, config)
+    return config
+
+
+def fitted(project: Project, config: TrainConfig) -> TrainConfig:
+    """The recipe as it fits the card that was chosen, if one was."""
+    return for_card(config, project.memory_gib) if project.memory_gib else config
 
 
 def rename_trigger(project: Project, presets: list[Preset], old: str, new: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic
-from typing import Any
+from typing import Any, get_args
 
 import gradio as gr
 
@@ -42,6 +42,7 @@ from studio.recipes import (
     Verdict,
     about_base,
     changing,
+    choose_card,
     choose_preset,
     draft,
     export_text,
@@ -55,7 +56,8 @@ from trainer.contract.errors import UserError
 from trainer.contract.families import CATALOGUE, DEMO_BASE, known_base
 from trainer.contract.fields import RECORDS, Record, flatten
 from trainer.contract.foreign.importing import ENDINGS
-from trainer.contract.presets import Preset, load_presets
+from trainer.contract.hardware import CARDS, missing_gib, nearest_card
+from trainer.contract.presets import Pace, Preset, load_presets
 
 from . import Message, Page, project_of, served, shows_errors
 
@@ -130,7 +132,8 @@ def build(studio: Studio, project_id: Any) -> Page:
         notes[form.fields["dataset.subsets"].note] += concepts_html(project, config)
         notes[form.fields["adapter.block_weights"].note] += block_map_html(config)
         return {
-            cards: cards_html(presets, judgement, project.damaged_recipe),
+            cards: presets_html(presets, judgement, project.damaged_recipe)
+            + memory_html(merged.config, project.memory_gib, gpu.state()),
             summary: summary_html(config, judgement, problems, form),
             start: gr.update(interactive=not problems and not judgement.blockers),
             known: known_text(merged.known, told),
@@ -201,6 +204,9 @@ def build(studio: Studio, project_id: Any) -> Page:
                 known_preset = any(one.key == preset for one in presets)
                 config = take_brought(project, sent(recipe), preset if known_preset else "")
                 return {**replace_form(data[opened], project, config), report: before}
+            if (memory_gib := message.get("card")) in (0, *CARDS):
+                config = choose_card(project, merged.config, presets, int(memory_gib))
+                return replace_form(data[opened], project, config)
             if key := message.get("preset"):
                 config = choose_preset(project, merged.config, presets, str(key))
                 return replace_form(data[opened], project, config)
@@ -289,24 +295,32 @@ def other_tab(elsewhere: Iterable[str]) -> str:
     return f"Another tab changed {names}; look at what is shown now, and start again."
 
 
-def cards_html(presets: list[Preset], judgement: Verdict, damaged: str = "") -> str:
-    """The presets side by side, those of other bases when asked for, and a line on the chosen one; before
-    them, where a damaged recipe went."""
+def card_html(preset: Preset, chosen: Preset | None, other: bool = False) -> str:
+    train, adapter = preset.values.get("train", {}), preset.values.get("adapter", {})
+    length = f"{train['epochs']} epochs" if train.get("epochs") else f"{train.get('steps', '–')} steps"
+    return (
+        f'<button type="button" class="preset{" other" if other else ""}" '
+        f'data-preset="{html.escape(preset.key, quote=True)}" aria-pressed="{pressed(preset == chosen)}">'
+        f"<b>{html.escape(preset.title)}</b><span>{html.escape(preset.summary)}</span>"
+        f"<small>rank {adapter.get('rank', '–')} · {length}</small></button>"
+    )
+
+
+def pressed(is_chosen: bool) -> str:
+    return "true" if is_chosen else "false"
+
+
+def presets_html(presets: list[Preset], judgement: Verdict, damaged: str = "") -> str:
+    """A card for each goal, those of other bases and the guides' when asked for; a line on the chosen one and
+    its other paces; before them, where a damaged recipe went."""
     usual = {DEMO_BASE, Counter(preset.base for preset in presets).most_common(1)[0][0]}
     cards, others = [], []
     chosen = judgement.preset
-    for preset in presets:
-        train, adapter = preset.values.get("train", {}), preset.values.get("adapter", {})
-        facts = f"rank {adapter.get('rank', '–')} · {train.get('steps', '–')} steps"
-        pressed = "true" if chosen and preset.key == chosen.key else "false"
-        other = " other" if preset.base not in usual else ""
-        key = html.escape(preset.key, quote=True)
-        cards.append(
-            f'<button type="button" class="preset{other}" data-preset="{key}" '
-            f'aria-pressed="{pressed}"><b>{html.escape(preset.title)}</b>'
-            f"<span>{html.escape(preset.summary)}</span><small>{html.escape(facts)}</small></button>"
-        )
-        others += [CATALOGUE[preset.family].label] if other else []
+    for goal in [preset for preset in presets if preset.group == "goals" and preset.key == preset.goal]:
+        other = goal.base not in usual
+        shown = chosen if chosen and chosen.goal == goal.key else goal
+        cards.append(card_html(shown, chosen, other))
+        others += [CATALOGUE[goal.family].label] if other else []
     if others:
         families = [name for name in dict.fromkeys(others) if name != CATALOGUE[presets[0].family].label]
         cards.append(
@@ -330,7 +344,52 @@ def cards_html(presets: list[Preset], judgement: Verdict, damaged: str = "") -> 
         "and this one starts from the preset.",
         "warn",
     )
-    return f'{lost}<div class="presets">{"".join(cards)}</div><p class="preset-line">{line}</p>'
+    guides = [preset for preset in presets if preset.group == "guides"]
+    opened = " open" if chosen in guides else ""
+    theirs = "".join(card_html(preset, chosen) for preset in guides)
+    return (
+        f'{lost}<div class="presets">{"".join(cards)}</div>{paces_html(presets, chosen)}'
+        f'<details class="guides"{opened}><summary>From guides ({len(guides)})</summary>'
+        f'<div class="presets">{theirs}</div></details><p class="preset-line">{line}</p>'
+    )
+
+
+def paces_html(presets: list[Preset], chosen: Preset | None) -> str:
+    """The chosen goal's paces, where it has several."""
+    paces = {preset.pace: preset for preset in presets if chosen and preset.goal == chosen.goal}
+    if len(paces) < 2:
+        return ""
+    buttons = "".join(
+        f'<button type="button" class="chip" data-preset="{html.escape(paces[pace].key, quote=True)}" '
+        f'aria-pressed="{pressed(paces[pace] == chosen)}">{pace.capitalize()}</button>'
+        for pace in get_args(Pace)
+        if pace in paces
+    )
+    return f'<p class="chips choices" role="group" aria-label="Pace"><span>Pace</span>{buttons}</p>'
+
+
+def memory_html(config: TrainConfig, memory_gib: int, gpu: Mapping[str, Any] | None) -> str:
+    """Cards that the recipe can be made to fit; this machine's is marked, the chosen one lets go again."""
+    mine = nearest_card(gpu["total_gib"]) if gpu else 0
+    buttons = "".join(
+        f'<button type="button" class="chip" data-card="{0 if card == memory_gib else card}" '
+        f'aria-pressed="{pressed(card == memory_gib)}">{card} GB{here}</button>'
+        for card, here in ((card, " · this GPU" if card == mine else "") for card in CARDS)
+    )
+    said = ""
+    if memory_gib:
+        missing = missing_gib(config, memory_gib)
+        said = f"Made to fit {memory_gib} GB: less memory, more time."
+        if missing:
+            said = (
+                f"Even with all savings it does not fit {memory_gib} GB; take a smaller base, a lower "
+                "resolution or a lower rank."
+            )
+        said = f'<span class="said{" bad" if missing else ""}" role="status">{said}</span>'
+    return (
+        '<p class="chips choices" role="group" aria-label="Graphics memory"><span>Graphics memory</span>'
+        f"{buttons}{said}</p>"
+    )
 
 
 def settled_html(config: TrainConfig, settled: Mapping[str, str]) -> str:

@@ -85,11 +85,12 @@
         const found = event.target.closest(`#recipe-page ${selector}`);
         if (found) return act(found);
       }
-      const button = event.target.closest("#recipe-page :is([data-set], [data-preset], [data-recipe], [data-export])");
+      const button = event.target.closest("#recipe-page :is([data-set], [data-preset], [data-card], [data-recipe], [data-export])");
       if (!button) return;
       soon();
       if (button.dataset.recipe === "") { button.closest(".brought").remove(); return; }
       if (button.dataset.recipe) return tell(JSON.parse(button.dataset.recipe));
+      if (button.dataset.card) return tell({ card: Number(button.dataset.card) });
       if (button.dataset.preset) return tell({ preset: button.dataset.preset });
       if (button.dataset.set) return tell({ set: JSON.parse(button.dataset.set) });
       const answer = await studio.call(server.export({ project: studio.project() }));

@@ -236,6 +236,40 @@ def test_a_preset_fills_the_form(page: RecipePage, project: Project) -> None:
     assert 'data-preset="sdxl-style" aria-pressed="true"' in str(page.values[page.by_id["recipe-presets"]])
 
 
+def test_a_card_is_put_over_every_goal(page: RecipePage, project: Project) -> None:
+    page.call("press", event={"preset": "sdxl-style"})
+    page.call("check", train_seed="7")
+    page.call("press", event={"card": 8})
+    config = project.config()
+    assert (config.train.batch_size, config.train.gradient_accumulation) == (1, 2)
+    assert (config.model.quantize, config.train.seed) == ("int8", 7), "and what was typed stays"
+    assert 'data-card="0" aria-pressed="true">8 GB' in page.cards and "Made to fit 8 GB" in page.cards
+    assert "1 setting is changed" in page.cards, "only the seed"
+    page.call("press", event={"preset": "sdxl-person"})
+    assert project.config().model.quantize == "int8", "another goal is made to fit too"
+    page.call("press", event={"preset": "flux-subject"})
+    assert "does not fit 8 GB" in page.cards
+    page.call("press", event={"preset": "sdxl-style"})
+    page.call("press", event={"card": 0})
+    config = project.config()
+    assert (config.train.batch_size, config.model.quantize) == (2, "none")
+    assert "is changed" not in page.cards and "Made to fit" not in page.cards
+    page.call("press", event={"card": "8"})
+    assert project.memory_gib == 0, "no card of that name"
+
+
+def test_a_goal_has_one_card_and_its_paces(page: RecipePage, project: Project) -> None:
+    assert page.cards.count('class="preset" data-preset="sdxl-person') == 1
+    page.call("press", event={"preset": "sdxl-person"})
+    assert 'data-preset="sdxl-person-careful" aria-pressed="false">Careful' in page.cards
+    page.call("press", event={"preset": "sdxl-person-careful"})
+    assert page.cards.count('class="preset" data-preset="sdxl-person') == 1
+    assert 'data-preset="sdxl-person-careful" aria-pressed="true">Careful' in page.cards
+    assert '<details class="guides"><summary>From guides (6)' in page.cards
+    page.call("press", event={"preset": "sd35-guide-rank128"})
+    assert '<details class="guides" open>' in page.cards and 'aria-label="Pace"' not in page.cards
+
+
 @pytest.mark.parametrize("mark", ["", "luna", "other 01234567"])
 def test_nothing_is_kept_before_the_whole_recipe_is_there(
     project: Project, page: RecipePage, mark: str

@@ -40,6 +40,8 @@ LATENT_GIB = 1 / 1024
 """Of a picture of a megapixel, as it is cached: 16 channels in 32 bits at an eighth of the side."""
 CAPTIONS_IN_MEMORY_GIB = 1.0
 """Encoded captions that are held in RAM; more stay on disk."""
+HEADROOM = 0.95
+"""Share of a card's memory that may be used."""
 TILE = 512
 """Side in pixels of the tiles that a picture is decoded in."""
 
@@ -125,7 +127,8 @@ def estimate(
     average = gradients * 4 / weight_bytes if config.train.ema_decay else 0.0
     checkpointing = config.train.gradient_checkpointing
     recompute = checkpointing == "on" or (checkpointing == "auto" and on_gpu)
-    samples = area * config.train.batch_size
+    # To keep what the base draws, pictures are shown twice, in the same pass.
+    samples = area * config.train.batch_size * (2 if config.prior.method == "output" else 1)
     activations = (checkpointed_gib if recompute else stored_gib) * samples
     if recompute:
         # One block is recomputed, and so stored, at a time: about a tenth of the network.
@@ -178,7 +181,7 @@ def estimate(
     in_ram = (optimizer if chosen.paged else 0.0) + (average if config.train.ema_on_cpu else 0.0)
     peak = max(phases.values())
     passing = weights(max(denoiser_m, encoder_m)) + 2.0 if on_gpu else peak + 1.0
-    fits = None if machine.vram_gib is None else peak <= machine.vram_gib * 0.95
+    fits = None if machine.vram_gib is None else peak <= machine.vram_gib * HEADROOM
     warnings = []
     if fits is False:
         worst = max(phases, key=lambda phase: phases[phase])

@@ -3,6 +3,9 @@
 A file has a ``[preset]`` table (what it is for, in plain words) and any of a recipe's tables. Choosing
 a preset starts from the defaults, so that nothing of an earlier choice lingers, and keeps what is the
 user's own: the photos, the trigger word, the name of the file, a base model they brought.
+
+A goal has one file for each pace. The fast and the careful one are written as what they change of the
+balanced one, which they name (``of``).
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,6 +23,9 @@ from .families import DEMO_BASE, known_base
 from .fields import SECTIONS, merge, parse, read_tables, to_tables
 
 PRESETS_DIR = Path(__file__).resolve().parents[2] / "presets"
+
+Pace = Literal["fast", "balanced", "careful"]
+Group = Literal["goals", "guides"]
 
 OWN = {
     "dataset": ("path", "trigger"),
@@ -33,11 +39,14 @@ class _Head(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    of: str = ""
     title: str = Field(min_length=1)
     summary: str = Field(min_length=1)
     source: str = Field(min_length=1)
     caveat: str = ""
     order: int = 100
+    group: Group = "goals"
+    pace: Pace = "balanced"
     prompts: tuple[str, ...] = ()
 
 
@@ -48,6 +57,8 @@ class Preset:
     Attributes:
         key: the file's name without its ending.
         summary, source, caveat: plain sentences: what it is for, where its numbers come from, what to mind.
+        group: whether it is ours, for a goal, or the recipe of a published guide.
+        goal: the key of the balanced preset of the same goal; its own where it has no other pace.
         prompts: sample prompts in which ``{trigger}`` stands for the trigger word.
         values: the partial recipe.
     """
@@ -58,6 +69,9 @@ class Preset:
     source: str
     caveat: str
     order: int
+    group: Group
+    goal: str
+    pace: Pace
     prompts: tuple[str, ...]
     values: Mapping[str, Mapping[str, Any]]
 
@@ -90,10 +104,22 @@ class Preset:
         return parse(values)
 
 
+def _tables_of(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(recipe, head) of a file, over those of the preset it is made from."""
+    tables = read_tables(path)
+    head = tables.pop("preset", {})
+    if isinstance(head, dict) and (other := head.get("of")):
+        source = path.with_name(f"{other}.toml")
+        if source == path or not source.is_file():
+            raise ConfigError({"preset": f"{path.name}: [preset] of: there is no other preset {other!r}"})
+        their_tables, their_head = _tables_of(source)
+        return merge(their_tables, tables), {**their_head, **head}
+    return tables, head
+
+
 def load_preset(path: Path) -> Preset:
     """Read one file. Raises ConfigError when the head or the partial recipe is wrong."""
-    tables = read_tables(path)
-    head_table = tables.pop("preset", {})
+    tables, head_table = _tables_of(path)
     try:
         head = _Head.model_validate(head_table)
     except ValidationError as error:
@@ -116,6 +142,9 @@ def load_preset(path: Path) -> Preset:
         source=head.source,
         caveat=head.caveat,
         order=head.order,
+        group=head.group,
+        goal=head.of if head.pace != "balanced" else path.stem,
+        pace=head.pace,
         prompts=head.prompts,
         values=values,
     )
