@@ -12,7 +12,9 @@ from dataset_tools.captions import missing_trigger
 from dataset_tools.crop import fit_to_buckets
 from dataset_tools.dataset import ImageRecord, Size
 from dataset_tools.folder import Photos, load_photos
+from trainer.contract.held_out import held_out
 from trainer.contract.settings.dataset import DatasetSettings
+from trainer.contract.settings.validation import ValidationSettings
 from trainer.contract.steps import Folder
 
 
@@ -25,10 +27,17 @@ class Concept:
     repeats: int = 1
     regularisation: bool = False
     weight: float = 1.0
+    held_share: float = 0.0
+    """of the pictures, that are not trained on but measured on (:func:`trainer.contract.held_out.held_out`);
+    1 for the folder of validation.path."""
 
 
-def concepts_of(settings: DatasetSettings, root: Path, beside: Path) -> tuple[Concept, ...]:
-    """The folder ``root`` that dataset.path names, then those of dataset.subsets, looked up in ``beside``."""
+def concepts_of(
+    settings: DatasetSettings, validation: ValidationSettings, root: Path, beside: Path
+) -> tuple[Concept, ...]:
+    """The folder ``root`` that dataset.path names, then those of dataset.subsets and that of validation.path,
+    looked up in ``beside``."""
+    share = validation.held_share
     others = (
         Concept(
             (beside / Path(one.path).expanduser()).resolve(),
@@ -36,10 +45,15 @@ def concepts_of(settings: DatasetSettings, root: Path, beside: Path) -> tuple[Co
             one.repeats,
             one.regularisation,
             one.weight,
+            0.0 if one.regularisation else share,
         )
         for one in settings.subsets
     )
-    return (Concept(root, settings.trigger, settings.repeats), *others)
+    own = Concept(root, settings.trigger, settings.repeats, held_share=share)
+    if not (validation.every and validation.path):
+        return (own, *others)
+    measured = (beside / Path(validation.path).expanduser()).resolve()
+    return (own, *others, Concept(measured, settings.trigger, held_share=1.0))
 
 
 @dataclass(frozen=True)
@@ -58,12 +72,17 @@ def survey(
     concepts: Sequence[Concept], buckets: Buckets, load: Callable[[Path], Photos] = load_photos
 ) -> Survey:
     """Look through the folders. Raises DatasetError for one that is not there or holds nothing."""
-    folders, notes, faces = [], list[str](), 0
+    folders, notes, faces, measured = [], list[str](), 0, 0
     missing, texts, leaking, masks, first = 0, list[str](), 0, 0, ""
     for number, concept in enumerate(concepts):
         photos = load(concept.folder)
         notes += photos.notes
         records = photos.dataset.enabled_images()
+        chosen = held_out([one.sha256 for one in records], concept.held_share)
+        measured += sum(one.sha256 in chosen for one in records)
+        records = tuple(one for one in records if one.sha256 not in chosen)
+        if concept.held_share == 1:
+            continue
         trigger = concept.trigger or photos.dataset.trigger
         if not number:
             first = trigger
@@ -82,6 +101,7 @@ def survey(
     trained = [folder for folder in folders if not folder.regularisation]
     facts = {
         "images": sum(len(folder.pictures) for folder in trained),
+        "held_out": measured,
         "masks": masks,
         "captions_missing_trigger": missing,
         "distinct_captions": len(set(texts)),

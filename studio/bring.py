@@ -24,7 +24,7 @@ from .projects import Project
 from .recipes import changing, keep_draft
 
 MAX_FILES = 10
-ELSEWHERE = {"dataset": ("path", "subsets")}
+ELSEWHERE = {"dataset": ("path", "subsets"), "validation": ("path",)}
 """Settings of another machine's folders, which a project of the studio has its own for."""
 SHOWN_AT_ONCE = ("missing", "unknown", "converted", "default", "note")
 

@@ -36,6 +36,7 @@ SECTION_TITLES = {
     "loss": "Loss",
     "noise": "Noise",
     "prior": "Prior preservation",
+    "validation": "Validation",
     "samples": "Sample images",
     "checkpoints": "Checkpoints",
     "output": "Result",

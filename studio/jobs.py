@@ -87,8 +87,12 @@ class Supervisor:
                     ),
                 }
             )
+            validation = config.validation
+            if validation.path:
+                path = seen_from(run.path, project.folder(validation.path))
+                validation = validation.model_copy(update={"path": path})
             try:
-                run.create(config.model_copy(update={"dataset": dataset}))
+                run.create(config.model_copy(update={"dataset": dataset, "validation": validation}))
                 self._launch(run, ["train", str(run.recipe), "--run-dir", str(run.path)])
             except (OSError, RunError) as error:
                 shutil.rmtree(run.path, ignore_errors=True)  # nothing came of it

@@ -72,7 +72,7 @@ def facts_of(project: Project, config: TrainConfig, gpu: dict[str, Any] | None) 
 
 def _photos(project: Project, config: TrainConfig) -> dict[str, Any]:
     """What is known of the project's photos, and of the recipe's other folders where these can be read."""
-    concepts = concepts_of(config.dataset, project.root, project.root)
+    concepts = concepts_of(config.dataset, config.validation, project.root, project.root)
     buckets = project.buckets(config)
     try:
         return survey(concepts, buckets, photos_of).facts

@@ -237,12 +237,12 @@ def encode_captions(
     """Every caption and prompt encoded, and the encoders let go; unless they are trained themselves."""
     config = captions.config
     live = bool(config.text_encoder_rates())
-    shown = captions.some() if live else captions.all()
+    shown = (captions.some() if live else captions.all()) | captions.of_held_out()
     texts = sorted({text for _, text in shown})
     if cut := set(family.cut_captions(texts)):
         long = {image_id for image_id, text in shown if text in cut}
         many = "1 caption is" if len(long) == 1 else f"{len(long)} captions are"
-        first = next(image.original_name for image in captions.plan.images if image.id in long)
+        first = next(image.original_name for image in captions.images if image.id in long)
         warn(
             f"{many} longer than the {family.tokens} tokens that {family.row.label} reads, such as that of "
             f"{first}; what comes after is not learnt"
@@ -253,7 +253,7 @@ def encode_captions(
     cache = TextCache(folder, family, warn)
     kept: list[str] = []
     if config.prior.method == "output":
-        triggers = {image.id: image.trigger for image in captions.plan.images}
+        triggers = {image.id: image.trigger for image in captions.images}
         kept = [one for id, text in shown for one in kept_captions(config.prior, text, triggers[id])]
     prompts = [text for one in prompts_of(config.samples) for text in (one.text, one.negative)]
     cache.fill(texts + kept + prompts, preparing("captions", "Encoding captions"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .concepts import TrainImage
 from .contract.caption_pipeline import Look, stages, variants_of, varies, warmup_steps
 from .contract.config import TrainConfig
 from .data import BatchPlan, Sample
@@ -19,6 +20,11 @@ class Captions:
 
     config: TrainConfig
     plan: BatchPlan
+    held_out: tuple[TrainImage, ...] = ()
+
+    @property
+    def images(self) -> tuple[TrainImage, ...]:
+        return (*self.plan.images, *self.held_out)
 
     def of(self, sample: Sample, *, dropout: bool = True) -> str:
         """The text that a sample is shown with; without ``dropout`` as if it were never dropped whole."""
@@ -32,6 +38,15 @@ class Captions:
             regularisation=sample.image.regularisation,
         )
         return stages(sample.image.caption, self.config, look, dropout=dropout).caption
+
+    def fixed(self, image: TrainImage) -> str:
+        """The one caption of a picture that is held out: whole, and the same in every run."""
+        last = (self.config.train.steps - 1) * self.config.train.gradient_accumulation
+        return self.of(Sample(image, 0, 0, 0, last), dropout=False)
+
+    def of_held_out(self) -> set[tuple[str, str]]:
+        """(image id, caption)"""
+        return {(image.id, self.fixed(image)) for image in self.held_out}
 
     def all(self) -> set[tuple[str, str]]:
         """(image id, caption) of everything that is shown in this run, the empty caption aside.

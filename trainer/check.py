@@ -42,7 +42,9 @@ def facts_of(config: TrainConfig) -> tuple[Facts, tuple[str, ...]]:
     row, base = CATALOGUE[config.model.family], known_base(config.model.family, config.model.base)
     buckets = Buckets.of(config.dataset, (base or row).resolution, row.size_multiple)
     try:
-        found = survey(concepts_of(config.dataset, Path(config.dataset.path), Path()), buckets)
+        found = survey(
+            concepts_of(config.dataset, config.validation, Path(config.dataset.path), Path()), buckets
+        )
     except UserError as error:
         raise ConfigError({"dataset.path": str(error)}) from None
     return Facts(**found.facts, **start_from_facts(config.adapter.start_from, Path())), found.notes

@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset_tools.dataset import ImageRecord
+from dataset_tools.dataset import DatasetError, ImageRecord, listed
 
+from .contract.settings.validation import ValidationSettings
 from .contract.steps import balanced_repeats
 from .families.base import Geometry
 
@@ -16,7 +17,8 @@ class TrainImage(ImageRecord):
     """A picture as a run froze it: with its caption, bucket and crop.
 
     ``folder`` is where ``file`` lies, seen from dataset.path: "" for the pictures of that folder itself.
-    ``trigger`` is the word of its concept; ``weight`` multiplies its loss. ``mask`` is the file of its mask,
+    ``trigger`` is the word of its concept; ``weight`` multiplies its loss. ``held_out`` pictures are not
+    trained on but measured on. ``mask`` is the file of its mask,
     beside ``file``; "" where there is none or none is used.
     """
 
@@ -25,6 +27,7 @@ class TrainImage(ImageRecord):
     trigger: str = ""
     regularisation: bool = False
     weight: float = 1.0
+    held_out: bool = False
     mask: str = ""
     mask_sha256: str = ""
 
@@ -50,6 +53,28 @@ class TrainImage(ImageRecord):
 def id_in(number: int, image_id: str) -> str:
     """The id of a picture of concept ``number``: no two folders share one. Those of the first keep theirs."""
     return hashlib.sha256(f"{number} {image_id}".encode()).hexdigest()[:12] if number else image_id
+
+
+def apart(images: Sequence[TrainImage]) -> tuple[tuple[TrainImage, ...], tuple[TrainImage, ...]]:
+    """(those that are trained on, those that are held out)"""
+    trained = tuple(image for image in images if not image.held_out)
+    return trained, tuple(image for image in images if image.held_out)
+
+
+def held_out_in_words(
+    validation: ValidationSettings, trained: Sequence[TrainImage], measured: Sequence[TrainImage]
+) -> str:
+    """What is wrong with the pictures that are measured on; "" where nothing is. Raises DatasetError where
+    there are none."""
+    if validation.every and not measured:
+        raise DatasetError(
+            "validation.share holds out photos, but no folder has more than one; add photos, or set "
+            "validation.every to 0"
+        )
+    known = {image.sha256 for image in trained}
+    both = [image.original_name for image in measured if image.sha256 in known]
+    many = f"{len(both)} photos of validation.path are" if len(both) > 1 else "1 photo of validation.path is"
+    return f"{many} trained on as well: {listed(both)}" if both else ""
 
 
 def balanced(images: Sequence[TrainImage]) -> tuple[TrainImage, ...]:

@@ -22,12 +22,14 @@ from dataset_tools.dataset import DatasetError
 from dataset_tools.folder import load_photos
 from dataset_tools.models import ensure_face_model
 
-from .concepts import TrainImage, balanced, id_in
+from .concepts import TrainImage, apart, balanced, held_out_in_words, id_in
 from .contract.config import TrainConfig
 from .contract.files import read_json, seen_from, write_json
+from .contract.held_out import held_out
 from .contract.randomness import derived_seed
 from .contract.runs import RunFolder
 from .contract.settings.dataset import DatasetSettings
+from .contract.settings.validation import ValidationSettings
 from .contract.sizes import rounded
 from .contract.steps import batches_per_epoch
 from .families.base import ModelFamily
@@ -62,31 +64,42 @@ def freeze_dataset(
     stages: Stages = _unwatched,
     notify: Callable[[str], None] = _unheard,
     beside: Path = Path(),
+    validation: ValidationSettings = ValidationSettings(),  # noqa: B008 (frozen)
 ) -> tuple[TrainImage, ...]:
-    """The pictures of a recipe as this run will see them: cropped to ``buckets``, with captions.
+    """The pictures of a recipe as this run will see them: cropped to ``buckets``, with captions; last those
+    that are held out.
 
-    ``root`` is the folder of dataset.path; those of dataset.subsets are looked up in ``beside``. ``notify``
-    is told what was left out, and where there is no face detector. Raises DatasetError when there is nothing
-    to train on.
+    ``root`` is the folder of dataset.path; those of dataset.subsets and validation.path are looked up in
+    ``beside``. ``notify`` is told what was left out, and where there is no face detector. Raises DatasetError
+    when there is nothing to train on.
     """
     images: list[TrainImage] = []
-    for number, concept in enumerate(concepts_of(settings, root, beside)):
+    for place, concept in enumerate(concepts_of(settings, validation, root, beside)):
+        number = -1 if concept.held_share == 1 else place  # the same beside any number of subsets
         frozen = freeze_folder(concept, buckets, models, stages, notify)
         shared = {
             "folder": seen_from(root, concept.folder) if number else "",
             "trigger": frozen.trigger or ("" if concept.regularisation or not images else images[0].trigger),
         }
+        chosen = held_out([image.sha256 for image in frozen.images], concept.held_share)
         for image in frozen.images:
-            own = {"id": id_in(number, image.id), "caption": image.caption or shared["trigger"]}
+            own = {
+                "id": id_in(number, image.id),
+                "caption": image.caption or shared["trigger"],
+                "held_out": image.sha256 in chosen,
+            }
             images.append(image.model_copy(update=shared | own))
-    taken = balanced(images)
-    if left := len(images) - len(taken):
+    trained, measured = apart(images)
+    if sentence := held_out_in_words(validation, trained, measured):
+        notify(sentence)
+    taken = balanced(trained)
+    if left := len(trained) - len(taken):
         notify(
             f"{left} regularisation picture{'s are' if left > 1 else ' is'} not used: the others are shown "
             f"{sum(image.repeats for image in taken if not image.regularisation)} times an epoch, and "
             "regularisation sets must not outweigh them"
         )
-    return taken
+    return (*taken, *measured)
 
 
 def freeze_folder(
@@ -103,7 +116,9 @@ def freeze_folder(
     """
     root = concept.folder
     if not root.is_dir():
-        raise DatasetError(f"the dataset folder {root} does not exist; set dataset.path or dataset.subsets")
+        raise DatasetError(
+            f"the folder {root} does not exist; check dataset.path, dataset.subsets and validation.path"
+        )
     photos = load_photos(root)
     for note in photos.notes:
         notify(note)
@@ -174,7 +189,9 @@ def frozen_images(
         buckets = Buckets.of(config.dataset, family.resolution, multiple)
         if buckets.list == "standard" and (sentence := rounded(buckets.resolution, multiple)):
             notify(sentence)
-        images = freeze_dataset(root, config.dataset, buckets, models, stages, notify, run.path)
+        images = freeze_dataset(
+            root, config.dataset, buckets, models, stages, notify, run.path, config.validation
+        )
         project = root / "dataset.json"
         trigger = config.dataset.trigger or (read_json(project)["trigger"] if project.exists() else "")
         save_frozen(run.dataset, trigger, with_masks(images, config.loss, root, notify))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from .assemble import Model
 from .cache import LatentCache, Texts
 from .captions import Captions
 from .contract.config import TrainConfig
+from .contract.settings.noise import NoiseSettings
 from .data import Sample
 from .families.base import Geometry, ModelFamily, TextEmbeds
 from .losses import elementwise, flow_weights, huber_c, left_to_unlearn, mse, per_sample, snr_weights
@@ -102,6 +104,13 @@ class Objective:
             losses_B = losses_B.index_add(0, asked, self.config.prior.weight * changes)
         return losses_B
 
+    def fixed_losses(self, samples: Sequence[Sample], u: Sequence[float]) -> Tensor:
+        """(B,), of samples as they are told apart by nothing but their picture and noise: not mirrored, with
+        their whole caption, at the noise levels that the numbers ``u`` in [0, 1) draw."""
+        captions = [self.captions.fixed(one.image) for one in samples]
+        batch = self.assembled(samples, [False] * len(samples), captions, u, NoiseSettings())
+        return per_sample(self.masked(self.predict(batch), batch)) * self.weights(batch, samples)
+
     def elementwise(self, prediction_BCHW: Tensor, batch: Batch) -> Tensor:
         """How far every number of the denoiser's answer is from its target, (B, C, h, w), float32; of a flow
         weighed by its time."""
@@ -126,7 +135,7 @@ class Objective:
             plain = batch.part(list(range(len(samples))), embeds)
             return per_sample(self.masked(self.predict(plain), batch))
 
-    def weights(self, batch: Batch, samples: list[Sample]) -> Tensor:
+    def weights(self, batch: Batch, samples: Sequence[Sample]) -> Tensor:
         """How much each sample counts, (B,): its picture's own weight, and its time's."""
         noise = self.family.noise
         pictures_B = torch.tensor([one.image.weight for one in samples], device=self.device)
@@ -154,28 +163,41 @@ class Objective:
         data = self.config.dataset
         flips = [data.flip and sample.uniform("flip") < 0.5 for sample in samples]
         captions = [self.captions.of(sample) for sample in samples]
+        u = [one.uniform("t") for one in samples]
+        return self.assembled(samples, flips, captions, u, self.config.noise)
+
+    def assembled(
+        self,
+        samples: Sequence[Sample],
+        flips: Sequence[bool],
+        captions: Sequence[str],
+        u: Sequence[float],
+        settings: NoiseSettings,
+    ) -> Batch:
+        """Samples mirrored or not, with their captions, at the noise levels that ``u`` draws, in the noise of
+        ``settings``."""
         looks = [(one.image.id, flip) for one, flip in zip(samples, flips, strict=True)]
         clean = [self.latents.get(*look) for look in looks]
         masks = [self.latents.mask(*look) for look in looks]
-        settings = self.config.noise
         noise = [drawn_noise(settings, one, latent) for one, latent in zip(samples, clean, strict=True)]
         seen = [perturbed(settings, one, drawn) for one, drawn in zip(samples, noise, strict=True)]
         return Batch(
             torch.stack(clean).to(self.device),
             torch.stack(noise).to(self.device),
             torch.stack(seen).to(self.device),
-            self.times(samples, clean[0]).to(self.device),
+            self.times(u, clean[0]).to(self.device),
             torch.stack(masks).to(self.device),
             self.texts.embeds(captions),
             [one.image.geometry(flip) for one, flip in zip(samples, flips, strict=True)],
         )
 
-    def times(self, samples: list[Sample], latents_CHW: Tensor) -> Tensor:
-        """How much noise each sample gets, (B,), as ``noise.timesteps`` draws it."""
+    def times(self, u: Sequence[float], latents_CHW: Tensor) -> Tensor:
+        """How much noise each sample gets, (B,), as ``noise.timesteps`` draws it with the numbers ``u``."""
         noise, patch = self.family.noise, self.family.patch
         height, width = latents_CHW.shape[-2:]
-        u_B = torch.tensor([one.uniform("t") for one in samples])
-        return noise.sample_t(u_B, times_of(self.config.noise, noise.times), height * width // patch**2)
+        return noise.sample_t(
+            torch.tensor(u), times_of(self.config.noise, noise.times), height * width // patch**2
+        )
 
     def predict(self, batch: Batch) -> Tensor:
         """The denoiser's answer to a noisy batch, (B, C, h, w)."""

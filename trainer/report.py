@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -126,6 +127,10 @@ class Reporter:
             self._printed = now
             speed = f"{rate:.2f} steps/s" if rate else ""
             self.say(f"step {step}/{self._status.total}  loss {mean_loss:.4f}  lr {lr:.2e}  {speed}")
+
+    def validation(self, step: int, loss: float, by_time: Sequence[float], pictures: int) -> None:
+        """The loss on pictures that are held out, and at each noise level from little to much."""
+        self._events.append("validation", step=step, loss=loss, by_time=by_time, pictures=pictures)
 
     def sample(self, step: int, prompt: int, text: str, file: str) -> None:
         self._events.append("sample", step=step, prompt=prompt, text=text, file=file)

@@ -17,6 +17,7 @@ from .cache import LatentCache, Progress, encode_captions
 from .captions import Captions
 from .checkpoints import TrainState, adapter_tensors, load_checkpoint, newest_whole, rotate, save_checkpoint
 from .class_pictures import with_class_pictures
+from .concepts import apart
 from .contract.config import TrainConfig
 from .contract.errors import RunError
 from .contract.length import in_steps
@@ -36,6 +37,7 @@ from .quantize import require_libraries
 from .report import Reporter
 from .requests import Asks
 from .sampling import Drawings
+from .validation import Validation
 
 LOSS_MEMORY = 0.98
 """Weight of the past in the running mean of the loss."""
@@ -125,7 +127,8 @@ def _train(
     wanted = with_class_pictures(run, config, family, device, dtype, folders.cache, preparing, report)
     images = frozen_images(run, wanted, family, folders.models, preparing, report.warning)
     root = photo_folder(run, config)
-    plan = BatchPlan(images, config.train.batch_size, config.train.seed)
+    trained, held_out = apart(images)
+    plan = BatchPlan(trained, config.train.batch_size, config.train.seed)
     config = in_steps(config, plan.batches_per_epoch)
     settings = config.train
 
@@ -134,7 +137,7 @@ def _train(
     flips = (False, True) if config.dataset.flip else (False,)
     latents.fill(root, images, flips, preparing("encode", "Encoding photos"))
     trains_text = bool(config.text_encoder_rates())
-    captions = Captions(config, plan)
+    captions = Captions(config, plan, held_out)
     texts = encode_captions(captions, folders.cache, family, report.warning, preparing)
 
     # The denoiser, its LoRA, and the optimizer.
@@ -162,8 +165,11 @@ def _train(
         module.train()
     baselines = folders.cache / "baselines"
     drawings = Drawings(run, family, model, texts, config, report, requests, accelerator.autocast, baselines)
-    pictures, weights = Pictures(run, root, images, report), Weights(model.parts)
+    pictures, weights = Pictures(run, root, trained, report), Weights(model.parts)
     objective = Objective(family, model, latents, texts, captions, config, device)
+    validation = Validation(
+        objective, held_out, config, report, requests, accelerator.autocast, averages.worn
+    )
 
     def save(state: TrainState) -> None:
         report.state("saving")
@@ -181,6 +187,7 @@ def _train(
         report.weights(step, **weights.measure())
 
     report.started(state.step, settings.steps, state.loss)
+    validation.measure(state.step)
     if drawings.due(state.step):
         # Step 0 is the baseline, what the base draws before it has learnt anything. A resumed run draws
         # what it was killed over; pictures that are there are not drawn again.
@@ -226,6 +233,7 @@ def _train(
             save(state)  # before sampling: a failed drawing must not cost a checkpoint
         if stop and not last:
             raise Stopped(f"Stopped and saved at step {state.step} of {settings.steps}.")
+        validation.measure(state.step)
         if drawings.due(state.step) or requests.take("sample"):
             sample(state.step)
 

@@ -15,6 +15,7 @@ from lint_cases_dataset import CASES as DATASET_CASES
 from lint_cases_masks import CASES as MASK_CASES
 from lint_cases_optim import CASES as OPTIM_CASES
 from lint_cases_optim import PRODIGY
+from lint_cases_validation import CASES as VALIDATION_CASES
 
 from trainer.contract.config import TrainConfig
 from trainer.contract.families import CATALOGUE
@@ -372,6 +373,7 @@ CASES = [
     *OPTIM_CASES,
     *DATASET_CASES,
     *MASK_CASES,
+    *VALIDATION_CASES,
 ]
 
 

@@ -134,7 +134,7 @@ def test_what_is_left_out_is_told(folders: Path) -> None:
 
 
 def test_a_folder_that_is_not_there(folders: Path) -> None:
-    with pytest.raises(DatasetError, match=r"nowhere does not exist; set dataset\.path or dataset\.subsets"):
+    with pytest.raises(DatasetError, match=r"nowhere does not exist; check dataset\.path, dataset\.subsets"):
         freeze(folders / "rex", subsets=["../nowhere"])
 
 

@@ -29,6 +29,7 @@ from .settings.prior import PriorSettings
 from .settings.samples import SampleSettings
 from .settings.section import Section
 from .settings.train import TrainSettings
+from .settings.validation import ValidationSettings
 
 TEXT_RATES = ("text_encoder_lr", "text_encoder_2_lr")
 """The settings of ``train`` for a family's trainable text encoders, in their order."""
@@ -61,6 +62,7 @@ class TrainConfig(Section):
     loss: LossSettings = Field(default_factory=LossSettings)
     noise: NoiseSettings = Field(default_factory=NoiseSettings)
     prior: PriorSettings = Field(default_factory=PriorSettings)
+    validation: ValidationSettings = Field(default_factory=ValidationSettings)
     samples: SampleSettings = Field(default_factory=SampleSettings)
     checkpoints: CheckpointSettings = Field(default_factory=CheckpointSettings)
     output: OutputSettings = Field(default_factory=OutputSettings)
@@ -80,6 +82,16 @@ class TrainConfig(Section):
             parse_options(self.train.optimizer, self.train.optimizer_args)
         except ValueError as error:
             raise _problem("train.optimizer_args", str(error)) from None
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_something_to_measure_on(self) -> TrainConfig:
+        validation = self.validation
+        if validation.every and not (validation.share or validation.path):
+            sentence = "hold out a share of the photos, name a folder in validation.path, or set every to 0"
+            raise _problem("validation.share", sentence)
+        if validation.path and validation.path == self.dataset.path:
+            raise _problem("validation.path", "these photos are trained on; name others, or leave it empty")
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ and ``kind``:
 started       step (0, or the step resumed from: earlier lines beyond it are void), total
 stage         stage, done, total, text    a long stage's progress, at most 2 a second
 step          step, loss, lr, grad_norm (null where fp16 overflowed), seconds
+validation    step, loss (on held-out photos), by_time (at each noise level), pictures (how many)
 sample        step, prompt (index), text, file
 checkpoint    step, folder
 measured      step, prompt, text, trigger (whether the prompt has it), likeness, change, copied, photo
@@ -25,7 +26,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-KINDS = ("started", "stage", "step", "sample", "checkpoint", "measured", "weights", "saved", "warning", "end")
+KINDS = (
+    "started",
+    "stage",
+    "step",
+    "validation",
+    "sample",
+    "checkpoint",
+    "measured",
+    "weights",
+    "saved",
+    "warning",
+    "end",
+)
 
 
 class EventLog:

@@ -21,6 +21,7 @@ class Facts:
     Attributes:
         images: pictures that will be trained on, regularisation sets aside.
         masks: those of them that have a mask.
+        held_out: pictures that are measured on instead.
         folders: all folders of the recipe, counted; empty where they are not known.
         folders_problem: why they cannot be trained on.
         faces: pictures of those that show a face.
@@ -36,6 +37,7 @@ class Facts:
 
     images: int | None = None
     masks: int | None = None
+    held_out: int | None = None
     folders: tuple[Folder, ...] = ()
     folders_problem: str = ""
     faces: int = 0

@@ -19,6 +19,7 @@ from . import (  # noqa: F401 (registers the rules)
     lint_photos,
     lint_prior,
     lint_training,
+    lint_validation,
 )
 from .config import TrainConfig
 from .findings import LEVELS, RULES, Facts, Finding, looks_per_picture
