@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -24,9 +25,11 @@ from dataset_tools.dataset import (
     load_dataset,
     update_dataset,
 )
-from dataset_tools.detect import DetectorUnavailable, FaceDetector, FloatBox, Subject, find_subject
 from dataset_tools.images import open_image
 from dataset_tools.models import ensure_face_model
+
+if TYPE_CHECKING:  # it brings numpy, which a check of a recipe can do without
+    from dataset_tools.detect import FaceDetector, FloatBox, Subject
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what)."""
@@ -139,6 +142,8 @@ def crop_dataset(
     by saliency alone. ``notify`` gets one sentence where faces cannot be looked for. Nothing is
     saved. Raises :class:`~dataset_tools.images.ImageError` for a picture that cannot be read.
     """
+    from dataset_tools.detect import find_subject
+
     wanted = [record for record in dataset.images if only is None or record.id in only]
     cropped: list[ImageRecord] = []
     with ExitStack() as stack:
@@ -233,6 +238,8 @@ def _open_detector(
     models_dir: Path, progress: Progress | None, notify: Callable[[str], None] | None
 ) -> FaceDetector | None:
     """The face detector, or None after telling why there is none."""
+    from dataset_tools.detect import DetectorUnavailable, FaceDetector
+
     model = ensure_face_model(models_dir, progress=progress, notify=notify)
     if model is None:
         return None

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageCms
 
 from trainer.contract.errors import UserError
@@ -313,6 +312,8 @@ def _to_8_bit(picture: Image.Image) -> tuple[Image.Image, str | None]:
     """Bring 16-bit, 32-bit and float greys to 8 bits by scaling, where Pillow would clip."""
     if not (picture.mode.startswith("I") or picture.mode == "F"):
         return picture, None
+    import numpy as np  # for this rare kind of picture alone
+
     values = np.asarray(picture)
     if picture.mode.startswith("I;16"):
         bits = getattr(picture, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))

@@ -12,12 +12,15 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .contract.config import TrainConfig
 from .contract.errors import ConfigError, UserError
 from .contract.fields import RECORDS, load_recipe, parse, to_tables
 from .contract.runs import RunFolder, new_run_id
-from .requests import Requests
+
+if TYPE_CHECKING:
+    from .requests import Requests
 
 FINISHED, FAILED, BAD_RECIPE, STOPPED = 0, 1, 2, 3
 
@@ -158,6 +161,8 @@ def _absolute(config: TrainConfig, beside: Path) -> TrainConfig:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from .requests import Requests
+
     requests = Requests()
     config = _load(arguments)
     home = Path(os.environ.get("STUDIO_WORKSPACE", "workspace"))
@@ -175,6 +180,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _resume(arguments: argparse.Namespace) -> int:
+    from .requests import Requests
+
     requests = Requests()
     run = RunFolder(arguments.run_dir.resolve())
     run.config()

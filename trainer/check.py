@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dataset_tools.buckets import Buckets
-from dataset_tools.caption_preview import caption_previews, preview_lines
 from dataset_tools.concepts import concepts_of, survey
 from dataset_tools.folder import load_photos
-from dataset_tools.tokens import counters_for
 
 from .contract.config import TrainConfig
 from .contract.errors import ConfigError, UserError
@@ -52,6 +50,9 @@ def facts_of(config: TrainConfig) -> tuple[Facts, tuple[str, ...]]:
 
 def _caption_lines(config: TrainConfig, facts: Facts, show: int) -> list[str]:
     """What is made of the captions of the first folder."""
+    from dataset_tools.caption_preview import caption_previews, preview_lines
+    from dataset_tools.tokens import counters_for
+
     photos = load_photos(Path(config.dataset.path))
     trigger = config.dataset.trigger or photos.dataset.trigger
     records = photos.dataset.enabled_images()

@@ -13,6 +13,7 @@ from lint_cases_adapter import CASES as ADAPTER_CASES
 from lint_cases_captions import CASES as CAPTION_CASES
 from lint_cases_dataset import CASES as DATASET_CASES
 from lint_cases_masks import CASES as MASK_CASES
+from lint_cases_memory import CASES as MEMORY_CASES
 from lint_cases_optim import CASES as OPTIM_CASES
 from lint_cases_optim import PRODIGY
 from lint_cases_validation import CASES as VALIDATION_CASES
@@ -340,6 +341,19 @@ CASES = [
         {"model.family": "zimage", "model.base": "models/Z-Image-Turbulence.safetensors"},
         says=("turbo", "Z-Image Turbo"),
     ),
+    Case(
+        "second_text_encoder_left_alone",
+        {"train.text_encoder_lr": 5e-5},
+        {"train.text_encoder_lr": 5e-5, "train.text_encoder_2_lr": 1e-5},
+        says=("5e-05",),
+    ),
+    Case(
+        "drawn_at_another_size",
+        {"samples.width": 512, "samples.height": 512},
+        {"samples.width": 832, "samples.height": 1216},
+        says=("512 × 512", "1024 px"),
+    ),
+    Case("checkpoints_rare", {"checkpoints.every": 1200}, {"checkpoints.every": 1000}, says=("1200 steps",)),
     Case("guidance_off", {"samples.guidance": 1}, {"samples.guidance": 1.5}),
     Case("sample_size_does_not_fit", {"samples.width": 1001}, {"samples.width": 1000}, says=("1001",)),
     Case(
@@ -374,6 +388,7 @@ CASES = [
     *DATASET_CASES,
     *MASK_CASES,
     *VALIDATION_CASES,
+    *MEMORY_CASES,
 ]
 
 

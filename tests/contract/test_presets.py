@@ -22,8 +22,8 @@ def mine(**dataset: str) -> TrainConfig:
 
 
 WARNED = {
-    "sd35-guide-rank768": {"learning_rate_too_high", "many_looks"},
-    "sd35-guide-rank128": {"learning_rate_too_high", "many_looks"},
+    "sd35-guide-rank768": {"learning_rate_too_high", "many_looks", "checkpoints_fill_the_disk"},
+    "sd35-guide-rank128": {"learning_rate_too_high", "many_looks", "checkpoints_fill_the_disk"},
 }
 """What the linter says to recipes of guides, whose numbers are kept, with 20 pictures."""
 

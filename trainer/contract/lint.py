@@ -15,6 +15,7 @@ from . import (  # noqa: F401 (registers the rules)
     lint_families,
     lint_loss,
     lint_masks,
+    lint_memory,
     lint_optim,
     lint_photos,
     lint_prior,

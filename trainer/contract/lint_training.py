@@ -11,6 +11,7 @@ from .findings import (
     Finding,
     has_trigger,
     looks_per_picture,
+    native_resolution,
     neat,
     rule,
 )
@@ -113,6 +114,19 @@ def text_encoder_faster_than_the_denoiser(config: TrainConfig, facts: Facts) -> 
                 {f"train.{name}": better},
                 f"Use {better:g}",
             )
+
+
+@rule
+def second_text_encoder_left_alone(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    first, second = (getattr(config.train, name) for name in TEXT_RATES)
+    if first and not second and len(CATALOGUE[config.model.family].trainable_text) > 1:
+        yield Finding(
+            "hint",
+            "train.text_encoder_2_lr",
+            f"Only the first of the two text encoders learns; kohya's scripts train both at {first:g}.",
+            {"train.text_encoder_2_lr": first},
+            "Train both",
+        )
 
 
 @rule
@@ -297,6 +311,37 @@ def sample_size_does_not_fit(config: TrainConfig, facts: Facts) -> Iterator[Find
                     f"The prompt “{prompt.text[:40]}” asks for {side} px; this family needs multiples of "
                     f"{multiple}.",
                 )
+
+
+@rule
+def drawn_at_another_size(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    samples, native = config.samples, native_resolution(config, facts)
+    trained = config.dataset.resolution or native
+    if not samples.prompts or not trained:
+        return
+    width, height = samples.width or trained, samples.height or trained
+    if all(not 0.5 <= width * height / side**2 <= 2 for side in (trained, native or trained)):
+        yield Finding(
+            "warning",
+            "samples.width" if samples.width else "samples.height",
+            f"Drawings of {width} × {height} are far from the {trained} px that are trained, and no measure "
+            "of what is learnt: bases fall apart at sizes they do not know.",
+            {"samples.width": None, "samples.height": None},
+            "Draw at the trained size",
+        )
+
+
+@rule
+def checkpoints_rare(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    every = config.checkpoints.every
+    if 1000 < every <= config.train.steps:
+        yield Finding(
+            "hint",
+            "checkpoints.every",
+            f"A crash or an interrupted GPU costs up to {every} steps; a checkpoint takes seconds.",
+            {"checkpoints.every": 250},
+            "Every 250 steps",
+        )
 
 
 @rule

@@ -1,0 +1,36 @@
+"""Cases of the rules on memory and disk."""
+
+from __future__ import annotations
+
+from lint_case import Case
+
+from trainer.contract.findings import Facts
+
+RTX_3070 = Facts(gpu="RTX 3070", vram_gib=8)
+RTX_3060 = Facts(gpu="RTX 3060", vram_gib=12)
+DEV = {"model.family": "flux", "model.base": "black-forest-labs/FLUX.1-dev", "samples.guidance": 3.5}
+
+CASES = [
+    Case(
+        "training_does_not_fit",
+        {"train.batch_size": 4},
+        {"train.batch_size": 1, "samples.tiling": True},
+        RTX_3070,
+        says=("Training needs about", "this GPU has 8."),
+    ),
+    Case("training_does_not_fit", DEV, {}, RTX_3060, says=("no saving is enough",)),
+    Case("drawing_does_not_fit", {}, {"samples.tiling": True}, RTX_3070, says=("drawing needs 9.2 GiB",)),
+    Case("drawing_does_not_fit", {}, {"train.batch_size": 4}, RTX_3070),
+    Case(
+        "full_precision_of_a_full_size_base",
+        {"model.precision": "fp32"},
+        {"model.precision": "fp32"},
+        silent_facts=Facts(gpu=""),
+    ),
+    Case(
+        "checkpoints_fill_the_disk",
+        {"adapter.rank": 768, "adapter.alpha": 768, "checkpoints.keep": 60},
+        {"adapter.rank": 16, "checkpoints.keep": 60},
+        says=("60 checkpoints",),
+    ),
+]

@@ -1,0 +1,84 @@
+"""Lint rules on memory and disk, by the plan's estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .config import TrainConfig
+from .families import DEMO_BASE
+from .fields import flatten
+from .findings import Facts, Finding, rule
+from .hardware import for_card, missing_gib
+from .plan import HEADROOM, Machine, estimate
+
+MANY_GIB = 50
+"""Of disk, which few keep free for one training."""
+
+
+@rule
+def training_does_not_fit(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if facts.vram_gib is None:
+        return
+    phases = _phases(config, facts.vram_gib)
+    needed = max(phases["cache"], phases["train"])
+    if needed > HEADROOM * facts.vram_gib:
+        doing = "Training" if needed == phases["train"] else "Encoding the photos and captions"
+        yield _too_much(config, facts.vram_gib, f"{doing} needs about {needed:.1f} GiB")
+
+
+@rule
+def drawing_does_not_fit(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if facts.vram_gib is None:
+        return
+    phases = _phases(config, facts.vram_gib)
+    room = HEADROOM * facts.vram_gib
+    if max(phases["cache"], phases["train"]) <= room < phases["sample"]:
+        yield _too_much(
+            config, facts.vram_gib, f"Training fits, but drawing needs {phases['sample']:.1f} GiB"
+        )
+
+
+def _phases(config: TrainConfig, vram_gib: float) -> dict[str, float]:
+    return estimate(config, Machine("", vram_gib)).vram_gib
+
+
+def _too_much(config: TrainConfig, vram_gib: float, sentence: str) -> Finding:
+    """With every saving that it takes, where that is enough."""
+    leaner = for_card(config, vram_gib)
+    sentence += f", and this GPU has {vram_gib:.0f}"
+    if missing_gib(leaner, vram_gib):
+        text = f"{sentence}; no saving is enough: take a smaller base, resolution or rank."
+        return Finding("warning", "model.base", text)
+    before = flatten(config)
+    fix = {path: value for path, value in flatten(leaner).items() if before[path] != value}
+    setting = "samples.tiling" if set(fix) == {"samples.tiling"} else "model.quantize"
+    return Finding("warning", setting, f"{sentence}.", fix, "Make it fit")
+
+
+@rule
+def full_precision_of_a_full_size_base(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if config.model.precision == "fp32" and config.model.base != DEMO_BASE and facts.gpu != "":
+        yield Finding(
+            "warning",
+            "model.precision",
+            "In fp32 the base takes twice the memory and more time; that it needs less is said of full "
+            "fine-tunes, not of LoRAs.",
+            {"model.precision": "auto"},
+            "Use auto",
+        )
+
+
+@rule
+def checkpoints_fill_the_disk(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    keep = config.checkpoints.keep
+    if keep <= 5:
+        return
+    disk_gib = estimate(config, Machine("", facts.vram_gib)).disk_gib
+    if disk_gib > MANY_GIB:
+        yield Finding(
+            "warning",
+            "checkpoints.keep",
+            f"{keep} checkpoints of this rank take {disk_gib:.0f} GiB of disk; a full one ends the run.",
+            {"checkpoints.keep": 5},
+            "Keep 5",
+        )
