@@ -39,12 +39,19 @@ def pick_dtype(precision: Literal["auto", "bf16", "fp16", "fp32"], device: torch
 def require_formats(config: TrainConfig, dtype: torch.dtype) -> None:
     """Raise RunError(config) for fp16 where the family's text encoder overflows in it, and for a bf16 LoRA
     over a base in fp16: CUDA's loss scaler takes no bf16 gradients (pytorch/pytorch#127176), and a
-    processor's does, so that no test there would show it."""
+    processor's does, so that no test there would show it. And for fused backward: the scaler looks at all
+    gradients before any weight takes its step."""
     row = CATALOGUE[config.model.family]
     if dtype == torch.float16 and row.needs_bf16:
         raise RunError(
             f"the text encoder of {row.label} overflows in fp16; set model.precision to fp32, or to bf16 on "
             "a GPU that has it (RTX 30 or newer)",
+            "config",
+        )
+    if dtype == torch.float16 and config.train.fused_backward:
+        raise RunError(
+            "train.fused_backward cannot be used over a base in fp16; switch it off, or set model.precision "
+            "to bf16 where the GPU has that",
             "config",
         )
     if dtype == torch.float16 and config.adapter.precision == "bf16":

@@ -28,6 +28,7 @@ from .contract.settings.train import TrainSettings
 from .data import BatchPlan, frozen_images, frozen_trigger, photo_folder
 from .export import save_lora
 from .failures import explain
+from .fused import FusedBackward
 from .learned import Pictures, Weights, say_verdict
 from .losses import require_finite
 from .memory import describe, pick_device, pick_dtype, require_formats
@@ -160,6 +161,8 @@ def _train(
     averages = Averages(parameters, optimizer, settings)
     if checkpoint and averages.any:
         averages.load(adapter_tensors(checkpoint))
+    limit = settings.max_grad_norm or math.inf
+    fused = FusedBackward(optimizer, limit) if settings.fused_backward else None
     optimizer = accelerator.prepare(optimizer, device_placement=[False])  # else it casts the state
     for module in model.parts.values():
         module.train()
@@ -207,8 +210,8 @@ def _train(
             part = losses_B.sum() / len(looks)  # every picture counts the same, in batches of any size
             accelerator.backward(part)
             loss += part.item()
-        limit = settings.max_grad_norm or math.inf
-        grad_norm = accelerator.clip_grad_norm_(parameters.values(), limit)
+        clip = accelerator.clip_grad_norm_
+        grad_norm = fused.grad_norm() if fused else clip(parameters.values(), limit)
         if accelerator.scaler is None:
             require_finite("gradient", grad_norm, state.step + 1, looks)
         optimizer.step()  # in fp16 the loss scaler passes over an infinite gradient and scales less

@@ -94,4 +94,9 @@ CASES = [
         {"train.unlearn": True, "train.unlearn_limit": 3},
         says=("10 times",),
     ),
+    Case(
+        "fused_clips_each_by_itself",
+        {"train.fused_backward": True},
+        {"train.fused_backward": True, "train.max_grad_norm": 0},
+    ),
 ]

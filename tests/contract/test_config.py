@@ -261,7 +261,9 @@ AWAY_FOR_FLOW: dict[str, Any] = {
     "noise.shift": 3.1582,
     "noise.weighting": "cosmap",
     "noise.kohya_flow": True,
+    "train.fused_backward": True,
 }
+"""What does not go together with the others."""
 
 
 def away_from_default() -> TrainConfig:

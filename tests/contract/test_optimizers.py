@@ -99,3 +99,17 @@ def test_a_ratio_of_zero_falls_back() -> None:
     train = parse({"train": {"loraplus_ratio": 16, "loraplus_denoiser_ratio": 8}}).train
     assert (loraplus_ratio(train, text=False), loraplus_ratio(train, text=True)) == (8, 16)
     assert loraplus_ratio(parse({}).train, text=False) == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "setting", "sentence"),
+    [
+        ({"gradient_accumulation": 2}, "train.gradient_accumulation", "cannot be added up; set it to 1"),
+        ({"optimizer": "prodigy"}, "train.fused_backward", "prodigy steps all weights together"),
+        ({"optimizer": "schedulefree_adamw"}, "train.fused_backward", "steps all weights together"),
+    ],
+)
+def test_what_cannot_be_fused(train: dict[str, Any], setting: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse({"train": {"fused_backward": True, **train}})
+    assert sentence in caught.value.problems[setting]

@@ -47,6 +47,9 @@ def test_optimizers_and_averages_are_counted() -> None:
     in_ram = plan(adapter=rank, train={"ema_decay": 0.99, "ema_on_cpu": True})
     assert on_gpu.vram_gib["train"] - in_ram.vram_gib["train"] == pytest.approx(lora, abs=0.02)
     assert in_ram.ram_gib - on_gpu.ram_gib == pytest.approx(lora, abs=0.02)
+    fused = plan(adapter=rank, train={"fused_backward": True})
+    assert fused.breakdown["gradients"] == 0
+    assert f"saves the LoRA's gradients, {lora:.2f} GiB" in fused.warnings[0]
     paged = plan(adapter=rank, train={"optimizer": "paged_adamw8bit"})
     assert paged.vram_gib["train"] < plan(adapter=rank, train={"optimizer": "adamw8bit"}).vram_gib["train"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from trainer.contract.errors import RunError
 from trainer.contract.fields import parse
 from trainer.contract.optimizers import OPTIMIZERS
 from trainer.contract.schedule import ema_decay_at, lr_scale
+from trainer.fused import FusedBackward
+from trainer.memory import require_formats
 from trainer.optimizers import build_optimizer, learning_rate, require_optimizer, scale_learning_rates
 
 CPU = torch.device("cpu")
@@ -226,3 +229,44 @@ def test_without_averages_nothing_is_copied() -> None:
     with toy.averages.worn():
         assert torch.equal(toy.parameters["up"], before)
     assert toy.averages.tensors() == {} and not toy.averages.any
+
+
+FUSED = [name for name, row in OPTIMIZERS.items() if not row.one_rate and not row.averages]
+
+
+@pytest.mark.parametrize("optimizer", FUSED)
+def test_fused_backward_is_the_same_to_the_bit(optimizer: str) -> None:
+    plain, fused = Toy(recipe(optimizer)), Toy(recipe(optimizer))
+    hooks = FusedBackward(fused.optimizer, math.inf)
+    for step in range(5):
+        plain.run(step + 1)
+        fused.run(step + 1)
+        assert all(one.grad is None for one in fused.parameters.values())
+        assert hooks.grad_norm().isfinite()
+    for name, parameter in plain.parameters.items():
+        assert torch.equal(parameter, fused.parameters[name]), name
+
+
+def test_fused_backward_is_refused_in_fp16() -> None:
+    config = recipe(fused_backward=True)
+    require_formats(config, torch.bfloat16)
+    with pytest.raises(RunError, match="cannot be used over a base in fp16"):
+        require_formats(config, torch.float16)
+
+
+def test_fused_backward_clips_each_by_itself() -> None:
+    """Two gradients of length 3 and 4: together 5. Fused, only what is above the limit alone is shortened."""
+    lengths = {}
+    for fused in (False, True):
+        one, two = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+        optimizer = torch.optim.SGD([one, two], lr=1.0)
+        hooks = FusedBackward(optimizer, 3.5) if fused else None
+        (3 * one + 4 * two).backward()
+        if hooks:
+            assert hooks.grad_norm().item() == pytest.approx(5)
+        else:
+            nn.utils.clip_grad_norm_([one, two], 3.5)
+            optimizer.step()
+        lengths[fused] = (-one.item(), -two.item())
+    assert lengths[False] == pytest.approx((2.1, 2.8), rel=1e-4)
+    assert lengths[True] == pytest.approx((3.0, 3.5), rel=1e-4)

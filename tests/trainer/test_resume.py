@@ -190,6 +190,18 @@ def contents(folder: Path) -> dict[str, str]:
     return {file.name: sha256(file) for file in folder.iterdir()}
 
 
+def test_fused_backward_trains_the_same_lora(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
+    runs = []
+    for fused in (False, True):
+        train = {"fused_backward": fused, "max_grad_norm": 0, "steps": 3}
+        run = make(tmp_path / "runs" / f"{fused}", recipe(tiny_base, photos, train=train))
+        assert train_here(run)
+        runs.append(run)
+    assert weights_hash(runs[0], 3) == weights_hash(runs[1], 3)
+    norms = [[e["grad_norm"] for e in read_events(run.events)[0] if e["kind"] == "step"] for run in runs]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
 def test_epochs_become_steps(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
     """Known once the pictures are counted; the frozen recipe keeps what was written."""
     epochs = {"epochs": 2, "batch_size": 2}

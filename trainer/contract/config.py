@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from .adapter_rules import adapter_problems
 from .errors import ConfigError
 from .families import CATALOGUE
-from .optimizers import parse_options
+from .optimizers import OPTIMIZERS, parse_options
 from .prompt import FLOW_SAMPLERS, prompts_of
 from .settings.adapter import AdapterSettings
 from .settings.captions import CaptionSettings
@@ -92,6 +92,19 @@ class TrainConfig(Section):
             raise _problem("validation.share", sentence)
         if validation.path and validation.path == self.dataset.path:
             raise _problem("validation.path", "these photos are trained on; name others, or leave it empty")
+        return self
+
+    @model_validator(mode="after")
+    def _backward_can_be_fused(self) -> TrainConfig:
+        train = self.train
+        if train.fused_backward:
+            row = OPTIMIZERS[train.optimizer]
+            if train.gradient_accumulation > 1:
+                sentence = "gradients that are freed cannot be added up; set it to 1, or raise the batch size"
+                raise _problem("train.gradient_accumulation", f"with train.fused_backward {sentence}")
+            if row.one_rate or row.averages:
+                sentence = f"{train.optimizer} steps all weights together; switch it off"
+                raise _problem("train.fused_backward", sentence)
         return self
 
     @model_validator(mode="after")

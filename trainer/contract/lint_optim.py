@@ -383,6 +383,19 @@ def weight_decay_high(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
         )
 
 
+@rule
+def fused_clips_each_by_itself(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if config.train.fused_backward and config.train.max_grad_norm:
+        yield Finding(
+            "hint",
+            "train.max_grad_norm",
+            f"With fused backward each matrix is clipped at {config.train.max_grad_norm:g} by itself, not "
+            "all together: much less is clipped than the number suggests.",
+            {"train.fused_backward": False},
+            "No fused backward",
+        )
+
+
 def _options(config: TrainConfig) -> dict[str, Any]:
     return parse_options(config.train.optimizer, config.train.optimizer_args)
 

@@ -122,6 +122,7 @@ def estimate(
     weight_bytes = 2 if config.adapter.precision == "bf16" else 4
     gradients = size.trained * weight_bytes / GIB
     lora = gradients + size.frozen * weight_bytes / GIB
+    freed = gradients if config.train.fused_backward else 0.0  # there is never more than one tensor's
     chosen = OPTIMIZERS[config.train.optimizer]
     optimizer = gradients * chosen.state_bytes(weight_bytes, config.adapter.rank) / weight_bytes
     average = gradients * 4 / weight_bytes if config.train.ema_decay else 0.0
@@ -159,7 +160,7 @@ def estimate(
         "vae": vae,
         "assistant": assistant,
         "lora": lora,
-        "gradients": gradients,
+        "gradients": gradients - freed,
         "optimizer": optimizer,
         "average": average,
         "activations": activations,
@@ -167,7 +168,7 @@ def estimate(
         "encoded": encoded,
         "context": context,
     }
-    training = denoiser + assistant + kept_text + lora + gradients
+    training = denoiser + assistant + kept_text + lora + gradients - freed
     training += 0.0 if chosen.paged else optimizer  # pages leave the GPU when it is full
     training += 0.0 if config.train.ema_on_cpu else average
     phases = {
@@ -189,6 +190,8 @@ def estimate(
             f"needs about {peak:.1f} GiB while it {_DOING[worst]}, and {machine.name} has "
             f"{machine.vram_gib:.1f} GiB; lower the batch size, the resolution or the rank"
         )
+    if freed:
+        warnings.append(f"train.fused_backward saves the LoRA's gradients, {freed:.2f} GiB, and nothing else")
     if not on_gpu and not (base and base.id == DEMO_BASE):
         warnings.append("no GPU was found: a full-size model trains for days on a CPU; try the demo base")
     # A checkpoint holds the LoRA and its optimizer state; one more is written before the oldest goes.

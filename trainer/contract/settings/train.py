@@ -80,6 +80,9 @@ class TrainSettings(Section):
     unlearn_limit: float = setting(2.0, label="Unlearn until", gt=1, le=100)
     """How many times the base's own loss a picture's loss may reach while unlearning; from there on it no
     longer pushes. This is what bounds unlearning: without it weights grow without end."""
+    fused_backward: bool = setting(False, label="Fused backward")
+    """Each weight takes its step as soon as its gradient is known, which is then freed. Saves the gradients'
+    memory alone, little for a LoRA; clipping is then per tensor, accumulation must be 1."""
     gradient_checkpointing: Literal["auto", "on", "off"] = setting("auto", label="Gradient checkpointing")
     """Recompute activations instead of storing them: far less memory, about a third slower.
     "auto" is on with a GPU and off on a CPU."""
