@@ -99,4 +99,9 @@ CASES = [
         {"train.fused_backward": True},
         {"train.fused_backward": True, "train.max_grad_norm": 0},
     ),
+    Case(
+        "loraplus_without_outer_factors",
+        {"train.loraplus_ratio": 16, "adapter.type": "loha"},
+        {"train.loraplus_ratio": 16, "adapter.type": "dylora"},
+    ),
 ]

@@ -190,6 +190,16 @@ def contents(folder: Path) -> dict[str, str]:
     return {file.name: sha256(file) for file in folder.iterdir()}
 
 
+def test_loraplus_reaches_the_weights(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
+    """AdamW's first step is as long as the learning rate: that of the outer factors is four times as long."""
+    train = {"loraplus_ratio": 4, "steps": 1, "scheduler": "constant", "warmup": 0, "learning_rate": 1e-3}
+    run = make(tmp_path / "runs" / "plus", recipe(tiny_base, photos, train=train))
+    assert train_here(run)
+    tensors = load_file(run.checkpoint(1) / "adapter.safetensors")
+    ups = [tensor.abs().max().item() for name, tensor in tensors.items() if ".lora_B." in name]
+    assert max(ups) == pytest.approx(4e-3, rel=1e-3)
+
+
 def test_fused_backward_trains_the_same_lora(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
     runs = []
     for fused in (False, True):

@@ -134,6 +134,19 @@ def loraplus_upside_down(config: TrainConfig, facts: Facts) -> Iterator[Finding]
 
 
 @rule
+def loraplus_without_outer_factors(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    chosen = [name for name in LORAPLUS if getattr(config.train, name) not in (0, 1)]
+    if chosen and config.adapter.type not in ("lora", "dylora"):
+        yield Finding(
+            "warning",
+            f"train.{chosen[0]}",
+            f"A {config.adapter.type} has no factor that begins at zero by itself, so LoRA+ does nothing.",
+            {f"train.{name}": 0.0 for name in chosen},
+            "Without LoRA+",
+        )
+
+
+@rule
 def loraplus_for_no_text_encoder(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     if config.train.loraplus_text_ratio and not config.text_encoder_rates():
         yield Finding(

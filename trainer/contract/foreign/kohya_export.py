@@ -31,6 +31,7 @@ _OPTIMIZERS = {
     "paged_adamw": "PagedAdamW32bit",
     "paged_adamw8bit": "PagedAdamW8bit",
     "adafactor": "AdaFactor",
+    "came": "pytorch_optimizer.CAME",
     "lion": "Lion",
     "lion8bit": "Lion8bit",
     "prodigy": "Prodigy",
@@ -278,6 +279,8 @@ def _put_training(made: Exported, config: TrainConfig) -> None:
     made.told.update(("train.warmup", "train.restarts"))
     if train.scheduler == "cosine_with_restarts":
         made.put("training", "lr_scheduler_num_cycles", train.restarts, "train.restarts", train.restarts)
+    if train.scheduler == "warmup_stable_decay":
+        made.put("training", "lr_decay_steps", train.decay, "train.decay", train.decay)
     _put_optimizer(made, config)
     made.put("training", "gradient_checkpointing", train.gradient_checkpointing != "off")
     made.told.add("train.gradient_checkpointing")
