@@ -155,4 +155,11 @@ CASES = [
         SHUFFLE,
         says=("3000 looks", "10 variants"),
     ),
+    Case(
+        "captions_are_cut",
+        {},
+        {"model.family": "sd3", "model.base": "stabilityai/stable-diffusion-3.5-medium"},
+        Facts(images=2, captions=("zwx cat " * 40, "zwx cat")),
+        says=("1 caption is longer than the 77 tokens",),
+    ),
 ]

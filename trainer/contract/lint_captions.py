@@ -16,6 +16,7 @@ from .caption_pipeline import (
     warmup_steps,
 )
 from .config import TrainConfig
+from .families import CATALOGUE
 from .findings import Facts, Finding, has_trigger, rule
 from .steps import balance, epochs_of
 
@@ -30,6 +31,21 @@ PROSE_WORDS = 4
 def _many(number: int, one: str, several: str) -> str:
     """ "1 caption has", "3 captions have"."""
     return f"1 caption {one}" if number == 1 else f"{number} captions {several}"
+
+
+@rule
+def captions_are_cut(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    """Words are the fewest tokens that a caption can have, so it fires too seldom rather than too often."""
+    limit, settings = CATALOGUE[config.model.family].token_limit, config.captions
+    whole = [joined(settings.prefix, one, settings.suffix) for one in facts.captions]
+    if cut := sum(len(re.findall(r"\w+", one)) > limit - 2 for one in whole):
+        many = "is longer" if cut == 1 else "are longer"
+        yield Finding(
+            "warning",
+            "captions.suffix" if settings.suffix else "dataset.path",
+            f"{_many(cut, many, many)} than the {limit} tokens that the text encoder reads; the end is cut "
+            "off, unread. The Captions page shows where.",
+        )
 
 
 # Tags ------------------------------------------------------------------------------------------------
