@@ -70,6 +70,15 @@ def test_what_the_user_chose_is_not_taken_back() -> None:
     assert memory_of(lean, base).train.gradient_accumulation == lean.train.gradient_accumulation
 
 
+def test_the_way_back_is_not_forced() -> None:
+    """The guide's fused backward goes with no accumulation."""
+    guide = PRESETS["sdxl-guide-2025"]
+    own = parse(
+        merge(to_tables(guide), {"train": {"fused_backward": False, "gradient_accumulation": 4}}),
+    )
+    assert memory_of(own, guide) == own
+
+
 def test_keeping_what_the_base_draws_needs_memory() -> None:
     plain = PRESETS["sdxl-subject-careful"]
     kept = parse(merge(to_tables(plain), {"prior": {"method": "output", "class_name": "a cat"}}))

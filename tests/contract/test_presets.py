@@ -94,6 +94,7 @@ GUIDES: dict[str, dict[str, object]] = {
         "train.learning_rate": 1e-4,
         "train.loraplus_ratio": 16,
         "train.optimizer": "adafactor",
+        "train.fused_backward": True,
         "train.epochs": 10,
         "checkpoints.every_epochs": 2,
     },

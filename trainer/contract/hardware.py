@@ -23,6 +23,7 @@ MEMORY = (
     "model.quantize_text",
     "train.gradient_checkpointing",
     "train.optimizer",
+    "train.fused_backward",
     "train.ema_on_cpu",
     "samples.tiling",
 )
@@ -51,6 +52,8 @@ SAVINGS: tuple[Callable[[TrainConfig], Change], ...] = (
     lambda config: {"train": {"ema_on_cpu": True}} if config.train.ema_decay else {},
     *[_less_batch] * 8,
     lambda config: {"model": {"quantize": "int8"}} if config.model.quantize == "none" else {},
+    # With clipping it would be another training.
+    lambda config: {} if config.train.max_grad_norm else {"train": {"fused_backward": True}},
     _small_optimizer,
     lambda config: {"model": {"quantize_text": "nf4"}},
     lambda config: {"model": {"quantize": "nf4"}},
@@ -87,7 +90,10 @@ def memory_of(config: TrainConfig, usual: TrainConfig) -> TrainConfig:
     batch = ("train.batch_size", "train.gradient_accumulation")
     if values[batch[0]] * values[batch[1]] == theirs[batch[0]] * theirs[batch[1]]:
         back |= {path: theirs[path] for path in batch}
-    return parse(merge(to_tables(config), nest(back)))
+    try:
+        return parse(merge(to_tables(config), nest(back)))
+    except ConfigError:
+        return config  # what was changed since does not go with them
 
 
 def nearest_card(vram_gib: float) -> int:
