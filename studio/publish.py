@@ -78,9 +78,9 @@ def model_card(run: RunFolder, repo_id: str) -> str:
     data = ModelCardData(
         base_model=base,
         license=row.licence if row else None,
-        library_name="diffusers",
+        library_name="diffusers" if config.adapter.in_diffusers else None,
         pipeline_tag="text-to-image",
-        tags=["text-to-image", "lora", "diffusers", family.key],
+        tags=["text-to-image", "lora", *(["diffusers"] if config.adapter.in_diffusers else []), family.key],
         instance_prompt=trigger or None,
         widget=[{"text": each.text, "output": {"url": each.path_in_repo}} for each in samples] or None,
     )
@@ -92,11 +92,12 @@ def model_card(run: RunFolder, repo_id: str) -> str:
     if trigger:
         parts += [f"## Trigger\n\nWrite {_code(trigger)} in the prompt to call up what it learnt.\n"]
     prompt = samples[0].text if samples else trigger or "a photo"
-    parts += [f"## Use with diffusers\n\n```py\n{_snippet(base, config, repo_id, name, prompt)}```\n"]
-    parts += [
-        "Other programs that load LoRAs (ComfyUI, Forge, A1111 and so on): download "
-        f"{_code(name)} and put it into their LoRA folder.\n"
-    ]
+    if config.adapter.in_diffusers:
+        parts += [f"## Use with diffusers\n\n```py\n{_snippet(base, config, repo_id, name, prompt)}```\n"]
+        others = "Other programs that load LoRAs (ComfyUI, Forge, A1111 and so on)"
+    else:  # diffusers would drop a part of it, or all, without a word
+        others = "## Use\n\nFor ComfyUI, Forge and A1111, which read this kind of adapter"
+    parts += [f"{others}: download {_code(name)} and put it into their LoRA folder.\n"]
     parts += ["## Training\n", _table(run, config)]
     return "\n".join(parts)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset_tools.concepts import concepts_of, survey
-from dataset_tools.dataset import DATASET_FILE
+from dataset_tools.dataset import DATASET_FILE, load_dataset
 from dataset_tools.folder import Photos, load_photos
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError, UserError
@@ -84,6 +84,8 @@ def photos_of(folder: Path) -> Photos:
     """As load_photos; a plain folder, whose pictures are all decoded for it, once until a file changes."""
     if (folder / DATASET_FILE).exists():
         return load_photos(folder)
+    if (folder / "project.json").exists():  # a project that has got no photos yet
+        return Photos(load_dataset(folder), {})
     files = [Path(place, name) for place, _, names in os.walk(folder) for name in names]
     stamps = tuple(sorted((str(file), file.stat().st_mtime_ns) for file in files))
     return _plain_photos(folder, stamps)

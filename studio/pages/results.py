@@ -112,7 +112,9 @@ def facts(config: TrainConfig) -> list[list[str]]:
 
 
 def snippet(config: TrainConfig, file: str) -> str:
-    """Python that draws a picture with the LoRA."""
+    """Python that draws a picture with the LoRA; "" for kinds that diffusers does not read."""
+    if not config.adapter.in_diffusers:
+        return ""
     base, comment = config.model.base, ""
     if base == DEMO_BASE:
         base, comment = "demo/model", "  # in the studio's folder"

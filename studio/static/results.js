@@ -26,7 +26,7 @@
     }
     return h("section.card.result", { "aria-label": "The LoRA" },
       h("div.result-head", null,
-        h("div", null, h("h2", null, run.file), h("p.muted", null, `${format.bytes(run.bytes)} · loads in diffusers, ComfyUI, A1111 and Forge`)),
+        h("div", null, h("h2", null, run.file), h("p.muted", null, `${format.bytes(run.bytes)} · loads in ${run.snippet ? "diffusers, " : ""}ComfyUI, A1111 and Forge`)),
         h("a.btn.primary", { id: "download", href: `/studio/download/${run.id}/${encodeURIComponent(run.file)}`, download: run.file }, icon("save"), "Download")),
       facts([["Trigger word", run.trigger || "none"], ...run.facts]));
   }
@@ -39,7 +39,8 @@
       run.trigger ? part("In every prompt", h("p", null, "Say the trigger word: ", h("code", null, run.trigger), " ", copyButton(run.trigger))) : null,
       part("ComfyUI", h("p", null, "Put the file into ", h("code", null, "ComfyUI/models/loras/"), " and add a Load LoRA node, strength 1.")),
       part("A1111, Forge", h("p", null, "Put it into ", h("code", null, "models/Lora/"), " and write ", h("code", null, prompt), ".")),
-      part("Python", h("div.code", null, h("pre", null, run.snippet), copyButton(run.snippet))));
+      run.snippet ? part("Python", h("div.code", null, h("pre", null, run.snippet), copyButton(run.snippet)))
+        : part("diffusers", h("p", null, "Does not read this kind of adapter.")));
   }
 
   function checkpointCard(run) {

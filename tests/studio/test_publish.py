@@ -16,6 +16,7 @@ from PIL import Image
 from running import wait_for
 
 from studio.jobs import REPOSITORY, Supervisor
+from studio.pages import results
 from studio.projects import Project, Workspace
 from studio.publish import hub_base, model_card
 from trainer.contract.events import EventLog
@@ -194,6 +195,15 @@ def test_card_of_a_hub_base_names_it_and_its_licence(workspace, project) -> None
     assert 'load_lora_weights("ada/my-cat", weight_name="cat.safetensors")' in card
     snippet = card.split("```py\n")[1].split("```")[0]
     compile(snippet, "card", "exec")
+
+
+@pytest.mark.parametrize("adapter", [{"type": "loha"}, {"type": "oft"}, {"dora": True}], ids=str)
+def test_card_of_what_diffusers_does_not_read_says_what_does(workspace, project, adapter) -> None:
+    run = finished_run(workspace, project, model={"base": SDXL}, adapter=adapter)
+    card = model_card(run, "ada/my-cat")
+    assert "load_lora_weights" not in card and "library_name" not in front_matter(card)
+    assert "ComfyUI, Forge and A1111, which read this kind" in card
+    assert results.describe(run)["snippet"] == ""
 
 
 def test_card_of_the_demo_invents_no_base(workspace, project) -> None:

@@ -89,3 +89,8 @@ class AdapterSettings(Section):
     def plain(self) -> bool:
         """Whether it is a LoRA of two matrices, whatever it was trained by."""
         return self.type in ("lora", "dylora")
+
+    @property
+    def in_diffusers(self) -> bool:
+        """Whether diffusers' ``load_lora_weights`` reads all of it (docs/export.md has the kinds)."""
+        return self.plain and not self.dora
