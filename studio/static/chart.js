@@ -1,5 +1,5 @@
-// studio.LossChart: the loss of a run, smoothed, with the learning rate on a second axis and marks where
-// checkpoints and samples were made. Drawn by BokehJS, which is served from the installed bokeh package.
+// studio.LossChart: the loss of a run, smoothed, that on held-out photos, the learning rate on a second axis and
+// marks where checkpoints and samples were made. Drawn by BokehJS, which is served from the installed bokeh package.
 (() => {
   "use strict";
   if (studio.LossChart) return;
@@ -73,7 +73,7 @@
           h("label.chart-check", null, "Smoothing", slider), toggle("log", "Log scale"), toggle("lr", "Learning rate")),
         this.readout, this.canvas,
         h("div.chart-keys.muted", null, key("loss", "smoothed"), key("raw", "each step"), key("rate", "learning rate"),
-          key("checkpoint", "checkpoint"), key("sample", "samples drawn"),
+          this.held = key("validation", "held-out photos"), key("checkpoint", "checkpoint"), key("sample", "samples drawn"),
           h("span.hint", null, "Drag to zoom, Ctrl + wheel to zoom in and out, double-click for all")));
       this.empty = h("div.chart-empty.muted", null, "The curve starts with the first step.");
       this.canvas.append(this.empty);
@@ -83,7 +83,7 @@
     /** Show a run's data; called at every change. */
     update(data) {
       if (this.data?.run !== data.run) [this.zoom, this.reset.hidden] = [null, true];
-      const count = `${data.run}/${data.attempt}/${data.series.step.length}/${data.series.step.at(-1)}/${data.checkpoints.length}/${data.samples.size}`;
+      const count = `${data.run}/${data.attempt}/${data.series.step.length}/${data.series.step.at(-1)}/${data.checkpoints.length}/${data.samples.size}/${data.validation.length}`;
       this.data = data;
       if (count === this.drawn) return;
       this.drawn = count;
@@ -119,7 +119,7 @@
         axis_label_text_font_size: "12px", axis_label_text_font_style: "normal", major_label_text_font: font.text_font, axis_label_text_font: font.text_font,
       };
       const source = () => new Bokeh.ColumnDataSource({ data: { x: [], y: [] } });
-      this.sources = { raw: source(), loss: source(), rate: source(), checkpoint: source(), sample: source(), resume: source() };
+      this.sources = { raw: source(), loss: source(), rate: source(), validation: source(), checkpoint: source(), sample: source(), resume: source() };
       this.x = new Bokeh.Range1d({ start: 0, end: 1 });
       this.y = new Bokeh.Range1d({ start: 0, end: 1 });
       this.rate = new Bokeh.Range1d({ start: 0, end: 1 });
@@ -134,7 +134,7 @@
       for (const one of [figure.xaxis, figure.yaxis]) Object.assign(one[0] ?? one, axis);
       figure.xgrid.grid_line_color = null;
       figure.ygrid.grid_line_color = colour("line");
-      const { raw, loss, rate, checkpoint, sample, resume } = this.sources;
+      const { raw, loss, rate, validation, checkpoint, sample, resume } = this.sources;
       const at = { x: { field: "x" }, y: { field: "y" } };
       if (settings.lr) {
         figure.extra_y_ranges = { rate: this.rate };
@@ -144,6 +144,8 @@
       }
       figure.line({ ...at, source: raw, line_color: colour("accent"), line_width: 1, line_alpha: 0.28 });
       figure.line({ ...at, source: loss, line_color: colour("accent"), line_width: 2.4, line_join: "round" });
+      figure.line({ ...at, source: validation, line_color: colour("chart-validation"), line_width: 2 });
+      figure.scatter({ ...at, source: validation, marker: "diamond", size: 9, fill_color: colour("chart-validation"), line_color: colour("surface") });
       figure.scatter({ ...at, source: sample, marker: "circle", size: 9, fill_color: colour("surface"), line_color: colour("chart-sample"), line_width: 2 });
       figure.scatter({ ...at, source: checkpoint, marker: "square", size: 7, fill_color: colour("ink"), line_color: colour("surface") });
       figure.scatter({ ...at, source: resume, marker: "triangle", size: 11, fill_color: colour("warn"), line_color: colour("surface") });
@@ -174,7 +176,7 @@
     /** Bring the sources up to date. A zoom that the user chose stays as it is. */
     draw() {
       if (!this.figure) return;
-      const { series, checkpoints, samples, resumes } = this.data;
+      const { series, validation, checkpoints, samples, resumes } = this.data;
       const { step, loss, lr } = series;
       this.smoothed = smooth(loss, settings.smoothing);
       const kept = indices(step.length);
@@ -183,6 +185,8 @@
       this.sources.raw.data = { x, y: pick(loss) };
       this.sources.loss.data = { x, y: pick(this.smoothed) };
       this.sources.rate.data = { x, y: pick(lr) };
+      this.sources.validation.data = { x: validation.map((one) => one.step), y: validation.map((one) => one.loss) };
+      this.held.hidden = !validation.length;
       const onCurve = (steps) => ({ x: steps, y: steps.map((at) => this.smoothed[this.indexOf(at)]) });
       this.sources.checkpoint.data = onCurve(checkpoints.map((one) => one.step).filter((at) => at > 0));
       this.sources.sample.data = onCurve([...new Set([...samples.values()].map((one) => one.step))].filter((at) => at > 0));
@@ -194,7 +198,8 @@
       this.hover(null);
     }
 
-    /** Fit the loss axis to what is in sight: all of the smoothed curve, and the raw one but its wildest 2 %. */
+    /** Fit the loss axis to what is in sight: the held-out photos, all of the smoothed curve, and the raw one but
+     * its wildest 2 %. */
     fitHeight() {
       const { step, loss } = this.data.series;
       const [first, last] = this.zoom ?? [0, Infinity];
@@ -203,8 +208,9 @@
       const raw = loss.slice(from, Math.max(to, from + 1)).filter(Number.isFinite);
       if (!raw.length) return;
       const curve = this.smoothed.subarray(from, Math.max(to, from + 1));
-      let low = Math.min(quantile(raw, 0.01), ...indices(curve.length).map((i) => curve[i]));
-      let high = Math.max(quantile(raw, 0.98), ...indices(curve.length).map((i) => curve[i]));
+      const held = this.data.validation.filter((one) => one.step >= first && one.step <= last).map((one) => one.loss);
+      let low = Math.min(quantile(raw, 0.01), ...held, ...indices(curve.length).map((i) => curve[i]));
+      let high = Math.max(quantile(raw, 0.98), ...held, ...indices(curve.length).map((i) => curve[i]));
       if (settings.log) {
         low = Math.max(low, 1e-8);
         [this.y.start, this.y.end] = [low * 0.85, Math.max(high * 1.15, low * 1.5)];
@@ -230,9 +236,11 @@
       const i = at === null ? step.length - 1 : this.indexOf(at);
       if (i < 0) return;
       const { format, h } = studio;
+      const held = this.data.validation.findLast((one) => one.step <= step[i]);
       this.readout.replaceChildren(
         h("span", null, "step ", h("b", null, format.count(step[i]))),
         h("span", null, "loss ", h("b", null, format.number(this.smoothed[i])), ` (this step ${format.number(loss[i])})`),
+        held ? h("span", null, "held-out photos ", h("b", null, format.number(held.loss)), ` (step ${format.count(held.step)})`) : "",
         h("span", null, "learning rate ", h("b", null, format.number(lr[i], 2))));
     }
   }

@@ -12,7 +12,7 @@
     return {
       run, project: studio.project(), attempt: 0, status: null, result: null, end: null, revision: 0,
       series: { step: [], loss: [], lr: [] },
-      samples: new Map(), prompts: new Map(), stages: new Map(), checkpoints: [], warnings: [], resumes: [],
+      samples: new Map(), prompts: new Map(), stages: new Map(), validation: [], checkpoints: [], warnings: [], resumes: [],
       log: [], logTail: "", logCount: 0,
     };
   }
@@ -28,6 +28,7 @@
         while (series.step.length && series.step.at(-1) > event.step) for (const column of Object.values(series)) column.pop();
         for (const [key, sample] of data.samples) if (sample.step > event.step) data.samples.delete(key);
         data.checkpoints = data.checkpoints.filter((checkpoint) => checkpoint.step <= event.step);
+        data.validation = data.validation.filter((measured) => measured.step <= event.step);
         data.resumes = data.resumes.filter((step) => step <= event.step);
         if (event.attempt > 1) data.resumes.push(event.step);
         break;
@@ -40,6 +41,10 @@
         data.series.step.push(event.step);
         data.series.loss.push(event.loss);
         data.series.lr.push(event.lr);
+        break;
+      case "validation": // a resumed run measures the step it was saved at again, with the same outcome
+        data.validation = data.validation.filter((measured) => measured.step !== event.step);
+        data.validation.push({ step: event.step, loss: event.loss });
         break;
       case "sample":
         data.prompts.set(event.prompt, event.text ?? data.prompts.get(event.prompt) ?? "");

@@ -103,6 +103,8 @@ def random_history(rng: random.Random) -> list[dict[str, Any]]:
             if rng.random() < 0.2:
                 add("sample", attempt=attempt, step=step, prompt=0, text="p", file=f"s{step:06d}_p00.webp")
             if rng.random() < 0.2:
+                add("validation", attempt=attempt, step=step, loss=step / 100, by_time=[], pictures=2)
+            if rng.random() < 0.2:
                 add("checkpoint", attempt=attempt, step=step, folder=f"step-{step:06d}")
     return events
 
@@ -120,6 +122,7 @@ def test_the_page_keeps_the_events_that_still_count(page: Page, server: StudioPr
                     steps: data.series.step, loss: data.series.loss,
                     samples: [...data.samples.values()].map((sample) => sample.step),
                     checkpoints: data.checkpoints.map((checkpoint) => checkpoint.step),
+                    validations: data.validation.map((measured) => measured.step),
                 };
             }""",
             events,
@@ -128,9 +131,10 @@ def test_the_page_keeps_the_events_that_still_count(page: Page, server: StudioPr
         steps = [event for event in current if event["kind"] == "step"]
         assert shown["steps"] == [event["step"] for event in steps]
         assert shown["loss"] == [event["loss"] for event in steps]
-        for kind in ("sample", "checkpoint"):
+        for kind in ("sample", "checkpoint", "validation"):
             expected = {event["step"] for event in current if event["kind"] == kind}
             assert set(shown[f"{kind}s"]) == expected
+        assert len(set(shown["validations"])) == len(shown["validations"])
 
 
 def test_a_zoomed_chart_stays_put_while_the_run_goes_on(page: Page, server: StudioProcess) -> None:
@@ -170,6 +174,35 @@ def test_a_zoomed_chart_stays_put_while_the_run_goes_on(page: Page, server: Stud
     assert page.evaluate("[window.chart.x.start, window.chart.x.end]") == zoom
     page.get_by_role("button", name="Show all").first.click()
     assert page.evaluate("window.chart.x.end") > 10_000
+
+
+def test_the_loss_on_held_out_photos_is_a_second_line(page: Page, server: StudioProcess) -> None:
+    open_page(page, server, "failed", "train")
+    page.evaluate(
+        """() => {
+            const data = studio.live.fresh("held");
+            window.chart = new studio.LossChart();
+            document.querySelector("#studio-train").prepend(window.chart.element);
+            window.fold = (event) => {
+                studio.live.fold(data, { attempt: 1, ...event });
+                window.chart.update(data);
+            };
+            for (let step = 1; step <= 20; step += 1)
+                window.fold({ kind: "step", step, loss: 0.1, lr: 1e-4 });
+        }"""
+    )
+    page.wait_for_function("() => window.chart.view")
+    key = page.locator(".chart").first.locator(".key", has_text="held-out photos")
+    expect(key).to_be_hidden()
+    page.evaluate(
+        """() => { for (const [step, loss] of [[0, 0.9], [10, 0.3], [10, 0.3], [20, 0.7]])
+            window.fold({ kind: "validation", step, loss, by_time: [loss], pictures: 2 }); }"""
+    )
+    expect(key).to_be_visible()
+    drawn = page.evaluate("window.chart.sources.validation.data")
+    assert drawn == {"x": [0, 10, 20], "y": [0.9, 0.3, 0.7]}
+    assert page.evaluate("window.chart.y.end") > 0.9, "it is in sight"
+    expect(page.locator(".chart-readout").first).to_contain_text("held-out photos 0.700 (step 20)")
 
 
 def test_a_failure_says_why_and_what_to_do(page: Page, server: StudioProcess) -> None:

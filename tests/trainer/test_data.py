@@ -95,7 +95,7 @@ def test_freezing_keeps_crops_and_fills_in_captions(tmp_path: Path) -> None:
 
 
 def test_freezing_refuses_in_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"does not exist; set dataset\.path"):
+    with pytest.raises(DatasetError, match=r"does not exist; check dataset\.path"):
         freeze(tmp_path / "nowhere")
     root = draw_project(tmp_path / "p", count=1)
     record = load_dataset(root).images[0].model_copy(update={"enabled": False})

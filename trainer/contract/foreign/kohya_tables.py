@@ -239,7 +239,7 @@ SAVING: Table = {
     "sample_at_first": Ignored("pictures are always drawn before the first step"),
     "sample_batch_size": SPEED,
     "validation_split": To("validation.share"),
-    "validation_seed": Ignored("which photos are held out follows from train.seed"),
+    "validation_seed": Ignored("which photos are held out follows from their content"),
     "validate_every_n_steps": To("validation.every"),
     "validate_every_n_epochs": Absent("validation.every counts steps"),
     "max_validation_steps": Absent("all photos that are held out are looked at"),
