@@ -92,6 +92,11 @@ def test_the_contract_loads_nothing_heavy() -> None:
     assert not loaded & {"torch", "numpy", "PIL", "gradio", "huggingface_hub", "cv2"}
 
 
+def test_a_check_loads_little() -> None:
+    loaded = loaded_by("import trainer.__main__, trainer.check")
+    assert not loaded & {"torch", "numpy", "psutil", "gradio", "huggingface_hub"}
+
+
 def test_photos_load_no_detector_until_they_are_looked_at() -> None:
     loaded = loaded_by("import dataset_tools.ingest, dataset_tools.crop, dataset_tools.check")
     assert not loaded & {"torch", "cv2", "mediapipe", "gradio"}
