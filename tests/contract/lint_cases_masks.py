@@ -19,7 +19,7 @@ CASES = [
         {"loss.mask": "kohya"},
         {},
         Facts(images=20, masks=0),
-        says=("no photo has a mask",),
+        says=("No photo has a mask", "kohya"),
     ),
     Case(
         "masks_and_setting_differ",

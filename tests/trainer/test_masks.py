@@ -176,7 +176,7 @@ def test_masks_and_setting_that_do_not_go_together_are_told(
     assert train_here(run)
     expected = {
         "off": "all 5 photos have a mask, but loss.mask is off, so all of the photo is learnt",
-        "normalised": "loss.mask is normalised, but no photo has a mask, so all is learnt",
+        "normalised": "no photo has a mask, though loss.mask is normalised, so all is learnt",
     }
     assert warnings_of(run) == [expected[mode]]
     assert not any(image.mask for image in load_frozen(run.dataset))

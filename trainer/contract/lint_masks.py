@@ -17,7 +17,7 @@ def masks_in_words(mode: MaskMode, masked: int, photos: int) -> str:
     if mode == "off":
         return f"{some} have a mask, but loss.mask is off, so all of the photo is learnt" if masked else ""
     if not masked:
-        return f"loss.mask is {mode}, but no photo has a mask, so all is learnt"
+        return f"no photo has a mask, though loss.mask is {mode}, so all is learnt"
     return f"{some} have a mask, the others are learnt whole" if masked < photos else ""
 
 
