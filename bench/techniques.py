@@ -36,7 +36,7 @@ PLAIN: dict[str, Any] = {
     "captions": {"dropout": 0.0},
     "adapter": {"rank": 8, "alpha": 8.0, "targets": "transformer+conv"},
     "train": {
-        "steps": 200,
+        "steps": 120,
         "batch_size": 8,
         "learning_rate": 1e-3,
         "text_encoder_lr": 0.0,
@@ -165,7 +165,7 @@ def measured(names: list[str], work: Path, count: int, steps: int | None) -> Ite
 def in_words(changes: dict[str, dict[str, Any]]) -> str:
     """The settings of a technique as a recipe has them."""
     if not changes:
-        return "rank 8 on transformer and convolutions, AdamW 1e-3, cosine, 200 steps of batch 8"
+        return "rank 8 on transformer and convolutions, AdamW 1e-3, cosine, 120 steps of batch 8"
     return "; ".join(
         f"`{section}.{name}` = {f'{len(value)} prompts' if isinstance(value, list) else json.dumps(value)}"
         for section, values in changes.items()
@@ -204,7 +204,7 @@ def main() -> int:
     )
     parser.add_argument("names", nargs="*", help=f"of {', '.join(TECHNIQUES)}; all when left out")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=8, help="pictures a row")
+    parser.add_argument("--count", type=int, default=6, help="pictures a row")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--machine", default="Measured on a CPU.", help="a sentence for the page")
