@@ -116,7 +116,7 @@ TRAINING: Table = {
     "fused_backward_pass": Ignored(
         "it does nothing for a LoRA in kohya's scripts either: only full fine-tuning reads it, and the "
         "guides' 24 → 10 GB are numbers of full fine-tuning. What saves memory for a LoRA: gradient "
-        "checkpointing, cached captions, model.quantize; train.fused_backward is here, for the gradients alone"
+        "checkpointing, cached captions, model.quantize; train.fused_backward, which frees gradients"
     ),
     "fused_optimizer_groups": Ignored(
         "kohya's scripts for LoRAs refuse it (unrecognized arguments): it belongs to full fine-tuning. A "
