@@ -69,10 +69,14 @@ class Survey:
 
 
 def survey(
-    concepts: Sequence[Concept], buckets: Buckets, load: Callable[[Path], Photos] = load_photos
+    concepts: Sequence[Concept],
+    buckets: Buckets,
+    load: Callable[[Path], Photos] = load_photos,
+    drawn: Sequence[Folder] = (),
 ) -> Survey:
-    """Look through the folders. Raises DatasetError for one that is not there or holds nothing."""
-    folders, notes, faces, measured = [], list[str](), 0, 0
+    """Look through the folders; those ``drawn`` are counted already. Raises DatasetError for one that is not
+    there or holds nothing."""
+    folders, notes, faces, measured = list[Folder](), list[str](), 0, 0
     missing, texts, leaking, masks, first = 0, list[str](), 0, 0, ""
     for number, concept in enumerate(concepts):
         photos = load(concept.folder)
@@ -108,7 +112,7 @@ def survey(
         "captions": tuple(texts),
         "faces": faces,
         "class_captions_with_trigger": leaking,
-        "folders": tuple(folders),
+        "folders": (*folders, *drawn),
     }
     return Survey(facts, tuple(notes))
 

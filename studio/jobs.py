@@ -87,12 +87,14 @@ class Supervisor:
                     ),
                 }
             )
-            validation = config.validation
-            if validation.path:
-                path = seen_from(run.path, project.folder(validation.path))
-                validation = validation.model_copy(update={"path": path})
+            sections: dict[str, Any] = {"dataset": dataset}
+            for name in ("validation", "prior"):
+                section = getattr(config, name)
+                if section.path:
+                    path = seen_from(run.path, project.folder(section.path))
+                    sections[name] = section.model_copy(update={"path": path})
             try:
-                run.create(config.model_copy(update={"dataset": dataset, "validation": validation}))
+                run.create(config.model_copy(update=sections))
                 self._launch(run, ["train", str(run.recipe), "--run-dir", str(run.path)])
             except (OSError, RunError) as error:
                 shutil.rmtree(run.path, ignore_errors=True)  # nothing came of it

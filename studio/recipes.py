@@ -13,6 +13,7 @@ from typing import Any
 from dataset_tools.concepts import concepts_of, survey
 from dataset_tools.dataset import DATASET_FILE, load_dataset
 from dataset_tools.folder import Photos, load_photos
+from trainer.contract.class_set import class_pictures_to_draw, with_class_set
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError, UserError
 from trainer.contract.families import CATALOGUE, DEMO_BASE, family_of, known_base
@@ -72,12 +73,14 @@ def facts_of(project: Project, config: TrainConfig, gpu: dict[str, Any] | None) 
 
 def _photos(project: Project, config: TrainConfig) -> dict[str, Any]:
     """What is known of the project's photos, and of the recipe's other folders where these can be read."""
-    concepts = concepts_of(config.dataset, config.validation, project.root, project.root)
+    dataset = with_class_set(config.dataset, config.prior)
+    concepts = concepts_of(dataset, config.validation, project.root, project.root)
     buckets = project.buckets(config)
+    drawn = class_pictures_to_draw(config.prior, buckets.nearest(1, 1))
     try:
-        return survey(concepts, buckets, photos_of).facts
+        return survey(concepts, buckets, photos_of, drawn).facts
     except UserError as error:
-        return survey(concepts[:1], buckets, photos_of).facts | {"folders_problem": str(error)}
+        return survey(concepts[:1], buckets, photos_of, drawn).facts | {"folders_problem": str(error)}
 
 
 def photos_of(folder: Path) -> Photos:

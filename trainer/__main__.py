@@ -146,8 +146,9 @@ def _absolute(config: TrainConfig, beside: Path) -> TrainConfig:
     tables["dataset"]["path"] = folder(config.dataset.path, "dataset.path")
     for table in tables["dataset"]["subsets"]:
         table["path"] = folder(table["path"], "dataset.subsets.path")
-    if config.validation.path:
-        tables["validation"]["path"] = folder(config.validation.path, "validation.path")
+    for section in ("validation", "prior"):
+        if text := tables[section]["path"]:
+            tables[section]["path"] = folder(text, f"{section}.path")
     for section, field in (
         ("model", "base"),
         ("model", "vae"),

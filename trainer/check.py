@@ -8,6 +8,7 @@ from dataset_tools.buckets import Buckets
 from dataset_tools.concepts import concepts_of, survey
 from dataset_tools.folder import load_photos
 
+from .contract.class_set import class_pictures_to_draw, with_class_set
 from .contract.config import TrainConfig
 from .contract.errors import ConfigError, UserError
 from .contract.families import CATALOGUE, known_base
@@ -40,9 +41,10 @@ def facts_of(config: TrainConfig) -> tuple[Facts, tuple[str, ...]]:
     row, base = CATALOGUE[config.model.family], known_base(config.model.family, config.model.base)
     buckets = Buckets.of(config.dataset, (base or row).resolution, row.size_multiple)
     try:
-        found = survey(
-            concepts_of(config.dataset, config.validation, Path(config.dataset.path), Path()), buckets
-        )
+        dataset = with_class_set(config.dataset, config.prior)
+        concepts = concepts_of(dataset, config.validation, Path(dataset.path), Path())
+        drawn = class_pictures_to_draw(config.prior, buckets.nearest(1, 1))
+        found = survey(concepts, buckets, drawn=drawn)
     except UserError as error:
         raise ConfigError({"dataset.path": str(error)}) from None
     return Facts(**found.facts, **start_from_facts(config.adapter.start_from, Path())), found.notes

@@ -11,11 +11,11 @@ import torch
 
 from .assemble import Model
 from .cache import TextCache
+from .contract.class_set import with_class_set
 from .contract.config import TrainConfig
 from .contract.files import write_text
 from .contract.prompt import Prompt
 from .contract.runs import RunFolder
-from .contract.settings.dataset import Subset
 from .data import Stages
 from .families.base import ModelFamily
 from .report import Reporter
@@ -39,16 +39,13 @@ def with_class_pictures(
     prior = config.prior
     if prior.method != "class_pictures" or run.dataset.exists():
         return config
-    if prior.path:
-        folder = Path(prior.path)
-    else:
+    folder = ""
+    if not prior.path:
         with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
-            folder = _drawn(config, family, cache, stages, report)
+            folder = str(_drawn(config, family, cache, stages, report))
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    own = Subset(path=str(folder), regularisation=True, weight=prior.weight)
-    dataset = config.dataset.model_copy(update={"subsets": (*config.dataset.subsets, own)})
-    return config.model_copy(update={"dataset": dataset})
+    return config.model_copy(update={"dataset": with_class_set(config.dataset, prior, folder)})
 
 
 def class_prompts(config: TrainConfig) -> list[str]:

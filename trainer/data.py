@@ -117,7 +117,8 @@ def freeze_folder(
     root = concept.folder
     if not root.is_dir():
         raise DatasetError(
-            f"the folder {root} does not exist; check dataset.path, dataset.subsets and validation.path"
+            f"the folder {root} does not exist; check dataset.path, dataset.subsets, validation.path and "
+            "prior.path"
         )
     photos = load_photos(root)
     for note in photos.notes:

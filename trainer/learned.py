@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from dataset_tools.crop import render_crop
 from dataset_tools.images import ImageError, open_image
 from dataset_tools.likeness import Vector, change, copied_from, descriptor, likeness, thumbnail
 
-from .adapters import AdapterWeights, LoraWeights, lora_weights
+from .adapters import change_norm
 from .adapters.dora import dense_weight
-from .adapters.layers import adapter_layers
+from .adapters.layers import trained_layers
 from .contract.events import current_events, read_events
 from .contract.runs import RunFolder
 from .contract.verdict import verdict
@@ -47,16 +47,6 @@ def block_of(module: str) -> str:
     return ".".join(parts[:end])
 
 
-def change_norm(weights: AdapterWeights, base: Tensor) -> float:
-    """Frobenius norm of what an adapter makes of a layer's weight, less that weight."""
-    if isinstance(weights, LoraWeights) and weights.magnitude is None:
-        # ‖BA‖² = tr(BᵀB · AAᵀ), which needs rank × rank matrices only.
-        down, up = weights.down.flatten(1).float(), weights.up.flatten(1).float()
-        squared = ((up.T @ up) * (down @ down.T)).sum().clamp_min(0)
-        return float(squared.sqrt()) * weights.scale
-    return float((weights.applied(base) - base).norm())
-
-
 class Weights:
     """How far the adapter has moved the weights, by block."""
 
@@ -67,7 +57,7 @@ class Weights:
         return {
             f"{part}.{name}": layer
             for part, module in self._parts.items()
-            for name, layer in adapter_layers(module).items()
+            for name, layer in trained_layers(module).items()
         }
 
     @cached_property
@@ -77,14 +67,12 @@ class Weights:
 
     @torch.no_grad()
     def measure(self) -> dict[str, Any]:
-        """``norm``: ‖ΔW‖ over everything; ``blocks``: {block: ‖ΔW‖ / ‖W‖}."""
-        layers, total = self._layers(), 0.0
+        """``norm``: ‖ΔW‖ over everything; ``blocks``: {block: ‖ΔW‖ / ‖W‖}. Computed where the layers are:
+        some kinds need all of the base's weights, which a processor would take minutes for."""
+        total = 0.0
         squares: dict[str, list[float]] = {}
-        for name, weights in lora_weights(self._parts).items():
-            # The base's weight is read, and dequantised, where the kind of adapter needs it.
-            dense = isinstance(weights, LoraWeights) and weights.magnitude is None
-            base = torch.empty(0) if dense else dense_weight(layers[name]).float().cpu()
-            moved = change_norm(weights, base) ** 2
+        for name, layer in self._layers().items():
+            moved = change_norm(layer) ** 2
             total += moved
             sums = squares.setdefault(block_of(name), [0.0, 0.0])
             sums[0] += moved
@@ -98,8 +86,8 @@ class Pictures:
 
     def __init__(self, run: RunFolder, root: Path, images: Sequence[TrainImage], report: Reporter) -> None:
         self._run, self._root, self._report = run, root, report
-        self._triggers = {image.trigger.casefold() for image in images if image.trigger}
         own = [image for image in images if not image.regularisation]
+        self._triggers = {image.trigger.casefold() for image in own if image.trigger}
         by_chance = sorted(own, key=lambda image: derived_seed("compared", image.id))
         self._images = by_chance[:MOST_PHOTOS]
         self._done: set[tuple[int, int]] = set()

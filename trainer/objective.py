@@ -95,8 +95,7 @@ class Objective:
         own_BCHW = prediction_BCHW[: len(samples)]
         losses_B = per_sample(self.masked(own_BCHW, batch))
         if self.config.train.unlearn:
-            base_B = self.base_losses(batch, samples)
-            losses_B = left_to_unlearn(losses_B, base_B, self.config.train.unlearn_limit)
+            losses_B = self.unlearnt(losses_B, batch, samples)
         losses_B = losses_B * self.weights(batch, samples)
         if second:
             changes = mse(prediction_BCHW[len(samples) :], second.answer_BCHW)
@@ -127,6 +126,12 @@ class Objective:
         mode, floor = self.config.loss.mask, self.config.loss.mask_floor
         losses_BCHW = self.elementwise(prediction_BCHW, batch)
         return losses_BCHW if mode == "off" else losses_BCHW * mask_weights(batch.mask_B1HW, mode, floor)
+
+    def unlearnt(self, losses_B: Tensor, batch: Batch, samples: list[Sample]) -> Tensor:
+        """What is minimised of them to unlearn (``train.unlearn``): regularisation pictures stay learnt."""
+        left_B = left_to_unlearn(losses_B, self.base_losses(batch, samples), self.config.train.unlearn_limit)
+        kept_B = torch.tensor([one.image.regularisation for one in samples], device=self.device)
+        return torch.where(kept_B, losses_B, left_B)
 
     def base_losses(self, batch: Batch, samples: list[Sample]) -> Tensor:
         """The losses that the base has without the LoRA, (B,), without gradients."""

@@ -18,7 +18,7 @@ from torch import nn
 from .contract.config import TrainConfig
 from .contract.errors import RunError
 from .contract.optimizers import OPTIMIZERS, REQUIREMENTS, parse_options
-from .contract.rates import highest_rates
+from .contract.rates import differs_by_block, highest_rates
 from .contract.settings.train import TrainSettings
 
 
@@ -33,10 +33,11 @@ def require_optimizer(config: TrainConfig, device: torch.device) -> None:
             f"run pip install -r {REQUIREMENTS[row.package]}, or choose adamw",
             "config",
         )
-    if row.one_rate and len(set(highest_rates(config).values())) > 1:
+    if row.one_rate and (len(set(highest_rates(config).values())) > 1 or differs_by_block(config)):
         raise RunError(
             f"train.optimizer = {settings.optimizer} has one learning rate for all that is trained; set "
-            "the text encoders' to the same or to 0, and the LoRA+ ratios to 0",
+            "the text encoders' to the same or to 0, the LoRA+ ratios to 0, and only 0 and 1 in "
+            "adapter.block_weights",
             "config",
         )
     weight = nn.Parameter(torch.zeros(1, device=device))

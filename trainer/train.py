@@ -185,9 +185,9 @@ def _train(
         report.state("sampling")
         with averages.worn():
             drawings.draw(step)
+            report.weights(step, **weights.measure())
         family.free_encoders(keep_text=trains_text)
         pictures.measure(step, [prompt.text for prompt in prompts_of(config.samples)])
-        report.weights(step, **weights.measure())
 
     report.started(state.step, settings.steps, state.loss)
     validation.measure(state.step)

@@ -83,6 +83,11 @@ CASES = [
         {"train.optimizer": "lion8bit", "adapter.rank": 4, "adapter.alpha": 4},
         {"train.optimizer": "lion8bit"},
     ),
+    Case(
+        "one_rate_beside_blocks",
+        {"train.optimizer": "prodigy", "train.learning_rate": 1, "adapter.block_weights": "12: 0.5"},
+        {"train.optimizer": "prodigy", "train.learning_rate": 1, "adapter.block_weights": "12: 0"},
+    ),
     Case("weight_decay_high", {"train.weight_decay": 0.5}, {"train.weight_decay": 0.1}),
     Case("ema_never_reached", {"train.ema_decay": 0.999}, {"train.ema_decay": 0.99}, says=("1000 steps",)),
     Case("ema_too_short", {"train.ema_decay": 0.5}, {"train.ema_decay": 0.9}, says=("over 2 steps",)),

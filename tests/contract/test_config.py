@@ -11,6 +11,7 @@ from trainer.contract.config import TrainConfig, go_with_family
 from trainer.contract.errors import ConfigError
 from trainer.contract.families import CATALOGUE
 from trainer.contract.fields import (
+    MOVED,
     RECORDS,
     dump_recipe,
     flatten,
@@ -439,3 +440,18 @@ def test_another_family_drops_what_it_cannot_have() -> None:
     back, said = go_with_family(parse(nest(AWAY_FOR_FLOW)), "sdxl")
     assert set(said) == {"noise.shift", "noise.weighting", "noise.kohya_flow"}
     assert back.noise == TrainConfig().noise
+
+
+def test_settings_that_moved_are_found_where_they_were() -> None:
+    """Drafts and runs of earlier versions open, and mean the same."""
+    config = parse({"train": {"steps": 5, "min_snr_gamma": 5}, "dataset": {"caption_dropout": 0.1}})
+    assert (config.train.steps, config.loss.min_snr_gamma, config.captions.dropout) == (5, 5, 0.1)
+    both = {"train": {"min_snr_gamma": 5}, "loss": {"min_snr_gamma": 1, "type": "l1"}}
+    assert (parse(both).loss.min_snr_gamma, parse(both).loss.type) == (1, "l1")
+    assert both["train"] == {"min_snr_gamma": 5}
+    assert all(old not in RECORDS and new in RECORDS for old, new in MOVED.items())
+
+
+def test_a_limited_norm_beside_an_average() -> None:
+    tables = {"adapter": {"max_norm": 1}, "train": {"optimizer": "schedulefree_adamw"}}
+    assert "hands out other weights" in problems(tables)["adapter.max_norm"]

@@ -32,6 +32,7 @@ from trainer.adapters.oft import block_size
 from trainer.adapters.starts import olora, pissa
 from trainer.adapters.weights import turn
 from trainer.contract.settings.adapter import AdapterSettings
+from trainer.learned import Weights
 
 from .kinds import KINDS, every_kind
 
@@ -342,6 +343,16 @@ def test_what_is_dropped_is_dropped_again_when_activations_are_recomputed(kind: 
     assert any(one is not None and one.any() for one in gradients[0])
     for plain, again in zip(*gradients, strict=True):
         assert torch.equal(plain, again)
+
+
+def test_an_assistant_may_be_on_more_layers() -> None:
+    """Its layers have no norm to limit, and none that is measured."""
+    model = Two()
+    add_lora(model, settings("lora"), "conv", seed=1)
+    model.conv.lora_B[ADAPTER].weight.data.fill_(1.0)  # type: ignore[union-attr,index]
+    add_assistant(model, {"linear": LoraWeights(torch.ones(3, 12), torch.ones(20, 3), 1.5)})
+    assert limit_norms({"": model}, 0.5) == 1
+    assert Weights({"unet": model}).measure()["norm"] == pytest.approx(0.5, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "pissa"])

@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.adapters import add_lora, lora_parameters
+from tests.pictures import draw_picture
+from trainer.adapters import add_lora, lora_parameters, read_weights
+from trainer.adapters.norms import product_norm
+from trainer.checkpoints import adapter_tensors
 from trainer.contract.events import read_events
 from trainer.contract.runs import RunFolder
 from trainer.contract.settings.adapter import AdapterSettings
 from trainer.contract.verdict import verdict
+from trainer.data import load_frozen
 from trainer.learned import Weights, block_of
 
 from .helpers import recipe, train_here
@@ -96,3 +100,31 @@ def test_norms_are_those_of_what_the_layers_do(tiny_base: Path, kind: dict[str, 
     here = [name for name in names if block_of(f"unet.{name}") == block]
     share = sum(moved[name] for name in here) / sum(float(before[name].norm()) ** 2 for name in here)
     assert found["blocks"][block] == pytest.approx(share**0.5, rel=1e-3)
+
+
+def test_the_weights_that_are_handed_out_are_measured(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "runs" / "one")
+    run.create(recipe(tiny_base, photos, train={"ema_decay": 0.9}))
+    assert train_here(run)
+    told = [event["norm"] for event in read_events(run.events)[0] if event["kind"] == "weights"][-1]
+    lora = read_weights(adapter_tensors(run.checkpoint(8)))
+    assert told == pytest.approx(sum(product_norm(one) ** 2 for one in lora.values()) ** 0.5, rel=1e-4)
+
+
+def test_the_class_is_no_trigger(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
+    """A folder of class pictures without captions: they are of the class, and its prompts are controls."""
+    folder = tmp_path / "cats"
+    for number in range(2):
+        draw_picture(folder / f"{number}.png", number)
+    run = RunFolder(tmp_path / "runs" / "one")
+    prior = {"method": "class_pictures", "class_name": "cat", "path": str(folder)}
+    samples = {"prompts": ["a cat"]}
+    train = {"steps": 1}
+    run.create(
+        recipe(tiny_base, photos, dataset={"trigger": "zwx"}, prior=prior, samples=samples, train=train)
+    )
+    assert train_here(run)
+    regular = [image for image in load_frozen(run.dataset) if image.regularisation]
+    assert regular and {image.caption for image in regular} == {"cat"}
+    measured = [event for event in read_events(run.events)[0] if event["kind"] == "measured"]
+    assert measured and not any(event["trigger"] for event in measured)

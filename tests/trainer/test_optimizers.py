@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from trainer.averages import Averages
 from trainer.checkpoints import TrainState, adapter_tensors, load_checkpoint, save_checkpoint
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import RunError
-from trainer.contract.fields import parse
+from trainer.contract.fields import parse, to_tables
 from trainer.contract.optimizers import OPTIMIZERS
 from trainer.contract.schedule import ema_decay_at, lr_scale
 from trainer.fused import FusedBackward
@@ -164,6 +165,10 @@ def test_prodigy_has_one_rate() -> None:
     with pytest.raises(RunError, match="one learning rate for all"):
         require_optimizer(recipe("prodigy", text_encoder_lr=0.5), CPU)
     require_optimizer(recipe("prodigy", text_encoder_lr=1.0), CPU)
+    for weights, refused in (("12: 0.5", True), ("12: 0", False)):
+        tables = to_tables(recipe("prodigy")) | {"adapter": {"block_weights": weights}}
+        with pytest.raises(RunError, match="block_weights") if refused else nullcontext():
+            require_optimizer(parse(tables), CPU)
     toy = Toy(recipe("prodigy"))
     toy.run(10)
     assert learning_rate(toy.optimizer) == pytest.approx(

@@ -100,3 +100,19 @@ def test_through_the_trainer(run: RunFolder) -> None:
     losses = [event["loss"] for event in read_events(other.events)[0] if event["kind"] == "step"]
     assert len(losses) == 6 and all(loss > 0 for loss in losses)
     assert weights_hash(other, 6) != weights_hash(run, 1)
+
+
+def test_regularisation_pictures_stay_learnt(run: RunFolder, tmp_path: Path) -> None:
+    """Class pictures are what must not be unlearnt with the rest."""
+    config = parse(merge(to_tables(run.config()), {"train": {"unlearn": True, "unlearn_limit": 3}}))
+    objective, samples = objective_of(config, run, tmp_path)
+    looks = [
+        samples[0],
+        replace(samples[1], image=samples[1].image.model_copy(update={"regularisation": True})),
+    ]
+    plain = parse(merge(to_tables(config), {"train": {"unlearn": False}}))
+    torch.manual_seed(0)
+    unlearnt = objective.losses(looks)
+    torch.manual_seed(0)
+    learnt = replace(objective, config=plain).losses(looks)
+    assert unlearnt[1] == learnt[1] and unlearnt[0] != learnt[0]

@@ -148,6 +148,15 @@ def adapter_layers(module: nn.Module) -> dict[str, Any]:
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
 
 
+def trained_layers(module: nn.Module) -> dict[str, Any]:
+    """The layers with an adapter that is trained; an assistant may be on more of them."""
+    return {
+        name: layer
+        for name, layer in adapter_layers(module).items()
+        if any(ADAPTER in getattr(layer, factor, ()) for factor in FACTORS)
+    }
+
+
 def lora_layers(module: nn.Module) -> dict[str, Any]:
     """The layers with a LoRA."""
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .dora import dense_weight
-from .layers import ADAPTER, FACTORS, adapter_layers, layer_weights
+from .layers import ADAPTER, FACTORS, layer_weights, trained_layers
 from .weights import LohaWeights, LokrWeights, LoraWeights
 
 
@@ -21,7 +21,7 @@ def limit_norms(parts: Mapping[str, nn.Module], limit: float) -> int:
     """
     scaled = 0
     for module in parts.values():
-        for layer in adapter_layers(module).values():
+        for layer in trained_layers(module).values():
             norm = product_norm(layer_weights(layer))
             if norm <= limit:
                 continue

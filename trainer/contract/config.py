@@ -132,6 +132,13 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _norms_are_of_what_is_handed_out(self) -> TrainConfig:
+        if self.adapter.max_norm and OPTIMIZERS[self.train.optimizer].averages:
+            sentence = f"{self.train.optimizer} hands out other weights than those it limits; set it to 0"
+            raise _problem("adapter.max_norm", sentence)
+        return self
+
+    @model_validator(mode="after")
     def _encoder_bears_the_precision(self) -> TrainConfig:
         row = CATALOGUE[self.model.family]
         if row.needs_bf16 and self.model.precision == "fp16":

@@ -199,6 +199,21 @@ def _words(error: ErrorDetails, path: str, depth: int) -> str:
     return f"{path} = {shown} is not allowed; give {allowed}"
 
 
+MOVED = {"train.min_snr_gamma": "loss.min_snr_gamma", "dataset.caption_dropout": "captions.dropout"}
+"""Settings that recipes of earlier versions have elsewhere, with the same meaning."""
+
+
+def _at_home(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables with settings that have moved where they are now; what is there already goes before."""
+    found = merge(tables, {})
+    for old, new in MOVED.items():
+        section, _, name = old.partition(".")
+        table = found.get(section)
+        if isinstance(table, dict) and name in table:
+            found = merge(nest({new: table.pop(name)}), found)
+    return found
+
+
 def parse(tables: Mapping[str, Any]) -> TrainConfig:
     """Nested tables -> TrainConfig.
 
@@ -206,7 +221,7 @@ def parse(tables: Mapping[str, Any]) -> TrainConfig:
         ConfigError: one sentence per wrong setting, keyed by its dotted name.
     """
     try:
-        return TrainConfig.model_validate(dict(tables))
+        return TrainConfig.model_validate(_at_home(tables))
     except ValidationError as error:
         raise ConfigError(dict(_sentence(detail) for detail in error.errors())) from None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from .config import TrainConfig
+from .families import block_maps
+from .placing import placing
 from .settings.train import TrainSettings
 
 OUTER_FACTORS = frozenset({"lora_B"})
@@ -37,3 +39,15 @@ def highest_rates(config: TrainConfig) -> dict[str, float]:
         if ratio != 1:
             names.setdefault(rate * ratio, []).append(f"outer factors of {part}")
     return {" and ".join(which): rate for rate, which in names.items()}
+
+
+def differs_by_block(config: TrainConfig) -> bool:
+    """Whether blocks that learn have other learning rates than the rest."""
+    for blocks in block_maps(config.model.family, config.model.base):
+        try:
+            weights = placing(config.adapter, blocks).weights
+        except ValueError:  # it is for another base of the family
+            continue
+        if any(weight not in (None, 0, 1) for weight in weights):
+            return True
+    return False

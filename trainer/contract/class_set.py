@@ -1,0 +1,29 @@
+"""The class pictures of prior preservation as one more folder of the recipe."""
+
+from __future__ import annotations
+
+from .settings.dataset import DatasetSettings, Subset
+from .settings.prior import PriorSettings
+from .steps import Bucket, Folder
+
+
+def with_class_set(dataset: DatasetSettings, prior: PriorSettings, folder: str = "") -> DatasetSettings:
+    """The folders with the class pictures as a regularisation set: those in prior.path, or in ``folder``,
+    where they were drawn. Unchanged where there are none, or none yet.
+
+    Pictures without a caption get the class, which they are pictures of.
+    """
+    path = prior.path or folder
+    if prior.method != "class_pictures" or not path:
+        return dataset
+    own = Subset.model_construct(
+        path=path, trigger=prior.class_name, regularisation=True, weight=prior.weight
+    )
+    return dataset.model_copy(update={"subsets": (*dataset.subsets, own)})
+
+
+def class_pictures_to_draw(prior: PriorSettings, square: Bucket) -> tuple[Folder, ...]:
+    """The folder that a training is going to draw, counted; ``square`` is the bucket of its pictures."""
+    if prior.method != "class_pictures" or prior.path:
+        return ()
+    return (Folder("class pictures", ((square, 1),) * prior.pictures, regularisation=True),)
