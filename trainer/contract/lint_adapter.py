@@ -9,7 +9,9 @@ from .config import TrainConfig
 from .families import CATALOGUE, block_maps
 from .fields import RECORDS
 from .findings import Facts, Finding, adapter_scale, rule
+from .optimizers import OPTIMIZERS
 from .placing import of_a_guide, placing
+from .rates import differs_by_block
 
 # Where it sits -------------------------------------------------------------------------------------------
 
@@ -39,6 +41,19 @@ def block_learns_too_fast(config: TrainConfig, facts: Facts) -> Iterator[Finding
                 {"adapter.block_weights": ""},
                 "Alike everywhere",
             )
+
+
+@rule
+def one_rate_beside_blocks(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if OPTIMIZERS[config.train.optimizer].one_rate and differs_by_block(config):
+        yield Finding(
+            "error",
+            "adapter.block_weights",
+            f"{config.train.optimizer.capitalize()} has one learning rate for all that is trained; a block "
+            "can be left out (0), but not learn slower or faster than others.",
+            {"adapter.block_weights": ""},
+            "Alike everywhere",
+        )
 
 
 @rule

@@ -8,7 +8,7 @@ from typing import Any
 from .config import TEXT_RATES, TrainConfig
 from .findings import Facts, Finding, adapter_scale, effective_rate, neat, rate_in_words, rule, usual_rate
 from .optimizers import OPTIMIZERS, parse_options, written_options
-from .rates import differs_by_block, loraplus_ratio
+from .rates import loraplus_ratio
 from .schedule import decay_steps, ema_decay_at, steps_of, warmup_steps
 
 LORAPLUS = ("loraplus_ratio", "loraplus_denoiser_ratio", "loraplus_text_ratio")
@@ -100,19 +100,6 @@ def one_rate_beside_loraplus(config: TrainConfig, facts: Facts) -> Iterator[Find
             f"{train.optimizer.capitalize()} has one learning rate for all that is trained, LoRA+ needs two.",
             {f"train.{name}": 0.0 for name in chosen},
             "Without LoRA+",
-        )
-
-
-@rule
-def one_rate_beside_blocks(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    if OPTIMIZERS[config.train.optimizer].one_rate and differs_by_block(config):
-        yield Finding(
-            "error",
-            "adapter.block_weights",
-            f"{config.train.optimizer.capitalize()} has one learning rate for all that is trained; a block "
-            "can be left out (0), but not learn slower or faster than others.",
-            {"adapter.block_weights": ""},
-            "Alike everywhere",
         )
 
 
