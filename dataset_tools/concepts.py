@@ -92,7 +92,7 @@ def survey(
             first = trigger
         elif not concept.regularisation:
             trigger = trigger or first
-        shown = tuple((expected_bucket(one, buckets), one.repeats * concept.repeats) for one in records)
+        shown = tuple((expected_bucket(one, buckets), one.repeats) for one in records)
         folders.append(Folder(trigger or concept.folder.name, shown, concept.regularisation))
         captions = {one.id: photos.captions[one.id] or trigger for one in records}
         if concept.regularisation:

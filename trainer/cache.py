@@ -20,14 +20,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dataset_tools.crop import render_crop
+from dataset_tools.augment import View, render_view, views_of
 from dataset_tools.images import open_image
 
 from .captions import Captions
+from .concepts import PLAIN
 from .contract.errors import RunError
 from .contract.files import staged
 from .contract.plan import CAPTIONS_IN_MEMORY_GIB
 from .contract.prompt import prompts_of
+from .contract.settings.dataset import DatasetSettings
 from .data import Progress, Stages, TrainImage
 from .families.base import ModelFamily, TextEmbeds
 from .masks import mask_at, mask_digest
@@ -75,36 +77,45 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def pixels_of(root: Path, image: TrainImage, flip: bool = False) -> Tensor:
-    """The training crop of a picture: (3, H, W) in [-1, 1]. Raises ImageError."""
+def pixels_of(root: Path, image: TrainImage, view: View = PLAIN) -> Tensor:
+    """The training crop of a picture, or a view of it: (3, H, W) in [-1, 1]. Raises ImageError."""
     assert image.bucket and image.crop
     opened = open_image(image.path(root), name=image.original_name)
-    pixels_HWC = np.asarray(render_crop(opened.image, image.crop, image.bucket), dtype=np.float32)
-    pixels_CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1) / 127.5 - 1
-    return pixels_CHW.flip(-1) if flip else pixels_CHW
+    rendered = render_view(opened.image, image.crop, image.bucket, view)
+    return torch.from_numpy(np.asarray(rendered, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
+
+
+def _views(image: TrainImage, settings: DatasetSettings) -> tuple[View, ...]:
+    return (PLAIN,) if image.held_out else views_of(image, settings)
+
+
+def _view_key(image: TrainImage, view: View) -> tuple[object, ...]:
+    """What the pixels of a view depend on beside those of the file."""
+    return (image.crop, image.bucket, view.flip) + ((view.variant,) if view.variant else ())
 
 
 class LatentCache:
-    """(image id, flip) -> latents (C, h, w) and mask (1, h, w), float32, on the CPU."""
+    """(image id, view) -> latents (C, h, w) and mask (1, h, w), float32, on the CPU."""
 
     def __init__(self, folder: Path, family: ModelFamily, warn: Callable[[str], None]) -> None:
         self._folder, self._masks_folder = folder / "latents", folder / "masks"
         self._family, self._warn = family, warn
-        self._latents: dict[tuple[str, bool], Tensor] = {}
-        self._masks: dict[tuple[str, bool], Tensor] = {}
+        self._latents: dict[tuple[str, View], Tensor] = {}
+        self._masks: dict[tuple[str, View], Tensor] = {}
 
     def fill(
-        self, root: Path, images: Sequence[TrainImage], flips: Sequence[bool], progress: Progress
+        self, root: Path, images: Sequence[TrainImage], settings: DatasetSettings, progress: Progress
     ) -> None:
-        """Encode what is not on disk. Interrupt it at any time: what was encoded stays."""
+        """Encode every view that the recipe can show and that is not on disk. Interrupt it at any time: what
+        was encoded stays."""
         encoder = self._family.image_encoder_id()
-        total = len(images) * len(flips)
-        for number, (image, flip) in enumerate((image, flip) for image in images for flip in flips):
-            key = _key(image.sha256, image.crop, image.bucket, flip, encoder)
+        looks = [(image, view) for image in images for view in _views(image, settings)]
+        for number, (image, view) in enumerate(looks):
+            key = _key(image.sha256, *_view_key(image, view), encoder)
             file = self._folder / key[:2] / f"{key}.safetensors"
             cached = _read(file, self._warn)
             if cached is None:
-                pixels_BCHW = pixels_of(root, image, flip)[None]
+                pixels_BCHW = pixels_of(root, image, view)[None]
                 latents = self._family.encode_images(pixels_BCHW)[0]
                 if not bool(latents.isfinite().all()):
                     raise RunError(
@@ -119,36 +130,36 @@ class LatentCache:
                     self._warn(
                         f"{image.original_name} was changed after it was added; it is used as it is now"
                     )
-            self._latents[image.id, flip] = cached["latents"]
+            self._latents[image.id, view] = cached["latents"]
             if image.mask:
-                self._masks[image.id, flip] = self._mask(root, image, flip)
-            progress(number + 1, total)
+                self._masks[image.id, view] = self._mask(root, image, view)
+            progress(number + 1, len(looks))
 
-    def _mask(self, root: Path, image: TrainImage, flip: bool) -> Tensor:
+    def _mask(self, root: Path, image: TrainImage, view: View) -> Tensor:
         """Made once for a mask file's content, crop and size of latents; apart from the latents, which need
         not be encoded anew for another mask."""
-        height, width = self._latents[image.id, flip].shape[-2:]
+        height, width = self._latents[image.id, view].shape[-2:]
         sha256, size = mask_digest(root, image), (height, width)
         if sha256 != image.mask_sha256:
             self._warn(f"the mask of {image.original_name} was changed; it is used as it is now")
         alpha = image.mask == image.file
-        key = _key(sha256, alpha, (image.width, image.height), image.crop, image.bucket, flip, size)
+        key = _key(sha256, alpha, (image.width, image.height), *_view_key(image, view), size)
         file = self._masks_folder / key[:2] / f"{key}.safetensors"
         cached = _read(file, self._warn)
         if cached is None:
-            cached = {"mask": mask_at(root, image, flip, size)}
+            cached = {"mask": mask_at(root, image, view, size)}
             _write(file, cached)
         if not bool(cached["mask"].any()):
             self._warn(f"the mask of {image.original_name} is black all over its crop; choose another crop")
         return cached["mask"]
 
-    def get(self, image_id: str, flip: bool = False) -> Tensor:
-        return self._latents[image_id, flip]
+    def get(self, image_id: str, view: View = PLAIN) -> Tensor:
+        return self._latents[image_id, view]
 
-    def mask(self, image_id: str, flip: bool = False) -> Tensor:
+    def mask(self, image_id: str, view: View = PLAIN) -> Tensor:
         """Ones for a picture without a mask, (1, h, w)."""
-        mask = self._masks.get((image_id, flip))
-        return torch.ones_like(self._latents[image_id, flip][:1]) if mask is None else mask
+        mask = self._masks.get((image_id, view))
+        return torch.ones_like(self._latents[image_id, view][:1]) if mask is None else mask
 
 
 class Texts(Protocol):

@@ -6,11 +6,15 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from dataset_tools.augment import View
 from dataset_tools.dataset import DatasetError, ImageRecord, listed
 
 from .contract.settings.validation import ValidationSettings
 from .contract.steps import balanced_repeats
 from .families.base import Geometry
+
+PLAIN = View()
+"""A picture as it is."""
 
 
 class TrainImage(ImageRecord):
@@ -35,17 +39,18 @@ class TrainImage(ImageRecord):
         """The file; ``root`` is the folder that dataset.path names."""
         return root / self.folder / self.file
 
-    def geometry(self, flip: bool = False) -> Geometry:
-        """Sizes and crop as the model is told them; see :class:`Geometry`. Mirroring swaps the margins."""
+    def geometry(self, view: View = PLAIN) -> Geometry:
+        """Sizes and crop as the model is told them; see :class:`Geometry`. Mirroring swaps the margins; of a
+        turned frame they are those of the upright one around the same middle."""
         assert self.bucket and self.crop
         width, height = self.bucket
-        left, top, right, _ = self.crop
+        left, top, right, _ = view.variant.frame if view.variant else self.crop
         scale = min(1.0, width / (right - left))
-        if flip:
+        if view.flip:
             left = self.width - right
         return Geometry(
             original=(round(self.height * scale), round(self.width * scale)),
-            crop=(round(top * scale), round(left * scale)),
+            crop=(max(0, round(top * scale)), max(0, round(left * scale))),
             target=(height, width),
         )
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dataset_tools.augment import View, is_varied, variant, variants_of
 from dataset_tools.buckets import Buckets
 from dataset_tools.concepts import Concept, concepts_of
 from dataset_tools.crop import crop_dataset, fit_to_buckets
@@ -220,6 +221,12 @@ class Sample:
     def uniform(self, purpose: str) -> float:
         """A number in [0, 1)."""
         return torch.rand((), generator=self.generator(purpose)).item()
+
+    def view(self, settings: DatasetSettings) -> View:
+        """Whether the picture is mirrored in this look, and which of its variants is shown."""
+        number = int(self.uniform("variant") * variants_of(settings)) if is_varied(settings) else 0
+        flip = settings.flip and self.uniform("flip") < 0.5
+        return View(flip, variant(self.image, number, settings))
 
     def noise_like(self, latents_CHW: Tensor) -> Tensor:
         return torch.randn(latents_CHW.shape, generator=self.generator("noise"))

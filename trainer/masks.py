@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset_tools.crop import render_crop
+from dataset_tools.augment import View, render_place
 from dataset_tools.masks import load_mask
 
 from .concepts import TrainImage
@@ -40,15 +40,13 @@ def mask_weights(mask_B1HW: Tensor, mode: MaskMode, floor: float) -> Tensor:
     return torch.where(mean > 0, m_B1HW / mean.clamp_min(1e-12), m_B1HW)
 
 
-def mask_at(root: Path, image: TrainImage, flip: bool, size: tuple[int, int]) -> Tensor:
-    """The mask of a picture, (1, h, w) in [0, 1] for latents of ``size`` (h, w): cropped, resized and
-    mirrored like it, then the mean over the area of each latent. Raises ImageError."""
+def mask_at(root: Path, image: TrainImage, view: View, size: tuple[int, int]) -> Tensor:
+    """The mask of a picture, (1, h, w) in [0, 1] for latents of ``size`` (h, w): cropped, turned,
+    resized and mirrored like it, then the mean over the area of each latent. Raises ImageError."""
     assert image.bucket and image.crop
     mask = load_mask(root / image.folder, image, image.mask)
-    pixels_HWC = np.asarray(render_crop(mask, image.crop, image.bucket), dtype=np.float32)
-    mask_1HW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[:1] / 255
-    if flip:
-        mask_1HW = mask_1HW.flip(-1)
+    rendered = render_place(mask.convert("RGB"), image.crop, image.bucket, view)
+    mask_1HW = torch.from_numpy(np.asarray(rendered, dtype=np.float32)).permute(2, 0, 1)[:1] / 255
     return F.adaptive_avg_pool2d(mask_1HW[None], size)[0]
 
 

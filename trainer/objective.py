@@ -9,9 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dataset_tools.augment import View
+
 from .assemble import Model
 from .cache import LatentCache, Texts
 from .captions import Captions
+from .concepts import PLAIN
 from .contract.config import TrainConfig
 from .contract.settings.noise import NoiseSettings
 from .data import Sample
@@ -107,7 +110,7 @@ class Objective:
         """(B,), of samples as they are told apart by nothing but their picture and noise: not mirrored, with
         their whole caption, at the noise levels that the numbers ``u`` in [0, 1) draw."""
         captions = [self.captions.fixed(one.image) for one in samples]
-        batch = self.assembled(samples, [False] * len(samples), captions, u, NoiseSettings())
+        batch = self.assembled(samples, [PLAIN] * len(samples), captions, u, NoiseSettings())
         return per_sample(self.masked(self.predict(batch), batch)) * self.weights(batch, samples)
 
     def elementwise(self, prediction_BCHW: Tensor, batch: Batch) -> Tensor:
@@ -165,23 +168,22 @@ class Objective:
 
     def batch(self, samples: list[Sample]) -> Batch:
         """What is looked up and drawn for the samples."""
-        data = self.config.dataset
-        flips = [data.flip and sample.uniform("flip") < 0.5 for sample in samples]
+        views = [sample.view(self.config.dataset) for sample in samples]
         captions = [self.captions.of(sample) for sample in samples]
         u = [one.uniform("t") for one in samples]
-        return self.assembled(samples, flips, captions, u, self.config.noise)
+        return self.assembled(samples, views, captions, u, self.config.noise)
 
     def assembled(
         self,
         samples: Sequence[Sample],
-        flips: Sequence[bool],
+        views: Sequence[View],
         captions: Sequence[str],
         u: Sequence[float],
         settings: NoiseSettings,
     ) -> Batch:
-        """Samples mirrored or not, with their captions, at the noise levels that ``u`` draws, in the noise of
+        """Samples in their views, with their captions, at the noise levels that ``u`` draws, in the noise of
         ``settings``."""
-        looks = [(one.image.id, flip) for one, flip in zip(samples, flips, strict=True)]
+        looks = [(one.image.id, view) for one, view in zip(samples, views, strict=True)]
         clean = [self.latents.get(*look) for look in looks]
         masks = [self.latents.mask(*look) for look in looks]
         noise = [drawn_noise(settings, one, latent) for one, latent in zip(samples, clean, strict=True)]
@@ -193,7 +195,7 @@ class Objective:
             self.times(u, clean[0]).to(self.device),
             torch.stack(masks).to(self.device),
             self.texts.embeds(captions),
-            [one.image.geometry(flip) for one, flip in zip(samples, flips, strict=True)],
+            [one.image.geometry(view) for one, view in zip(samples, views, strict=True)],
         )
 
     def times(self, u: Sequence[float], latents_CHW: Tensor) -> Tensor:

@@ -135,8 +135,7 @@ def _train(
 
     # Encode once, then let the encoders go.
     latents = LatentCache(folders.cache, family, report.warning)
-    flips = (False, True) if config.dataset.flip else (False,)
-    latents.fill(root, images, flips, preparing("encode", "Encoding photos"))
+    latents.fill(root, images, config.dataset, preparing("encode", "Encoding photos"))
     trains_text = bool(config.text_encoder_rates())
     captions = Captions(config, plan, held_out)
     texts = encode_captions(captions, folders.cache, family, report.warning, preparing)

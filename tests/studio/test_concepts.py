@@ -18,6 +18,7 @@ from tests.pictures import draw_picture, draw_project
 from trainer.contract.config import TrainConfig
 from trainer.contract.fields import flatten, parse
 from trainer.contract.presets import load_presets
+from trainer.contract.steps import trained
 
 
 @pytest.fixture
@@ -49,9 +50,10 @@ def test_facts_of_several_folders(luna: Project, mia: Project, tmp_path: Path) -
         file = draw_picture(tmp_path / "dogs" / f"{number}.png", number)
         file.with_suffix(".txt").write_text("a zwx on grass")
     regular = f"{tmp_path / 'dogs'} | trigger = dog | regularisation"
-    facts = facts_of(luna, with_subsets(luna, f"../{mia.id} | repeats = 2", regular), None)
-    own, other, dogs = facts.folders
-    assert (own.looks, other.looks, dogs.looks) == (4, 6, 2) and dogs.regularisation
+    config = with_subsets(luna, f"../{mia.id} | repeats = 2", regular)
+    facts = facts_of(luna, config, None)
+    _, other, dogs = facts.folders
+    assert [one.looks for one in trained(config, facts.folders)] == [4, 6, 10] and dogs.regularisation
     assert other.name == "qrt cat" and facts.images == 4 + 3
     assert facts.class_captions_with_trigger == 2
     assert not facts.folders_problem

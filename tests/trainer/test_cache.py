@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dataset_tools.augment import View
 from dataset_tools.dataset import load_dataset, save_dataset
 from tests.pictures import draw_project
 from tests.tiny_families import tiny
@@ -18,6 +19,7 @@ from trainer.cache import DAMAGED, LatentCache, TextCache, pixels_of
 from trainer.contract.errors import RunError
 from trainer.contract.events import read_events
 from trainer.contract.runs import RunFolder
+from trainer.contract.settings.dataset import DatasetSettings
 from trainer.data import load_frozen
 from trainer.families.base import Geometry, ModelFamily, TextEmbeds, load_family
 from trainer.families.sdxl import Family
@@ -79,10 +81,11 @@ def test_every_step_has_the_picture_with_its_own_caption(
     for latents, embeds, geometry in seen:
         caption = min(known, key=lambda each: float((known[each] - embeds["prompt"]).abs().max()))
         image = next(image for image in images if image.caption == caption)
-        flips = [family.encode_images(pixels_of(root, image, flip)[None])[0] for flip in (False, True)]
+        views = [View(flip) for flip in (False, True)]
+        flips = [family.encode_images(pixels_of(root, image, view)[None])[0] for view in views]
         nearest = [latents.shape == each.shape and torch.allclose(latents, each, atol=1e-5) for each in flips]
         assert any(nearest), f"the latents beside {caption!r} are not those of its picture"
-        assert geometry == image.geometry(nearest.index(True))
+        assert geometry == image.geometry(views[nearest.index(True)])
         shown.add((caption, nearest.index(True)))
     assert {caption for caption, _ in shown} == set(captions) and len(shown) > len(captions)
     assert 0 < before < len(seen) and len({image.bucket for image in images}) == 2
@@ -146,7 +149,7 @@ def test_another_tokenizer_encodes_captions_anew_and_another_vae_photos(
         """(photos, captions) that are encoded."""
         one, two = Counted(base), Counted(base)
         cache: Any = LatentCache(tmp_path / "cache", one, pytest.fail)  # type: ignore[arg-type]
-        cache.fill(photos, images, (False,), lambda done, total: None)
+        cache.fill(photos, images, DatasetSettings(), lambda done, total: None)
         texts: Any = TextCache(tmp_path / "cache", two, pytest.fail)  # type: ignore[arg-type]
         texts.fill([image.caption for image in images], lambda done, total: None)
         return one.count, two.count

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dataset_tools.augment import View
 from dataset_tools.buckets import Buckets
 from dataset_tools.dataset import DatasetError, load_dataset, save_dataset
 from dataset_tools.images import ImageError
@@ -112,7 +113,7 @@ def test_geometry_is_told_at_the_training_scale(images: tuple[TrainImage, ...]) 
     enlarged = square.model_copy(update={"crop": (0, 0, 32, 32)})
     assert enlarged.geometry().original == (96, 96)  # never told larger than it was
     moved = square.model_copy(update={"crop": (16, 8, 96, 88)})
-    assert moved.geometry(flip=True).crop == (round(8 * 0.8), 0)
+    assert moved.geometry(View(flip=True)).crop == (round(8 * 0.8), 0)
 
 
 class CountingFamily:
@@ -146,16 +147,16 @@ def test_only_what_changed_is_encoded_again(tiny_base: Path, tmp_path: Path) -> 
     root = draw_project(tmp_path / "p")
     warnings: list[str] = []
 
-    def encode(vae: str = "vae", flips: tuple[bool, ...] = (False,)) -> tuple[int, LatentCache]:
+    def encode(vae: str = "vae", flip: bool = False) -> tuple[int, LatentCache]:
         family = CountingFamily(tiny_base, vae)
         cache = LatentCache(tmp_path / "cache", family, warnings.append)  # type: ignore[arg-type]
-        cache.fill(root, freeze(root), flips, quiet)
+        cache.fill(root, freeze(root), DatasetSettings(flip=flip), quiet)
         return family.images, cache
 
     assert encode()[0] == 5
     assert encode()[0] == 0
     assert encode(vae="another")[0] == 5
-    assert encode(flips=(False, True))[0] == 5  # the mirrored ones
+    assert encode(flip=True)[0] == 5  # the mirrored ones
     dataset = load_dataset(root)
     moved = dataset.get("picture0").model_copy(update={"crop": (0, 0, 80, 80)})
     save_dataset(root, dataset.with_record(moved))
@@ -192,7 +193,7 @@ def test_the_training_crop_is_the_previewed_one(images: tuple[TrainImage, ...], 
     assert pixels.shape == (3, image.bucket[1], image.bucket[0])
     as_bytes = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
     assert np.array_equal(as_bytes, np.asarray(preview))
-    assert torch.equal(pixels_of(photos, image, flip=True), pixels.flip(-1))
+    assert torch.equal(pixels_of(photos, image, View(flip=True)), pixels.flip(-1))
 
 
 def test_a_picture_that_was_changed_leaves_the_cache_clean(
@@ -203,7 +204,7 @@ def test_a_picture_that_was_changed_leaves_the_cache_clean(
     for _ in range(2):
         family = CountingFamily(tiny_base)
         cache = LatentCache(tmp_path, family, warnings.append)  # type: ignore[arg-type]
-        cache.fill(photos, [changed, images[1]], (False,), quiet)
+        cache.fill(photos, [changed, images[1]], DatasetSettings(), quiet)
         cache.get(changed.id)
     assert family.images == 1  # the other one was cached
     assert len(warnings) == 2 and "photo 0.png was changed" in warnings[0]

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
+from dataset_tools.augment import Variant, View, fitted
 from dataset_tools.images import ImageError
 from tests.pictures import draw_masked_project, draw_picture, left_of
 from trainer.__main__ import main
@@ -94,11 +95,12 @@ def blobs(size: tuple[int, int], seed: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("degrees", [0.0, 12.0])
 @pytest.mark.parametrize(
     ("crop", "bucket"), [((8, 8, 88, 88), (64, 64)), ((0, 10, 90, 80), (72, 56)), ((30, 2, 60, 92), (32, 96))]
 )
 def test_a_mask_follows_its_photo(
-    tmp_path: Path, crop: tuple[int, int, int, int], bucket: tuple[int, int], flip: bool
+    tmp_path: Path, crop: tuple[int, int, int, int], bucket: tuple[int, int], flip: bool, degrees: float
 ) -> None:
     """The photo is its own mask: their pixels must be the same."""
     picture = blobs((96, 100), 3)
@@ -110,13 +112,15 @@ def test_a_mask_follows_its_photo(
         bucket=bucket, caption="", mask="masks/a.png",
     )  # fmt: skip
     size = (bucket[1] // 8, bucket[0] // 8)
-    photo = F.interpolate(pixels_of(tmp_path, image, flip)[None], size, mode="area")[0, :1]
-    mask = mask_at(tmp_path, image, flip, size)
+    turned = Variant(fitted(crop, (96, 100), degrees), degrees) if degrees else None
+    view = View(flip, turned)
+    photo = F.interpolate(pixels_of(tmp_path, image, view)[None], size, mode="area")[0, :1]
+    mask = mask_at(tmp_path, image, view, size)
     assert mask.shape == (1, *size)
     assert torch.allclose(mask, photo / 2 + 0.5, atol=1e-6)
     assert not torch.allclose(mask, mask.flip(-1), atol=0.05)
     picture.resize((192, 200), Image.Resampling.BICUBIC).save(tmp_path / "masks" / "a.png")
-    assert torch.allclose(mask_at(tmp_path, image, flip, size), mask, atol=0.03), "masks of another size"
+    assert torch.allclose(mask_at(tmp_path, image, view, size), mask, atol=0.03), "masks of another size"
 
 
 # The cache and the run --------------------------------------------------------------------------
@@ -137,9 +141,9 @@ def test_only_an_edited_mask_is_made_anew(tiny_base: Path, tmp_path: Path, monke
         made.append("latents")
         return encode(pixels_BCHW)
 
-    def masked(root: Path, image: TrainImage, flip: bool, size: tuple[int, int]) -> Tensor:
+    def masked(root: Path, image: TrainImage, view: View, size: tuple[int, int]) -> Tensor:
         made.append(image.id)
-        return make(root, image, flip, size)
+        return make(root, image, view, size)
 
     monkeypatch.setattr(family, "encode_images", encoded)
     monkeypatch.setattr("trainer.cache.mask_at", masked)
@@ -147,7 +151,7 @@ def test_only_an_edited_mask_is_made_anew(tiny_base: Path, tmp_path: Path, monke
     def filled(told: list[str]) -> LatentCache:
         made.clear()
         cache = LatentCache(tmp_path / "cache", family, told.append)
-        cache.fill(root, images, (False, True), quiet)
+        cache.fill(root, images, config.dataset, quiet)
         return cache
 
     told: list[str] = []
@@ -156,7 +160,7 @@ def test_only_an_edited_mask_is_made_anew(tiny_base: Path, tmp_path: Path, monke
     for image in images:
         mask = cache.mask(image.id)
         assert mask.shape == (1, *cache.get(image.id).shape[-2:])
-        assert torch.allclose(mask.flip(-1), cache.mask(image.id, True), atol=1e-6)
+        assert torch.allclose(mask.flip(-1), cache.mask(image.id, View(flip=True)), atol=1e-6)
     filled(told)
     assert not made and not told
     left_of((96, 96), 0.9).save(root / "masks" / "picture2.png")
@@ -246,7 +250,7 @@ def objective_of(run: RunFolder, config: TrainConfig, cache: Path, step: int | N
     family = open_family(config, resolve("sdxl", config.model.base), cpu, torch.float32)
     images = load_frozen(run.dataset)
     latents, texts = LatentCache(cache, family, pytest.fail), TextCache(cache, family, pytest.fail)
-    latents.fill(Path(config.dataset.path), images, (False,), quiet)
+    latents.fill(Path(config.dataset.path), images, config.dataset, quiet)
     texts.fill([image.caption for image in images], quiet)
     model = assemble(family, config, run.path)
     if step is not None:

@@ -39,7 +39,7 @@ def objective_of(family: str, base: Path, photos: Path, folder: Path) -> tuple[O
     opened = open_family(config, find_base(run, config), CPU, torch.float32)
     images = frozen_images(run, config, opened, folder / "models")
     latents, texts = LatentCache(folder, opened, pytest.fail), TextCache(folder, opened, pytest.fail)
-    latents.fill(photos, images, (False,), lambda done, total: None)
+    latents.fill(photos, images, config.dataset, lambda done, total: None)
     texts.fill([image.caption for image in images], lambda done, total: None)
     model = assemble(opened, config, run.path)
     with torch.no_grad():

@@ -60,7 +60,7 @@ def objective_of(config: TrainConfig, run: RunFolder, cache: Path) -> tuple[Obje
     family = open_family(config, resolve("sdxl", config.model.base), cpu, torch.float32)
     images = load_frozen(run.dataset)
     latents, texts = LatentCache(cache, family, pytest.fail), TextCache(cache, family, pytest.fail)
-    latents.fill(Path(config.dataset.path), images, (False,), lambda done, total: None)
+    latents.fill(Path(config.dataset.path), images, config.dataset, lambda done, total: None)
     captions = [image.caption for image in images]
     captions += [kept for one in captions for kept in kept_captions(config.prior, one, "zwx")]
     texts.fill(captions, lambda done, total: None)

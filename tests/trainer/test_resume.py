@@ -36,7 +36,11 @@ CAPTIONS = {
     "tag_dropout": 0.2,
     "warmup_steps": 0.5,
 }
-DROPOUT = {"adapter": {"dropout": 0.1}, "dataset": {"flip": True}, "captions": CAPTIONS}
+DROPOUT = {
+    "adapter": {"dropout": 0.1},
+    "dataset": {"flip": True, "rotate": 9, "random_crop": 0.2, "colour": 0.2, "variants": 3},
+    "captions": CAPTIONS,
+}
 
 
 def make(path: Path, config: TrainConfig) -> RunFolder:

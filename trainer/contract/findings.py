@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from .config import TrainConfig
 from .families import DEMO_BASE, known_base
-from .steps import Folder, balance, epochs_of
+from .steps import Folder, epochs_of, trained
 
 Level = Literal["error", "warning", "hint"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "hint")
@@ -82,10 +82,10 @@ def rule(function: Rule) -> Rule:
 
 def looks_per_picture(config: TrainConfig, images: int, folders: Sequence[Folder] = ()) -> float:
     """How often each picture is shown over the whole run, regularisation sets aside."""
-    trained = balance(folders)
-    looks = sum(folder.looks for folder in trained if not folder.regularisation)
+    shown = trained(config, folders)
+    looks = sum(folder.looks for folder in shown if not folder.regularisation)
     if looks:
-        return epochs_of(config, trained) * looks / images
+        return epochs_of(config, shown) * looks / images
     return config.train.steps * config.train.batch_size * config.train.gradient_accumulation / images
 
 

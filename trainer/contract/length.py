@@ -11,12 +11,12 @@ from typing import Any
 
 from .config import TrainConfig
 from .settings.train import TrainSettings
-from .steps import Folder, balance, batches_per_epoch, looks_by_bucket
+from .steps import Folder, batches_per_epoch, looks_by_bucket, trained
 
 
 def batches_of(config: TrainConfig, folders: Sequence[Folder]) -> int | None:
     """Batches per epoch of folders as they were found; None where there is nothing to count."""
-    return batches_per_epoch(looks_by_bucket(balance(folders)), config.train.batch_size) or None
+    return batches_per_epoch(looks_by_bucket(trained(config, folders)), config.train.batch_size) or None
 
 
 def steps_in(epochs: int, train: TrainSettings, batches: int) -> int:

@@ -18,7 +18,7 @@ from .caption_pipeline import (
 from .config import TrainConfig
 from .families import CATALOGUE
 from .findings import Facts, Finding, has_trigger, rule
-from .steps import balance, epochs_of
+from .steps import epochs_of, trained
 
 CHOICE = re.compile(r"\{[^{}|]*\|[^{}]*\}")
 """{red|green}."""
@@ -309,7 +309,7 @@ def epochs_without_captions(config: TrainConfig, facts: Facts) -> Iterator[Findi
             {"captions.dropout_every_epochs": 0},
             "Show captions",
         )
-    elif every and facts.folders and (epochs := epochs_of(config, balance(facts.folders))) < every:
+    elif every and facts.folders and (epochs := epochs_of(config, trained(config, facts.folders))) < every:
         yield Finding(
             "hint",
             "captions.dropout_every_epochs",

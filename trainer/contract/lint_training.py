@@ -145,7 +145,7 @@ def captions_encoded_at_every_step(config: TrainConfig, facts: Facts) -> Iterato
 
 @rule
 def batch_above_pictures(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    if facts.images and config.train.batch_size > facts.images:
+    if facts.images and not facts.folders and config.train.batch_size > facts.images:
         yield Finding(
             "warning",
             "train.batch_size",

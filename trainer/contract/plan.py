@@ -18,7 +18,7 @@ from .families import CATALOGUE, DEMO_BASE, assistant_of, block_maps, first_base
 from .length import batches_of, in_steps
 from .optimizers import OPTIMIZERS
 from .settings.model import Quantization
-from .steps import Folder, balance, calculation
+from .steps import Folder, calculation, trained
 
 GIB = 2**30
 CONTEXT_GIB = 0.6
@@ -98,7 +98,7 @@ def estimate(
     """The plan of a recipe on a machine, for so many ``images``, or those of ``folders``;
     ``seconds_per_step`` where it is known from an earlier run."""
     config = in_steps(config, batches_of(config, folders))
-    images = sum(len(folder.pictures) for folder in balance(folders)) or images
+    images = sum(len(folder.pictures) for folder in trained(config, folders)) or images
     family = CATALOGUE[config.model.family]
     base = known_base(config.model.family, config.model.base)
     denoiser_m, encoder_m, vae_m = (base and base.params) or family.params

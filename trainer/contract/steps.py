@@ -19,7 +19,9 @@ Bucket = tuple[int, int]
 
 @dataclass(frozen=True)
 class Folder:
-    """One folder of a recipe, counted: the bucket and the repeats of each of its pictures."""
+    """One folder of a recipe, counted: the bucket of each of its pictures, and how often an epoch it is
+    shown. As a folder is found, that is what the name of a subfolder says (10_zwx dog), else 1; the recipe's
+    own repeats are multiplied by it in :func:`trained`."""
 
     name: str
     pictures: tuple[tuple[Bucket, int], ...]
@@ -92,40 +94,48 @@ def balance(folders: Sequence[Folder]) -> tuple[Folder, ...]:
     return tuple(made)
 
 
+def trained(config: TrainConfig, folders: Sequence[Folder]) -> tuple[Folder, ...]:
+    """The folders, which were found in the recipe's order, as they are shown: repeated and balanced."""
+    own = [config.dataset.repeats, *(one.repeats for one in config.dataset.subsets)]
+    return balance(
+        [
+            replace(folder, pictures=tuple((bucket, count * repeats) for bucket, count in folder.pictures))
+            for folder, repeats in zip(folders, own + [1] * len(folders), strict=False)
+        ]
+    )
+
+
 def epochs_of(config: TrainConfig, folders: Sequence[Folder]) -> float:
-    """How many epochs the recipe's steps are; ``folders`` are balanced and not empty."""
+    """How many epochs the recipe's steps are; ``folders`` are those of :func:`trained`, and not empty."""
     batches = batches_per_epoch(looks_by_bucket(folders), config.train.batch_size)
     return config.train.steps * config.train.gradient_accumulation / batches
 
 
 def calculation(config: TrainConfig, folders: Sequence[Folder]) -> list[str]:
-    """The calculator in words: every folder where there are several, then all of them together.
-
-    ``folders`` as they were found, before they are balanced.
-    """
-    trained = balance(folders)
-    if not sum(folder.looks for folder in trained):
+    """The calculator in words: every folder where there are several, then all of them together."""
+    shown = trained(config, folders)
+    if not sum(folder.looks for folder in shown):
         return []
     train = config.train
     lines = []
-    if len(trained) > 1:
-        whole = sum(folder.looks for folder in trained)
-        for found, folder in zip(folders, trained, strict=True):
+    if len(shown) > 1:
+        whole = sum(folder.looks for folder in shown)
+        for found, folder in zip(folders, shown, strict=True):
             left = len(found.pictures) - len(folder.pictures)
             lines.append(
                 f"{folder.name}: {_pictures(folder)} = {folder.looks} looks an epoch "
                 f"({folder.looks / whole:.0%}){', regularisation' if folder.regularisation else ''}"
                 + (f"; {left} more are not needed" if left else "")
             )
-    looks = looks_by_bucket(trained)
+    looks = looks_by_bucket(shown)
     batches = batches_per_epoch(looks, train.batch_size)
-    what = _pictures(trained[0]) if len(trained) == 1 else f"{sum(looks.values())} looks"
+    what = _pictures(shown[0]) if len(shown) == 1 else f"{sum(looks.values())} looks"
     buckets = "1 bucket" if len(looks) == 1 else f"{len(looks)} buckets"
     per_epoch = batches / train.gradient_accumulation
     batch = f"batch {train.batch_size}"
     if train.gradient_accumulation > 1:
         batch += f" × {train.gradient_accumulation}"
-    epochs = epochs_of(config, trained)
+    epochs = epochs_of(config, shown)
     lines.append(
         f"{what} in {buckets}, {batch} → {_number(per_epoch)} steps an epoch; "
         f"{train.steps} steps = {_number(epochs)} epochs"

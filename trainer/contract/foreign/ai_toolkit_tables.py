@@ -23,6 +23,7 @@ from .rules import (
     Table,
     To,
     one,
+    switched,
     v_prediction,
 )
 
@@ -86,12 +87,12 @@ DATASET: Table = {
     "resolution": To("dataset.resolution", side),
     "flip_x": To("dataset.flip"),
     "flip_y": Absent("pictures are not turned upside down"),
-    "random_crop": To("dataset.random_crop"),
+    "random_crop": To("dataset.random_crop", switched(0.1)),
     "random_scale": NOT_OFFERED,
     "square_crop": Absent("photos are cropped to the bucket that fits them"),
     "scale": Only(one),
     "buckets": Ignored("photos are always sorted into buckets; square photos need none"),
-    "bucket_tolerance": To("dataset.bucket_step"),
+    "bucket_tolerance": Ignored("the step of the buckets follows from the resolution"),
     "standardize_images": NOT_OFFERED,
     "prior_reg": NOT_OFFERED,
     "network_weight": Only(one),

@@ -27,6 +27,7 @@ from .rules import (
     Table,
     To,
     on,
+    switched,
     v_prediction,
 )
 
@@ -283,8 +284,8 @@ IMAGES: Table = {
     "resolution": To("dataset.resolution", side),
     "caption_extension": Only(_extension),
     "caption_extention": Only(_extension),
-    "color_aug": To("dataset.colour"),
-    "random_crop": To("dataset.random_crop"),
+    "color_aug": To("dataset.colour", switched(0.1)),
+    "random_crop": To("dataset.random_crop", switched(0.1)),
     "face_crop_aug_range": Absent("photos are cropped by the face when they are taken in"),
     "resize_interpolation": Ignored(
         "photos are made smaller by area and larger by Lanczos, kohya's default too"

@@ -46,6 +46,11 @@ class Only:
     why: str = "as it is here"
 
 
+def switched(amount: float) -> Callable[[Any], float | None]:
+    """For an option that only switches on what here has a strength."""
+    return lambda value: None if is_off(value) else amount
+
+
 Rule = To | Ignored | Absent | Only
 Table = Mapping[str, Rule]
 

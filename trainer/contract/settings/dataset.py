@@ -69,6 +69,21 @@ class DatasetSettings(Section):
     flip: bool = setting(False, label="Mirror at random")
     """Show half of the pictures mirrored, chosen anew each epoch. Not for faces with a parting, text or
     anything else that is not symmetric."""
+    rotate: float = setting(0.0, label="Turn at random", unit="degrees", ge=0, le=45)
+    """Turn pictures by up to this many degrees to either side; frames are made smaller so far that no corner
+    is empty. 3 to 5 helps with few photos; more teaches a tilted horizon."""
+    random_crop: float = setting(0.0, label="Reframe at random", ge=0, le=0.5)
+    """Make the frame smaller, and move it, by up to this share of its sides. 0.1 helps with few photos of the
+    same framing; more cuts heads off."""
+    hue: float = setting(0.0, label="Shift hues at random", unit="degrees", ge=0, le=180)
+    """Turn all colours by up to this many degrees around the colour circle. For shapes whose colour does not
+    matter; not for a pet, a face or a style, whose colours are to be learnt."""
+    colour: float = setting(0.0, label="Vary light and colour", ge=0, le=0.5)
+    """Change brightness, contrast and saturation by up to this share each. 0.1 is mild, and keeps the light
+    of single photos from being learnt."""
+    variants: int = setting(8, label="Variants", ge=2, le=64)
+    """How many variants of each picture are made where they are turned, reframed or coloured, the picture
+    itself among them. They are encoded once and kept, so more cost time before the first step, and disk."""
     buckets: BucketList = setting("standard", label="Buckets")
     """The shapes that photos are cropped to. "standard" are the nine that guides name for SDXL, scaled to the
     resolution; "all" is every shape of that area in whole steps, which cuts off less and makes more, smaller
