@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from dataset_tools.likeness import Vector, change, copied_from, descriptor, like
 from .adapters import change_norm
 from .adapters.dora import dense_weight
 from .adapters.layers import trained_layers
+from .contract.errors import RunError
 from .contract.events import current_events, read_events
 from .contract.runs import RunFolder
 from .contract.verdict import verdict
@@ -77,6 +79,10 @@ class Weights:
             sums = squares.setdefault(block_of(name), [0.0, 0.0])
             sums[0] += moved
             sums[1] += self._base_norms[name] ** 2
+        if not math.isfinite(total):
+            raise RunError(
+                "the LoRA's weights became infinite; train again with a lower learning rate", "nan"
+            )
         blocks = {block: round((moved / base) ** 0.5, 6) for block, (moved, base) in squares.items() if base}
         return {"norm": total**0.5, "blocks": blocks}
 
@@ -132,5 +138,6 @@ class Pictures:
 
 def say_verdict(run: RunFolder, report: Reporter) -> None:
     """What was measured, in words, on the terminal; the Results page has it from the same events."""
-    for sentence in verdict(current_events(read_events(run.events)[0])).sentences:
+    events = current_events(read_events(run.events)[0])
+    for sentence in verdict(events, unlearn=run.config().train.unlearn).sentences:
         report.say(sentence.text)

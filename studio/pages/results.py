@@ -92,7 +92,8 @@ def describe(run: RunFolder) -> dict[str, Any]:
 def learned(run: RunFolder) -> dict[str, Any]:
     """Did it learn? ``sentences`` [[mood, text], …], ``bars`` [{step, likeness, drift, copied, validation,
     score}, …], ``best`` (a step or None), ``blocks`` [[name, share of the weights moved], …]."""
-    found = verdict(current_events(read_events(run.events)[0]))
+    events = current_events(read_events(run.events)[0])
+    found = verdict(events, unlearn=run.config().train.unlearn)
     return {
         "sentences": [[one.mood, one.text] for one in found.sentences],
         "bars": [asdict(one) for one in found.bars],

@@ -99,3 +99,12 @@ def test_the_best_checkpoint_is_alike_without_drift_or_copies() -> None:
     assert run((0.6, 0.02, 0.5), (0.79, 0.03, 0.6), (0.8, 0.14, 0.7)) == 200, "drifted"
     assert run((0.6, 0.02, 0.5), (0.7, 0.03, 0.6), (0.8, 0.04, 0.99)) == 200, "copied"
     assert run((0.7, 0.02, 0.5)) is None, "there is no choice"
+
+
+def test_unlearning_is_to_lose_likeness() -> None:
+    events = [measured(0), measured(100, likeness=0.45), measured(200, likeness=0.3), weights(200)]
+    found = verdict([*events, *validation(0.8, 0.9)], unlearn=True)
+    assert [one.mood for one in found.sentences] == ["plain", "good"] and found.best == 200
+    assert "fell from 0.50 to 0.30" in found.sentences[1].text
+    kept = verdict([measured(0), measured(100, likeness=0.5)], unlearn=True).sentences
+    assert [one.mood for one in kept] == ["warning"] and "unlearn_limit" in kept[0].text

@@ -17,8 +17,9 @@ from studio.recipes import facts_of, photos_of, verdict
 from tests.pictures import draw_picture, draw_project
 from trainer.contract.config import TrainConfig
 from trainer.contract.fields import flatten, parse
+from trainer.contract.plan import Machine, estimate
 from trainer.contract.presets import load_presets
-from trainer.contract.steps import trained
+from trainer.contract.steps import balance, trained
 
 
 @pytest.fixture
@@ -107,3 +108,15 @@ def test_frames_follow_the_recipes_buckets(luna: Project) -> None:
         "small photos keep their own size, and are not cropped again and again"
     )
     assert all(r.bucket and r.bucket[0] <= r.width and r.bucket[1] <= r.height for r in luna.dataset().images)
+
+
+def test_class_pictures_make_epochs_longer(luna: Project, mia: Project) -> None:
+    """Those that are to be drawn, and one's own: as many looks again as the photos have."""
+    plain = with_subsets(luna)
+    for own in ({"pictures": 9}, {"path": f"../{mia.id}"}):
+        prior = {"method": "class_pictures", "class_name": "cat", **own}
+        config = parse({"dataset": plain.dataset.model_dump(), "prior": prior, "train": {"epochs": 10}})
+        folders = facts_of(luna, config, None).folders
+        assert [folder.regularisation for folder in folders] == [False, True]
+        assert [folder.looks for folder in balance(folders)] == [4, 4]
+        assert estimate(config, Machine("CPU", None), folders=folders).steps == 80

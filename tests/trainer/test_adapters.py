@@ -31,6 +31,7 @@ from trainer.adapters import (
 from trainer.adapters.oft import block_size
 from trainer.adapters.starts import olora, pissa
 from trainer.adapters.weights import turn
+from trainer.contract.errors import RunError
 from trainer.contract.settings.adapter import AdapterSettings
 from trainer.learned import Weights
 
@@ -353,6 +354,9 @@ def test_an_assistant_may_be_on_more_layers() -> None:
     add_assistant(model, {"linear": LoraWeights(torch.ones(3, 12), torch.ones(20, 3), 1.5)})
     assert limit_norms({"": model}, 0.5) == 1
     assert Weights({"unet": model}).measure()["norm"] == pytest.approx(0.5, rel=1e-4)
+    model.conv.lora_B[ADAPTER].weight.data.fill_(math.inf)  # type: ignore[union-attr,index]
+    with pytest.raises(RunError, match="weights became infinite"):
+        Weights({"unet": model}).measure()
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "pissa"])

@@ -58,19 +58,20 @@ class Verdict:
     blocks: dict[str, float] = field(default_factory=dict)
 
 
-def verdict(events: Sequence[dict[str, Any]]) -> Verdict:
-    """Of a run's current events (:func:`trainer.contract.events.current_events`)."""
+def verdict(events: Sequence[dict[str, Any]], *, unlearn: bool = False) -> Verdict:
+    """Of a run's current events (:func:`trainer.contract.events.current_events`). ``unlearn``: it was to
+    move away from its photos (train.unlearn)."""
     measured = [event for event in events if event["kind"] == "measured"]
     weights = [event for event in events if event["kind"] == "weights"]
-    bars = _scored(_bars(events, measured))
+    bars = _scored(_bars(events, measured), unlearn)
     last = weights[-1] if weights else None
     best = _best(bars)
     sentences = [
         *_of_weights(last),
-        *_of_trigger(measured),
+        *_of_trigger(measured, unlearn),
         *_of_control(measured),
         *_of_copies(measured),
-        *_of_validation(bars),
+        *([] if unlearn else _of_validation(bars)),
     ]
     newest = max((one.step for one in bars), default=0)
     if best is not None and best != newest:
@@ -98,23 +99,25 @@ def _bars(events: Sequence[dict[str, Any]], measured: list[dict[str, Any]]) -> l
     return rows
 
 
-def _scored(bars: list[Bars]) -> list[Bars]:
+def _scored(bars: list[Bars], unlearn: bool) -> list[Bars]:
     """With ``score``: likeness gained (1 for the most of this run), less half the drift (1 is DRIFTED), half
     the rise of the validation loss above its lowest (1 is OVERFIT), and a copied photo (1 is the same
-    picture). The base itself, step 0, is no candidate."""
-    alike = [one.likeness for one in bars if one.likeness is not None]
-    losses = [one.validation for one in bars if one.validation is not None]
-    base = next((one.likeness for one in bars if one.step == 0 and one.likeness is not None), None)
+    picture). Unlearning gains what likeness is lost, and is to raise the loss. The base itself, step 0, is no
+    candidate."""
+    sign = -1 if unlearn else 1
+    alike = [sign * one.likeness for one in bars if one.likeness is not None]
+    losses = [one.validation for one in bars if one.validation is not None and not unlearn]
+    base = next((sign * one.likeness for one in bars if one.step == 0 and one.likeness is not None), None)
     gain = max(alike) - base if base is not None else 0.0
 
     def score(one: Bars) -> float | None:
-        if one.step == 0 or (one.likeness is None and one.validation is None):
+        if one.step == 0 or (one.likeness is None and (one.validation is None or unlearn)):
             return None
         total = 0.0
         if one.likeness is not None and base is not None and gain > 0:
-            total += (one.likeness - base) / gain
+            total += (sign * one.likeness - base) / gain
         total -= 0.5 * (one.drift or 0.0) / DRIFTED
-        if one.validation is not None:
+        if one.validation is not None and losses:
             total -= 0.5 * (one.validation / min(losses) - 1) / (OVERFIT - 1)
         return round(total - max(0.0, (one.copied or 0.0) - COPIED) / (1 - COPIED), 4)
 
@@ -145,7 +148,7 @@ def _latest(measured: list[dict[str, Any]], trigger: bool) -> list[dict[str, Any
     return [event for event in these if event["step"] == newest] if newest else []
 
 
-def _of_trigger(measured: list[dict[str, Any]]) -> list[Sentence]:
+def _of_trigger(measured: list[dict[str, Any]], unlearn: bool) -> list[Sentence]:
     now = _latest(measured, True)
     if not now:
         return []
@@ -161,6 +164,12 @@ def _of_trigger(measured: list[dict[str, Any]]) -> list[Sentence]:
     if not first:
         return []
     before, after = (mean(event["likeness"] for event in these) for these in (first, now))
+    if unlearn:
+        if after < before - 0.02:
+            text = f"It unlearnt: likeness to the photos fell from {before:.2f} to {after:.2f}."
+            return [Sentence("good", text)]
+        text = f"Pictures are as much like the photos as before ({before:.2f}, then {after:.2f}); to unlearn"
+        return [Sentence("warning", f"{text} more, train longer or raise train.unlearn_limit.")]
     if after > before + 0.02:
         return [Sentence("good", f"It learnt: likeness to the photos rose from {before:.2f} to {after:.2f}.")]
     return [

@@ -30,4 +30,5 @@ class PriorSettings(Section):
     """How many the base draws; once, as long as base, class and sampling stay the same. Those beyond the
     number of photos × repeats are not used."""
     path: str = setting("", label="Folder of class pictures", max_length=1000)
-    """Your own pictures of the class, instead of drawn ones."""
+    """Your own pictures of the class, instead of drawn ones; those without a caption get the class for one.
+    A relative path is looked up as dataset.path is."""
