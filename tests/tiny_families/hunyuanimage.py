@@ -88,6 +88,10 @@ def build(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+DEFAULT_CONFIGURATION = True
+"""diffusers' own: the published one was not looked at."""
+
+
 def full_size() -> dict[str, nn.Module]:
     """As diffusers' conversion script builds it; the published transformer/config.json was not looked at."""
     with torch.device("meta"):
