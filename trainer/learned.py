@@ -22,6 +22,7 @@ from dataset_tools.likeness import Vector, change, copied_from, descriptor, like
 from .adapters import change_norm
 from .adapters.dora import dense_weight
 from .adapters.layers import trained_layers
+from .checkpoints import list_checkpoints, step_of
 from .contract.errors import RunError
 from .contract.events import current_events, read_events
 from .contract.runs import RunFolder
@@ -139,5 +140,6 @@ class Pictures:
 def say_verdict(run: RunFolder, report: Reporter) -> None:
     """What was measured, in words, on the terminal; the Results page has it from the same events."""
     events = current_events(read_events(run.events)[0])
-    for sentence in verdict(events, unlearn=run.config().train.unlearn).sentences:
+    kept = [step_of(folder) for folder in list_checkpoints(run.checkpoints)]
+    for sentence in verdict(events, unlearn=run.config().train.unlearn, kept=kept).sentences:
         report.say(sentence.text)

@@ -93,7 +93,8 @@ def learned(run: RunFolder) -> dict[str, Any]:
     """Did it learn? ``sentences`` [[mood, text], …], ``bars`` [{step, likeness, drift, copied, validation,
     score}, …], ``best`` (a step or None), ``blocks`` [[name, share of the weights moved], …]."""
     events = current_events(read_events(run.events)[0])
-    found = verdict(events, unlearn=run.config().train.unlearn)
+    kept = [one["step"] for one in checkpoints(run)]
+    found = verdict(events, unlearn=run.config().train.unlearn, kept=kept)
     return {
         "sentences": [[one.mood, one.text] for one in found.sentences],
         "bars": [asdict(one) for one in found.bars],

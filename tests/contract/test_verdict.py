@@ -108,3 +108,9 @@ def test_unlearning_is_to_lose_likeness() -> None:
     assert "fell from 0.50 to 0.30" in found.sentences[1].text
     kept = verdict([measured(0), measured(100, likeness=0.5)], unlearn=True).sentences
     assert [one.mood for one in kept] == ["warning"] and "unlearn_limit" in kept[0].text
+
+
+def test_a_checkpoint_that_is_not_kept_cannot_be_taken() -> None:
+    events = validation(1.0, 0.8, 0.9)
+    assert verdict(events, kept=[200, 300]).sentences[-1].text.startswith("The checkpoint of step 200")
+    assert "is not kept" in verdict(events, kept=[300]).sentences[-1].text

@@ -6,7 +6,7 @@ that is going on, was stopped or is finished.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import mean
 from typing import Any, Literal
@@ -58,9 +58,12 @@ class Verdict:
     blocks: dict[str, float] = field(default_factory=dict)
 
 
-def verdict(events: Sequence[dict[str, Any]], *, unlearn: bool = False) -> Verdict:
+def verdict(
+    events: Sequence[dict[str, Any]], *, unlearn: bool = False, kept: Collection[int] | None = None
+) -> Verdict:
     """Of a run's current events (:func:`trainer.contract.events.current_events`). ``unlearn``: it was to
-    move away from its photos (train.unlearn)."""
+    move away from its photos (train.unlearn). ``kept``: the steps whose checkpoints are there, None where
+    that is not known."""
     measured = [event for event in events if event["kind"] == "measured"]
     weights = [event for event in events if event["kind"] == "weights"]
     bars = _scored(_bars(events, measured), unlearn)
@@ -75,7 +78,13 @@ def verdict(events: Sequence[dict[str, Any]], *, unlearn: bool = False) -> Verdi
     ]
     newest = max((one.step for one in bars), default=0)
     if best is not None and best != newest:
-        sentences.append(Sentence("plain", f"The checkpoint of step {best} looks like the best."))
+        text = f"The checkpoint of step {best} looks like the best."
+        if kept is not None and best not in kept:
+            text = (
+                f"Step {best} looks like the best, but its checkpoint is not kept; set checkpoints.keep "
+                "higher, and checkpoints.every like samples.every."
+            )
+        sentences.append(Sentence("plain", text))
     return Verdict(tuple(sentences), tuple(bars), best, dict(last["blocks"]) if last else {})
 
 
