@@ -17,7 +17,7 @@ from PIL import Image
 
 from dataset_tools.crop import render_crop
 from dataset_tools.dataset import Box, ImageRecord, Size
-from trainer.contract.settings.dataset import DatasetSettings
+from trainer.contract.settings.dataset import DatasetSettings, is_varied, variants_of
 
 Frame = tuple[float, float, float, float]
 """left, top, right, bottom in pixels, of a frame that may be turned around its middle."""
@@ -49,16 +49,6 @@ def views_of(record: ImageRecord, settings: DatasetSettings) -> tuple[View, ...]
     flips = (False, True) if settings.flip else (False,)
     numbers = range(variants_of(settings))
     return tuple(View(flip, variant(record, number, settings)) for flip in flips for number in numbers)
-
-
-def is_varied(settings: DatasetSettings) -> bool:
-    """Whether a recipe varies its pictures, mirroring aside."""
-    return bool(settings.rotate or settings.hue or settings.colour or settings.random_crop)
-
-
-def variants_of(settings: DatasetSettings) -> int:
-    """How many variants each picture has, itself among them."""
-    return settings.variants if is_varied(settings) else 1
 
 
 def variant(record: ImageRecord, number: int, settings: DatasetSettings) -> Variant | None:

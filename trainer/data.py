@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dataset_tools.augment import View, is_varied, variant, variants_of
+from dataset_tools.augment import View, variant
 from dataset_tools.buckets import Buckets
 from dataset_tools.concepts import Concept, concepts_of
 from dataset_tools.crop import crop_dataset, fit_to_buckets
@@ -29,7 +29,7 @@ from .contract.files import read_json, seen_from, write_json
 from .contract.held_out import held_out
 from .contract.randomness import derived_seed
 from .contract.runs import RunFolder
-from .contract.settings.dataset import DatasetSettings
+from .contract.settings.dataset import DatasetSettings, is_varied, variants_of
 from .contract.settings.validation import ValidationSettings
 from .contract.sizes import rounded
 from .contract.steps import batches_per_epoch

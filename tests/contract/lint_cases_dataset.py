@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lint_case import Case
 
 from trainer.contract.findings import Facts
@@ -31,6 +33,14 @@ CASES = [
         Facts(folders_problem="the folder /x does not exist"),
         Facts(),
         ("The folder /x",),
+    ),
+    Case(
+        "trigger_missing_in_captions",
+        TWO,
+        TWO,
+        replace(folders(("zwx cat", 9), ("qrt cat", 9)), captions_missing_trigger=2),
+        folders(("zwx cat", 9), ("qrt cat", 9)),
+        ("2 captions lack the trigger word of their folder",),
     ),
     Case(
         "concepts_of_very_different_size",

@@ -170,6 +170,8 @@ def test_what_is_encoded_once_takes_disk_and_ram() -> None:
     assert many.ram_gib > few.ram_gib + captions
     taught = of(1010, train={"text_encoder_lr": 1e-5})  # captions are encoded anew at every step
     assert taught.breakdown["encoded"] == pytest.approx(1010 / 1024, rel=0.01)
+    varied = of(1010, dataset={"rotate": 3, "variants": 4})
+    assert varied.disk_gib - many.disk_gib == pytest.approx(3 * 1010 / 1024, rel=0.01)
     assert of(1010, dataset={"flip": True}).disk_gib - many.disk_gib == pytest.approx(1010 / 1024, rel=0.01)
 
 

@@ -15,18 +15,16 @@ from dataset_tools.augment import (
     colour_matrix,
     coloured,
     fitted,
-    is_varied,
     reframed,
     render_frame,
     render_place,
     render_view,
     variant,
-    variants_of,
     views_of,
 )
 from dataset_tools.crop import render_crop
 from dataset_tools.dataset import ImageRecord
-from trainer.contract.settings.dataset import DatasetSettings
+from trainer.contract.settings.dataset import DatasetSettings, is_varied, variants_of
 
 SIZE = (300, 200)
 

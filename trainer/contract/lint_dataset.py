@@ -7,7 +7,7 @@ from typing import Any
 
 from .config import TrainConfig
 from .findings import Facts, Finding, looks_per_picture, native_resolution, rule
-from .settings.dataset import Subset
+from .settings.dataset import Subset, is_varied
 from .steps import Folder, batches_per_epoch, looks_by_bucket, trained
 
 # Folders ---------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def light_varies_much(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
 @rule
 def more_variants_than_looks(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     data = config.dataset
-    if not facts.images or not (data.rotate or data.hue or data.colour or data.random_crop):
+    if not facts.images or not is_varied(data):
         return
     looks = looks_per_picture(config, facts.images, facts.folders)
     if looks < data.variants and data.variants > 2:

@@ -44,11 +44,13 @@ def trigger_empty(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
 def trigger_missing_in_captions(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     missing = facts.captions_missing_trigger
     if config.dataset.trigger and missing:
+        several = sum(not folder.regularisation for folder in facts.folders) > 1
+        word = "of their folder" if several else f"“{config.dataset.trigger}”"
         yield Finding(
             "warning",
             "dataset.trigger",
             f"{missing} caption{'s lack' if missing > 1 else ' lacks'} the trigger word "
-            f"“{config.dataset.trigger}”; the Captions page can insert it everywhere.",
+            f"{word}; the Captions page can insert it everywhere.",
         )
 
 

@@ -17,6 +17,7 @@ from .config import TrainConfig
 from .families import CATALOGUE, DEMO_BASE, assistant_of, block_maps, first_base, known_base
 from .length import batches_of, in_steps
 from .optimizers import OPTIMIZERS
+from .settings.dataset import variants_of
 from .settings.model import Quantization
 from .steps import Folder, calculation, trained
 
@@ -151,7 +152,8 @@ def estimate(
     tokens, numbers = (base and base.caption) or family.caption
     captions = encoded_captions(config, images) + len(config.samples.prompts) + 2
     texts = 0.0 if trained_text_m else captions * tokens * numbers * plain / GIB
-    latents = images * (2 if config.dataset.flip else 1) * LATENT_GIB * area * megapixels
+    views = variants_of(config.dataset) * (2 if config.dataset.flip else 1)
+    latents = images * views * LATENT_GIB * area * megapixels
     encoded, held = texts + latents, min(texts, CAPTIONS_IN_MEMORY_GIB) + latents
     context = CONTEXT_GIB if on_gpu else 0.5
     breakdown = {

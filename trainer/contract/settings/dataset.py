@@ -105,3 +105,13 @@ class DatasetSettings(Section):
     pictures). In a recipe each is a table [[dataset.subsets]] with path, trigger, repeats, regularisation
     and weight; here one line each: folder | trigger = qrt cat | repeats = 5, or folder | trigger = dog |
     regularisation | weight = 0.5."""
+
+
+def is_varied(settings: DatasetSettings) -> bool:
+    """Whether a recipe varies its pictures, mirroring aside."""
+    return bool(settings.rotate or settings.hue or settings.colour or settings.random_crop)
+
+
+def variants_of(settings: DatasetSettings) -> int:
+    """How many variants each picture has, itself among them."""
+    return settings.variants if is_varied(settings) else 1
