@@ -23,8 +23,9 @@ from .contract.runs import RunFolder, slug
 from .contract.settings.adapter import AdapterSettings
 from .contract.steps import Folder
 from .data import frozen_trigger
-from .export import Format, save_lora
+from .export import Format
 from .families.base import ModelFamily
+from .lora_file import save_and_read_back
 from .memory import GIB, pick_device, pick_dtype
 from .quantize import require_libraries
 from .sampling import draw, sample_size, save_sample
@@ -104,7 +105,7 @@ def export_run(run: RunFolder, format: Format, out: Path, rank: int | None = Non
     weights = weights_in(checkpoint, config)
     trigger = frozen_trigger(run.dataset)
     said: dict[str, Any] = {"trigger": trigger, "step": step, "base_name": base_name}
-    save_lora(out, weights, family, config, **said, format=format, rank=rank)
+    save_and_read_back(out, weights, family, config, **said, format=format, rank=rank)
     print(out)
     return 0
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .adapters import LoraWeights
+from .adapters import AdapterWeights, LoraWeights
+from .contract.config import TrainConfig
 from .contract.errors import RunError
 from .contract.families import CATALOGUE
 from .contract.lora_header import DORA, DOWN, UP, encoders_in, families_of, read_lora_header
-from .export import diffusers_name, original_name
+from .export import diffusers_name, original_name, save_lora
 from .families.base import ModelFamily
 
 
@@ -82,6 +85,71 @@ def read_lora(path: Path, family: ModelFamily, modules: Iterable[str]) -> dict[s
             "model_missing",
         )
     return found
+
+
+ROUNDING = 0.02
+"""Share of a module's change that may be lost on the way through a file in half precision."""
+
+
+def save_and_read_back(
+    path: Path,
+    weights: Mapping[str, AdapterWeights],
+    family: ModelFamily,
+    config: TrainConfig,
+    *,
+    rank: int | None = None,
+    **about: Any,
+) -> None:
+    """:func:`trainer.export.save_lora`, and the file is read again: every module is what was trained.
+
+    In half precision; in fp32 where that would round too much away (a PiSSA is a small difference of large
+    numbers; tiny or huge weights are beyond fp16). Raises RunError(unknown) where that does not hold.
+    """
+    wrong = ""
+    for dtype in (torch.float16, torch.float32):
+        save_lora(path, weights, family, config, rank=rank, dtype=dtype, **about)
+        wrong = _lost(path, weights, family, rank)
+        if not wrong:
+            return
+    raise RunError(f"{path.name} was written, but does not hold what was trained: {wrong}", "unknown")
+
+
+def _lost(path: Path, weights: Mapping[str, AdapterWeights], family: ModelFamily, rank: int | None) -> str:
+    """What a file lacks of the weights, "" where it lacks nothing. Of other kinds than LoRA, not all
+    of which are read here, the numbers alone are looked at."""
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 (a handle is no dict)
+            if not bool(file.get_tensor(key).isfinite().all()):
+                return f"{key} is infinite"
+    own = {
+        name: lora
+        for name, lora in weights.items()
+        if isinstance(lora, LoraWeights) and lora.magnitude is None
+    }
+    if len(own) < len(weights):
+        return ""
+    found = read_lora(path, family, own)
+    for name, lora in own.items():
+        told = found.get(name)
+        if told is None:
+            return f"{name} is missing"
+        trained = lora.cut(rank) if rank is not None else lora
+        if not difference(told, trained) <= ROUNDING * norm(trained) + 1e-12:
+            return f"{name} differs"
+    return ""
+
+
+def norm(lora: LoraWeights) -> float:
+    """Frobenius norm of ΔW, from rank × rank matrices: ‖BA‖² = tr(BᵀB · AAᵀ)."""
+    down, up = lora.down.flatten(1).double(), lora.up.flatten(1).double()
+    return float(((up.T @ up) * (down @ down.T)).sum().clamp_min(0).sqrt()) * lora.scale
+
+
+def difference(one: LoraWeights, other: LoraWeights) -> float:
+    """Frobenius norm of the difference of two ΔW."""
+    down = torch.cat([one.down.flatten(1).double(), other.down.flatten(1).double()])
+    up = torch.cat([one.scale * one.up.flatten(1).double(), -other.scale * other.up.flatten(1).double()], 1)
+    return float(((up.T @ up) * (down @ down.T)).sum().clamp_min(0).sqrt())
 
 
 def _first(tensors: dict[str, Tensor], stem: str, endings: tuple[str, ...]) -> str:

@@ -26,10 +26,10 @@ from .contract.runs import RunFolder
 from .contract.schedule import lr_scale
 from .contract.settings.train import TrainSettings
 from .data import BatchPlan, frozen_images, frozen_trigger, photo_folder
-from .export import save_lora
 from .failures import explain
 from .fused import FusedBackward
 from .learned import Pictures, Weights, say_verdict
+from .lora_file import save_and_read_back
 from .losses import require_finite
 from .memory import describe, pick_device, pick_dtype, require_formats
 from .objective import Objective
@@ -244,7 +244,7 @@ def _train(
     trigger = frozen_trigger(run.dataset)
     with averages.worn():
         lora = lora_weights(model.parts)
-    save_lora(path, lora, family, config, trigger=trigger, step=state.step, base_name=base.name)
+    save_and_read_back(path, lora, family, config, trigger=trigger, step=state.step, base_name=base.name)
     report.saved(state.step, path.name)
     say_verdict(run, report)
 

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors import safe_open
+from safetensors.torch import load_file
 
+import trainer.lora_file
 from tests.conftest import ROOT
 from trainer.__main__ import main
+from trainer.after import weights_in
+from trainer.contract.errors import RunError
 from trainer.contract.runs import RunFolder
 from trainer.data import frozen_trigger
+from trainer.export import save_lora
 from trainer.families.sdxl import Family
-from trainer.lora_file import read_lora
+from trainer.lora_file import read_lora, save_and_read_back
 from trainer.source import resolve
 
 from .helpers import recipe, train_here
@@ -122,3 +129,47 @@ def test_sample_draws_with_the_trained_weights(
     drawn = Path(capsys.readouterr().out.strip())
     # The recipe's own prompt, seed and size: the picture of the last step, again.
     assert np.array_equal(np.asarray(Image.open(drawn)), np.asarray(Image.open(run.sample(8, 0))))
+
+
+@pytest.mark.parametrize(
+    ("factor", "dtype"), [(1.0, torch.float16), (1e8, torch.float32), (1e-10, torch.float32)], ids=str
+)
+def test_a_file_that_half_precision_would_spoil_is_in_single(
+    run: RunFolder, tiny_base: Path, tmp_path: Path, factor: float, dtype: torch.dtype
+) -> None:
+    family, config = family_of(tiny_base), run.config()
+    weights = {name: replace(lora, up=lora.up * factor) for name, lora in read_back(run).items()}
+    file = tmp_path / "lora.safetensors"
+    save_and_read_back(file, weights, family, config, trigger="zwx", step=8, base_name="x")
+    written = load_file(file)
+    assert {tensor.dtype for name, tensor in written.items() if "lora_up" in name} == {dtype}
+    for name, lora in read_lora(file, family, weights).items():
+        assert torch.allclose(
+            lora.delta(), weights[name].delta(), rtol=0.02, atol=0.01 * abs(weights[name].delta()).max()
+        )
+
+
+def test_a_file_that_lacks_a_module_is_no_success(
+    run: RunFolder, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, config = family_of(tiny_base), run.config()
+    weights = read_back(run)
+    lost = next(iter(weights))
+
+    def forgets(path: Path, weights: Any, *more: Any, **named: Any) -> None:
+        save_lora(path, {name: lora for name, lora in weights.items() if name != lost}, *more, **named)
+
+    monkeypatch.setattr(trainer.lora_file, "save_lora", forgets)
+    with pytest.raises(RunError, match=f"does not hold what was trained: {lost} is missing"):
+        save_and_read_back(
+            tmp_path / "l.safetensors", weights, family, config, trigger="", step=8, base_name="x"
+        )
+
+
+def family_of(base: Path) -> Family:
+    return Family(resolve("sdxl", str(base)), torch.device("cpu"), torch.float32)
+
+
+def read_back(run: RunFolder) -> dict[str, Any]:
+    """The finished LoRA's weights, as they were trained."""
+    return weights_in(run.checkpoint(8), run.config())
