@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,9 @@ def read_lora(path: Path, family: ModelFamily, modules: Iterable[str]) -> dict[s
             if down and up:
                 alpha_key = f"{stem}.alpha"
                 rank = tensors[down].shape[0]
-                peft_alpha = metadata.get(f"{module.partition('.')[0]}.lora_alpha", rank)
-                alpha = float(tensors[alpha_key]) if alpha_key in tensors else float(peft_alpha)
+                alpha = (
+                    float(tensors[alpha_key]) if alpha_key in tensors else _peft_alpha(metadata, module, rank)
+                )
                 up_weight = tensors[up].float()
                 dora_key = f"{stem}{DORA}"
                 found[module] = LoraWeights(
@@ -150,6 +152,19 @@ def difference(one: LoraWeights, other: LoraWeights) -> float:
     down = torch.cat([one.down.flatten(1).double(), other.down.flatten(1).double()])
     up = torch.cat([one.scale * one.up.flatten(1).double(), -other.scale * other.up.flatten(1).double()], 1)
     return float(((up.T @ up) * (down @ down.T)).sum().clamp_min(0).sqrt())
+
+
+def _peft_alpha(metadata: Mapping[str, Any], module: str, rank: int) -> float:
+    """A module's alpha by the adapter metadata that diffusers writes; its rank where nothing is said.
+
+    As in peft, the first pattern that matches the end of a name counts.
+    """
+    part, _, name = module.partition(".")
+    patterns: Mapping[str, Any] = metadata.get(f"{part}.alpha_pattern") or {}
+    for pattern, alpha in patterns.items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", name.removeprefix("text_model.")):
+            return float(alpha)
+    return float(metadata.get(f"{part}.lora_alpha", rank))
 
 
 def _first(tensors: dict[str, Tensor], stem: str, endings: tuple[str, ...]) -> str:
