@@ -137,7 +137,7 @@ def calculation(config: TrainConfig, folders: Sequence[Folder]) -> list[str]:
         batch += f" × {train.gradient_accumulation}"
     epochs = epochs_of(config, shown)
     lines.append(
-        f"{what} in {buckets}, {batch} → {_number(per_epoch)} steps an epoch; "
+        f"{what} in {buckets}, {batch} → {_steps(per_epoch)} an epoch; "
         f"{train.steps} steps = {_number(epochs)} epochs"
     )
     guide = guide_steps(
@@ -162,6 +162,10 @@ def _pictures(folder: Folder) -> str:
     if len(repeats) == 1:
         return f"{photos} × {repeats.pop()} repeats"
     return f"{photos} × {min(repeats)} to {max(repeats)} repeats"
+
+
+def _steps(count: float) -> str:
+    return f"{_number(count)} step{'' if count == 1 else 's'}"
 
 
 def _number(value: float) -> str:
