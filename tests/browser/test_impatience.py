@@ -267,8 +267,8 @@ def test_a_base_settles_what_its_family_cannot_have(page: Page, server: StudioPr
     open_page(page, server, "recipe", project.id)
     page.locator('#recipe-advanced [data-fold]:has(b:text-is("Training"))').click()
     rate = page.locator("#recipe-train-text-encoder-lr input")
-    rate.fill("0.001")
-    expect(page.locator("#recipe-train-text-encoder-lr-note")).to_contain_text("↺ 0")
+    rate.fill("0.002")
+    expect(page.locator("#recipe-train-text-encoder-lr-note")).to_contain_text("↺ 0.001")
     base = page.locator("#recipe-model-base input").first
     base.click()
     base.fill("black-forest-labs/FLUX.1-dev")

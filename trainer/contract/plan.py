@@ -72,7 +72,9 @@ class Plan:
     warnings: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"calculation": list(self.calculation), "warnings": list(self.warnings)}
+        table = asdict(self) | {"warnings": list(self.warnings)}
+        del table["calculation"]  # sentences; programs read ``steps``
+        return table
 
     def as_text(self) -> str:
         verdict = {True: "fits", False: "does not fit", None: "unknown whether it fits"}[self.fits]
