@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .adapters import AdapterWeights, LoraWeights
+from .adapters.norms import product_norm
 from .contract.config import TrainConfig
 from .contract.errors import RunError
 from .contract.families import CATALOGUE
@@ -136,22 +137,16 @@ def _lost(path: Path, weights: Mapping[str, AdapterWeights], family: ModelFamily
         if told is None:
             return f"{name} is missing"
         trained = lora.cut(rank) if rank is not None else lora
-        if not difference(told, trained) <= ROUNDING * norm(trained) + 1e-12:
+        if not product_norm(difference(told, trained)) <= ROUNDING * product_norm(trained) + 1e-12:
             return f"{name} differs"
     return ""
 
 
-def norm(lora: LoraWeights) -> float:
-    """Frobenius norm of ΔW, from rank × rank matrices: ‖BA‖² = tr(BᵀB · AAᵀ)."""
-    down, up = lora.down.flatten(1).double(), lora.up.flatten(1).double()
-    return float(((up.T @ up) * (down @ down.T)).sum().clamp_min(0).sqrt()) * lora.scale
-
-
-def difference(one: LoraWeights, other: LoraWeights) -> float:
-    """Frobenius norm of the difference of two ΔW."""
-    down = torch.cat([one.down.flatten(1).double(), other.down.flatten(1).double()])
-    up = torch.cat([one.scale * one.up.flatten(1).double(), -other.scale * other.up.flatten(1).double()], 1)
-    return float(((up.T @ up) * (down @ down.T)).sum().clamp_min(0).sqrt())
+def difference(one: LoraWeights, other: LoraWeights) -> LoraWeights:
+    """The LoRA that one is more than the other, of the sum of their ranks."""
+    down = torch.cat([one.down.flatten(1), other.down.flatten(1)])
+    up = torch.cat([one.scale * one.up.flatten(1), -other.scale * other.up.flatten(1)], 1)
+    return LoraWeights(down.double(), up.double(), float(len(down)))
 
 
 def _peft_alpha(metadata: Mapping[str, Any], module: str, rank: int) -> float:
