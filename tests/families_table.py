@@ -55,9 +55,12 @@ def page() -> str:
 
 def _configurations() -> str:
     """Which of the full-size configurations are the published ones."""
-    assumed = [CATALOGUE[key].label for key in KEYS if getattr(tiny(key), "DEFAULT_CONFIGURATION", False)]
-    names = " and ".join(filter(None, [", ".join(assumed[:-1]), assumed[-1]]))
-    return f"The configurations are the published ones;\n  for {names} they are diffusers' defaults."
+    others = [
+        f"\n  of {CATALOGUE[key].label}, {tiny(key).CONFIGURATION}"
+        for key in KEYS
+        if hasattr(tiny(key), "CONFIGURATION")
+    ]
+    return f"The configurations are the published ones;{';'.join(others)}."
 
 
 def _table(title: str, head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:

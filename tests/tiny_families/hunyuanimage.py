@@ -88,12 +88,11 @@ def build(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-DEFAULT_CONFIGURATION = True
-"""diffusers' own: the published one was not looked at."""
+CONFIGURATION = "the one that diffusers' conversion script writes"
 
 
 def full_size() -> dict[str, nn.Module]:
-    """As diffusers' conversion script builds it; the published transformer/config.json was not looked at."""
+    """See CONFIGURATION."""
     with torch.device("meta"):
         return {HUNYUAN: HunyuanImageTransformer2DModel(text_embed_2_dim=1472)}
 

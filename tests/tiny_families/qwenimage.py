@@ -66,12 +66,8 @@ def build(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-DEFAULT_CONFIGURATION = True
-"""At full size: the published transformer/config.json was not looked at."""
-
-
 def full_size() -> dict[str, nn.Module]:
-    """See DEFAULT_CONFIGURATION."""
+    """diffusers' defaults, which are the published transformer/config.json's values."""
     with torch.device("meta"):
         model = QwenImageTransformer2DModel()
     return {QWEN: model, QWEN_2512: model}
