@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from .adapters import lora_weights
+from .alongside import alongside
 from .assemble import assemble, find_base, open_family, require_blocks, warm_start
 from .averages import Averages
 from .cache import LatentCache, Progress, encode_captions
@@ -75,18 +76,19 @@ def train(run: RunFolder, requests: Asks) -> None:
     attempt = run.raw_status().attempt + 1
     known = 0 if config.train.epochs else config.train.steps  # of epochs, once the pictures are counted
     report = Reporter(run, attempt, known, device)
-    try:
-        _train(run, config, folders, device, dtype, report, requests)
-        report.end("finished", f"Finished: {run.result(config).name}")
-    except Stopped as stopped:
-        report.end("stopped", str(stopped))
-        raise
-    except BaseException as error:
-        message, cause, evidence = explain(error)
-        report.end("failed", message, cause, evidence)
-        if cause == "unknown" or isinstance(error, KeyboardInterrupt):
+    with alongside(run, config, report, requests):
+        try:
+            _train(run, config, folders, device, dtype, report, requests)
+            report.end("finished", f"Finished: {run.result(config).name}")
+        except Stopped as stopped:
+            report.end("stopped", str(stopped))
             raise
-        raise RunError(message, cause) from error
+        except BaseException as error:
+            message, cause, evidence = explain(error)
+            report.end("failed", message, cause, evidence)
+            if cause == "unknown" or isinstance(error, KeyboardInterrupt):
+                raise
+            raise RunError(message, cause) from error
 
 
 def _train(
