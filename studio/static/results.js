@@ -67,7 +67,8 @@
     const low = key === "drift" ? 0 : Math.min(...values) - 0.25 * (Math.max(...values) - Math.min(...values));
     const span = Math.max(...values) - low || 1;
     const columns = known.map((row) => h(`div.measure-bar${row.step === best ? ".best" : ""}`, { title: `step ${format.count(row.step)}: ${row[key].toFixed(3)}` },
-      h("i", { style: `height:${Math.max(4, 100 * (row[key] - low) / span).toFixed(0)}%` }), h("span.number", null, format.count(row.step))));
+      h("span.number", null, row[key].toFixed(key === "drift" ? 3 : 2)),
+      h("div", null, h("i", { style: `height:${Math.max(4, 100 * (row[key] - low) / span).toFixed(0)}%` })), h("span.number", null, format.count(row.step))));
     return h("div.measure", null, h("div.measure-head", null, h("b", null, label), h("small.muted", null, meaning)),
       h("div.measure-bars", { role: "img", "aria-label": `${label} by step: ${known.map((row) => `${row.step} ${row[key].toFixed(3)}`).join(", ")}` }, columns));
   }
