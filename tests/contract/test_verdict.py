@@ -98,6 +98,7 @@ def test_the_best_checkpoint_is_alike_without_drift_or_copies() -> None:
     assert run((0.6, 0.02, 0.5), (0.7, 0.03, 0.6), (0.8, 0.04, 0.7)) == 300
     assert run((0.6, 0.02, 0.5), (0.79, 0.03, 0.6), (0.8, 0.14, 0.7)) == 200, "drifted"
     assert run((0.6, 0.02, 0.5), (0.7, 0.03, 0.6), (0.8, 0.04, 0.99)) == 200, "copied"
+    assert run((0.80, 0.02, 0.5), (0.79, 0.03, 0.5), (0.6, 0.03, 0.5)) == 200, "alike: the later one"
     assert run((0.7, 0.02, 0.5)) is None, "there is no choice"
 
 

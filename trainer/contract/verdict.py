@@ -22,6 +22,9 @@ COPIED = 0.93
 OVERFIT = 1.05
 """Validation loss above its lowest by this factor: what was learnt since is of the photos alone."""
 
+CLOSE = 0.1
+"""Scores that are no further apart are alike: of a few pictures with one seed each, less is chance."""
+
 
 @dataclass(frozen=True)
 class Sentence:
@@ -134,8 +137,12 @@ def _scored(bars: list[Bars], unlearn: bool) -> list[Bars]:
 
 
 def _best(bars: list[Bars]) -> int | None:
+    """The latest of those that score alike: it has seen the photos more often."""
     scored = [(one.score, one.step) for one in bars if one.score is not None]
-    return max(scored)[1] if len(scored) > 1 else None
+    if len(scored) < 2:
+        return None
+    highest = max(scored)[0]
+    return max(step for score, step in scored if score >= highest - CLOSE)
 
 
 def _of_weights(last: dict[str, Any] | None) -> list[Sentence]:
