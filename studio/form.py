@@ -40,6 +40,7 @@ SECTION_TITLES = {
     "samples": "Sample images",
     "checkpoints": "Checkpoints",
     "output": "Result",
+    "machine": "Machine",
 }
 
 MAX_COLUMNS = 4

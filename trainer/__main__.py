@@ -11,6 +11,7 @@ import gc
 import os
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from .contract.config import TrainConfig
 from .contract.errors import ConfigError, UserError
 from .contract.fields import RECORDS, load_recipe, parse, to_tables
 from .contract.runs import RunFolder, new_run_id
+from .processes import Crew, joined, leave, speaks, under_torchrun
 
 if TYPE_CHECKING:
     from .requests import Requests
@@ -35,14 +37,16 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: {sentence}", file=sys.stderr)
         return BAD_RECIPE
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if speaks():
+            print(f"error: {error}", file=sys.stderr)
         return BAD_RECIPE if getattr(error, "cause", "") == "config" else FAILED
     except KeyboardInterrupt:
         print("error: interrupted; nothing more was saved", file=sys.stderr)
         return FAILED
     except Exception as error:  # the one boundary: a bug ends as a log and a sentence, with exit code 1
         traceback.print_exc()
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        if speaks():
+            print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         return FAILED
 
 
@@ -166,8 +170,17 @@ def _train(arguments: argparse.Namespace) -> int:
 
     requests = Requests()
     config = _load(arguments)
-    home = Path(os.environ.get("STUDIO_WORKSPACE", "workspace"))
-    run = RunFolder((arguments.run_dir or home / "runs" / new_run_id(config.output.name)).resolve())
+    with joined() as crew:
+        home = Path(os.environ.get("STUDIO_WORKSPACE", "workspace"))
+        folder = arguments.run_dir or home / "runs" / new_run_id(config.output.name)
+        run = RunFolder(crew.same(folder.resolve()))
+        with crew.in_turn():
+            _make(run, config)
+        return _run(run, requests, crew)
+
+
+def _make(run: RunFolder, config: TrainConfig) -> None:
+    """Freeze the recipe in the run's folder, unless it is there. Raises ConfigError for another one's run."""
     if run.path == Path(config.dataset.path).resolve():
         raise ConfigError({"--run-dir": f"{run.path} is the folder of photos; choose another for the run"})
     if run.recipe.exists():
@@ -177,7 +190,6 @@ def _train(arguments: argparse.Namespace) -> int:
             raise ConfigError({"--run-dir": sentence})
     else:
         run.create(config)
-    return _run(run, requests)
 
 
 def _resume(arguments: argparse.Namespace) -> int:
@@ -186,27 +198,40 @@ def _resume(arguments: argparse.Namespace) -> int:
     requests = Requests()
     run = RunFolder(arguments.run_dir.resolve())
     run.config()
-    return _run(run, requests)
+    with joined() as crew:
+        return _run(run, requests, crew)
 
 
-def _run(run: RunFolder, requests: Requests) -> int:
-    with run.hold():
-        requests.attach(run)
-        result = run.result(run.config())
-        if run.raw_status().state == "finished" and result.exists():
-            print(f"{run.id} is finished: {result}", file=sys.stderr)
+def _run(run: RunFolder, requests: Requests, crew: Crew) -> int:
+    """Train; or have torchrun start as many processes as the recipe wants, which come here then."""
+    config = run.config()
+    if config.machine.gpus != 1 and not under_torchrun():
+        from .torchrun import launch, wanted
+
+        if (processes := wanted(config.machine.gpus)) > 1:
+            return launch(run, processes)
+    with run.hold() if crew.main else nullcontext():
+        if crew.main:
+            requests.attach(run)
+        result = run.result(config)
+        if crew.same(run.raw_status().state == "finished" and result.exists()):
+            if crew.main:
+                print(f"{run.id} is finished: {result}", file=sys.stderr)
             return FINISHED
         # What torch and its kin make on import is there to stay: looking through it for garbage, again
         # and again while it grows, costs a sixth of the start.
         gc.disable()
-        from .train import Stopped, train
+        from .requests import Stopped
+        from .train import train
 
         gc.freeze()
         gc.enable()
         try:
-            train(run, requests)
+            train(run, requests, crew)
         except Stopped as stopped:
-            print(stopped, file=sys.stderr)
+            crew.tell(stopped)
+            if crew.main:
+                print(stopped, file=sys.stderr)
             return STOPPED
     return FINISHED
 
@@ -264,4 +289,4 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(leave(main()))

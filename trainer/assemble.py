@@ -34,6 +34,7 @@ from .contract.errors import RunError
 from .contract.families import Family, assistant_of, block_maps
 from .contract.lora_header import encoders_in, read_lora_header
 from .contract.placing import Placing, of_a_guide, placing
+from .contract.randomness import derived_seed
 from .contract.rates import rate_of
 from .contract.runs import RunFolder
 from .contract.settings.adapter import AdapterSettings
@@ -79,9 +80,11 @@ class Model:
         in_denoiser = self.parts[part] is self.denoiser
         return self.placed.of_module(module).weight if self.placed and in_denoiser else 1.0
 
-    def begin_step(self, config: TrainConfig, step: int) -> None:
-        """Before a step: what it leaves out at random is drawn from generators that are seeded here."""
-        torch.manual_seed(config.train.seed + step)
+    def begin_step(self, config: TrainConfig, step: int, rank: int = 0) -> None:
+        """Before a step: what it leaves out at random is drawn from generators that are seeded here, of its
+        own in each process."""
+        seed = config.train.seed
+        torch.manual_seed(derived_seed(seed, step, "process", rank) if rank else seed + step)
         adapter = config.adapter
         if adapter.type == "dylora":
             rank = nested_rank(config.train.seed, step, adapter.rank, adapter.dylora_unit)

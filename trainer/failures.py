@@ -24,7 +24,7 @@ def explain(error: BaseException) -> tuple[str, str, str]:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "The disk is full; free some space, then resume.", "disk_full", evidence
     if isinstance(error, RunError):
-        return text, error.cause, evidence
+        return text, error.cause, getattr(error, "evidence", evidence)
     if isinstance(error, ImageError):
         return text, "bad_image", evidence
     if isinstance(error, UserError):

@@ -173,3 +173,13 @@ class Reporter:
         with suppress(OSError):
             self._write(force=True)
         self._events.close()
+
+
+class Silent(Reporter):
+    """For the processes that do not write: it takes everything and tells nobody."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __getattribute__(self, name: str) -> Any:
+        return lambda *arguments, **options: None

@@ -10,6 +10,11 @@ from typing import Protocol
 import psutil
 
 from .contract.runs import RunFolder, Verb
+from .processes import under_torchrun
+
+
+class Stopped(Exception):
+    """The user, or the machine, asked the training to stop; everything is saved."""
 
 
 class Asks(Protocol):
@@ -39,11 +44,12 @@ class Requests:
     def attach(self, run: RunFolder) -> None:
         """Read the control files of ``run``, whose lock the caller holds.
 
-        Those from before this process began were meant for the one before and are dropped; a stop that
-        is pressed while the model still loads is kept.
+        Those from before this process (or torchrun, which started it) began were meant for the one before
+        and are dropped; a stop that is pressed while the model still loads is kept.
         """
         self._run = run
-        run.take_controls(before_ns=int(psutil.Process(os.getpid()).create_time() * 1e9))
+        process = psutil.Process(os.getppid() if under_torchrun() else os.getpid())
+        run.take_controls(before_ns=int(process.create_time() * 1e9))
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and "stop" in self._asked:

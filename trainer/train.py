@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +36,10 @@ from .losses import require_finite
 from .memory import describe, pick_device, pick_dtype, require_formats
 from .objective import Objective
 from .optimizers import build_optimizer, learning_rate, require_optimizer, scale_learning_rates
+from .processes import ALONE, Crew, PeerLost
 from .quantize import require_libraries
-from .report import Reporter
-from .requests import Asks
+from .report import Reporter, Silent
+from .requests import Asks, Stopped
 from .sampling import Drawings
 from .validation import Validation
 
@@ -59,15 +61,11 @@ class Folders:
         return cls(home / "cache", home / "models")
 
 
-class Stopped(Exception):
-    """The user, or the machine, asked the training to stop; everything is saved."""
-
-
-def train(run: RunFolder, requests: Asks) -> None:
-    """Train the run in its folder, from its newest checkpoint if it has one.
+def train(run: RunFolder, requests: Asks, crew: Crew = ALONE) -> None:
+    """Train the run in its folder, from its newest checkpoint if it has one; all of ``crew`` do, together.
 
     Returns when the LoRA is finished. Raises Stopped when asked to stop, RunError or UserError when
-    the training cannot go on, anything else for a bug. The caller holds the run's lock.
+    the training cannot go on, anything else for a bug. The first process's caller holds the run's lock.
     """
     config = run.config()
     folders = Folders.of(run)
@@ -75,14 +73,16 @@ def train(run: RunFolder, requests: Asks) -> None:
     dtype = pick_dtype(config.model.precision, device)
     attempt = run.raw_status().attempt + 1
     known = 0 if config.train.epochs else config.train.steps  # of epochs, once the pictures are counted
-    report = Reporter(run, attempt, known, device)
-    with alongside(run, config, report, requests):
+    report = Reporter(run, attempt, known, device) if crew.main else Silent()
+    with alongside(run, config, report, requests) if crew.main else nullcontext():
         try:
-            _train(run, config, folders, device, dtype, report, requests)
+            _train(run, config, folders, device, dtype, report, requests, crew)
             report.end("finished", f"Finished: {run.result(config).name}")
         except Stopped as stopped:
             report.end("stopped", str(stopped))
             raise
+        except PeerLost:
+            raise  # not the end: torchrun starts all of them again
         except BaseException as error:
             message, cause, evidence = explain(error)
             report.end("failed", message, cause, evidence)
@@ -99,6 +99,7 @@ def _train(
     dtype: torch.dtype,
     report: Reporter,
     requests: Asks,
+    crew: Crew,
 ) -> None:
     def go_on() -> None:
         """Ends a long preparation when a stop is asked; what is done stays on disk."""
@@ -117,30 +118,31 @@ def _train(
         return progress
 
     # The base model, and the pictures as it wants them.
-    report.state("downloading", f"Loading {config.model.base} on {describe(device)}")
+    report.state("downloading", f"Loading {config.model.base} on {crew.times}{describe(device)}")
     require_libraries(config)
     require_optimizer(config, device)
     require_formats(config, dtype)
     require_blocks(config)
-    base = find_base(run, config, downloading)
-    if base.remark:
-        report.warning(base.remark)
-    family = open_family(config, base, device, dtype)
-    report.state("preparing")
-    wanted = with_class_pictures(run, config, family, device, dtype, folders.cache, preparing, report)
-    images = frozen_images(run, wanted, family, folders.models, preparing, report.warning)
-    root = photo_folder(run, config)
-    trained, held_out = apart(images)
-    plan = BatchPlan(trained, config.train.batch_size, config.train.seed)
-    config = in_steps(config, plan.batches_per_epoch)
-    settings = config.train
+    with crew.in_turn(run.dataset):  # what one process fetches and encodes, the next ones find
+        base = find_base(run, config, downloading)
+        if base.remark:
+            report.warning(base.remark)
+        family = open_family(config, base, device, dtype)
+        report.state("preparing")
+        wanted = with_class_pictures(run, config, family, device, dtype, folders.cache, preparing, report)
+        images = frozen_images(run, wanted, family, folders.models, preparing, report.warning)
+        root = photo_folder(run, config)
+        trained, held_out = apart(images)
+        plan = BatchPlan(trained, config.train.batch_size, config.train.seed)
+        config = in_steps(config, plan.batches_per_epoch)
+        settings = config.train
 
-    # Encode once, then let the encoders go.
-    latents = LatentCache(folders.cache, family, report.warning)
-    latents.fill(root, images, config.dataset, preparing("encode", "Encoding photos"))
-    trains_text = bool(config.text_encoder_rates())
-    captions = Captions(config, plan, held_out)
-    texts = encode_captions(captions, folders.cache, family, report.warning, preparing)
+        # Encode once, then let the encoders go.
+        latents = LatentCache(folders.cache, family, report.warning)
+        latents.fill(root, images, config.dataset, preparing("encode", "Encoding photos"))
+        trains_text = bool(config.text_encoder_rates())
+        captions = Captions(config, plan, held_out)
+        texts = encode_captions(captions, folders.cache, family, report.warning, preparing)
 
     # The denoiser, its LoRA, and the optimizer.
     report.stage("load", 0, 0, "Loading the denoiser")
@@ -152,7 +154,7 @@ def _train(
     state = TrainState(step=0, loss=None)
     mixed = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
     accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
-    if checkpoint := newest_whole(run.checkpoints, report.warning):
+    if checkpoint := crew.delivered(newest_whole(run.checkpoints, report.warning)):
         state = load_checkpoint(checkpoint, model.kept(), optimizer)
         if accelerator.scaler and state.scaler:
             accelerator.scaler.load_state_dict(state.scaler)
@@ -171,11 +173,14 @@ def _train(
     drawings = Drawings(run, family, model, texts, config, report, requests, accelerator.autocast, baselines)
     pictures, weights = Pictures(run, root, trained, report), Weights(model.parts)
     objective = Objective(family, model, latents, texts, captions, config, device)
+    measured_on = held_out if crew.main else ()
     validation = Validation(
-        objective, held_out, config, report, requests, accelerator.autocast, averages.worn
+        objective, measured_on, config, report, requests, accelerator.autocast, averages.worn
     )
 
     def save(state: TrainState) -> None:
+        if not crew.main:
+            return
         report.state("saving")
         folder = run.checkpoint(state.step)
         save_checkpoint(folder, state, model.kept(), optimizer.optimizer, averages.tensors())
@@ -183,6 +188,8 @@ def _train(
         rotate(folder, config.checkpoints.keep)
 
     def sample(step: int) -> None:
+        if not crew.main:
+            return
         report.state("sampling")
         with averages.worn():
             drawings.draw(step)
@@ -200,17 +207,18 @@ def _train(
         began = time.monotonic()
         scale = lr_scale(settings, state.step)
         scale_learning_rates(optimizer, scale)
-        model.begin_step(config, state.step)
+        model.begin_step(config, state.step, crew.rank)
         loss = 0.0
         batches = plan.step(state.step, settings.gradient_accumulation)
         looks = [sample for batch in batches for sample in batch]
-        for batch in batches:
+        for batch in crew.share(batches):
             with accelerator.autocast():
                 losses_B = objective.losses(batch)
             require_finite("loss", losses_B, state.step + 1, batch)
             part = losses_B.sum() / len(looks)  # every picture counts the same, in batches of any size
             accelerator.backward(part)
             loss += part.item()
+        loss = crew.add_up(parameters.values(), loss)
         clip = accelerator.clip_grad_norm_
         grad_norm = fused.grad_norm() if fused else clip(parameters.values(), limit)
         if accelerator.scaler is None:
@@ -232,7 +240,7 @@ def _train(
         )
 
         last = state.step == settings.steps
-        stop = requests.stop()
+        stop = crew.any(requests.stop())
         if last or stop or requests.take("save") or state.step % config.checkpoints.every == 0:
             save(state)  # before sampling: a failed drawing must not cost a checkpoint
         if stop and not last:
@@ -241,6 +249,8 @@ def _train(
         if drawings.due(state.step) or requests.take("sample"):
             sample(state.step)
 
+    if not crew.main:
+        return
     report.state("saving")
     path = run.result(config)
     trigger = frozen_trigger(run.dataset)

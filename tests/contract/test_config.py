@@ -259,6 +259,7 @@ AWAY: dict[str, Any] = {
     "checkpoints.every_epochs": 3,
     "checkpoints.keep": 9,
     "output.name": "my_cat-v1.2",
+    "machine.gpus": 2,
 }
 
 

@@ -23,6 +23,7 @@ from .settings.captions import CaptionSettings
 from .settings.dataset import DatasetSettings
 from .settings.files import CheckpointSettings, OutputSettings
 from .settings.loss import LossSettings
+from .settings.machine import MachineSettings
 from .settings.model import ModelSettings
 from .settings.noise import NoiseSettings
 from .settings.prior import PriorSettings
@@ -66,6 +67,7 @@ class TrainConfig(Section):
     samples: SampleSettings = Field(default_factory=SampleSettings)
     checkpoints: CheckpointSettings = Field(default_factory=CheckpointSettings)
     output: OutputSettings = Field(default_factory=OutputSettings)
+    machine: MachineSettings = Field(default_factory=MachineSettings)
 
     @model_validator(mode="before")
     @classmethod
