@@ -327,6 +327,12 @@ CASES = [
         {"samples.prompts": ["ZWX Cat", "a"]},
     ),
     Case("no_control_prompt", {"samples.prompts": ["zwx cat"]}, {"samples.prompts": ["zwx cat", "a cat"]}),
+    Case(
+        "prompt_has_other_options",
+        {"samples.prompts": ["zwx cat --ar 3:2 --s 20", "a house"]},
+        {"samples.prompts": ["zwx cat --s 20", "a house -- or two"]},
+        says=("“--ar 3:2”",),
+    ),
     Case("samples_never", {"samples.every": 2000}, {"samples.every": 1500}),
     Case("samples_cost_more_than_training", {"samples.every": 20}, {"samples.every": 300}),
     Case(

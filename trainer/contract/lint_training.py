@@ -15,7 +15,7 @@ from .findings import (
     neat,
     rule,
 )
-from .prompt import prompts_of
+from .prompt import prompts_of, without_unknown
 
 # Adapter and optimisation ----------------------------------------------------------------------------
 
@@ -229,6 +229,21 @@ def no_control_prompt(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
             "Every sample prompt has the trigger word; one without it shows what the LoRA does to all else.",
             {"samples.prompts": (*prompts, control)},
             f"Add “{control}”",
+        )
+
+
+@rule
+def prompt_has_other_options(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    lines = [without_unknown(line) for line in config.samples.prompts]
+    if others := [option for _, unknown in lines for option in unknown]:
+        fix = {"samples.prompts": tuple(line for line, _ in lines)}
+        yield Finding(
+            "warning",
+            "samples.prompts",
+            f"A prompt has “{others[0][:40]}”, which is no option here and is read as text; those are --n "
+            "(negative), --w, --h, --s (steps), --l (guidance), --d (seed) and --ss (sampler).",
+            fix if all(line for line, _ in lines) else None,
+            "Leave it out" if all(line for line, _ in lines) else "",
         )
 
 

@@ -1,7 +1,7 @@
 """A sample prompt with settings of its own: ``a photo of zwx --n blurry --w 832 --h 1216 --s 30 --l 7``.
 
-The flags are those of kohya's sample prompts, without its traps: what is no flag or no number is refused
-and not dropped, and a prompt may begin with any word.
+The flags are those of kohya's sample prompts, without its traps: what is no number is refused and what is
+no flag is text, neither is dropped; and a prompt may begin with any word.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Prompt:
     sampler: str
 
 
+_FLAG = re.compile(r"(?:^|\s)--(?=\w)")
 FLAGS: dict[str, str] = {
     "n": "negative",
     "w": "width",
@@ -51,21 +52,38 @@ def split_prompt(line: str) -> tuple[str, dict[str, Any]]:
 
     >>> split_prompt("a red house --w 832 --l 7.5")
     ('a red house', {'width': 832, 'guidance': 7.5})
+
+    What is no flag here, such as another program's --ar, belongs to the prompt:
+
+    >>> split_prompt("a red house --ar 3:2 --w 832")
+    ('a red house --ar 3:2', {'width': 832})
     """
-    text, *parts = re.split(r"(?:^|\s)--(?=\w)", line)
-    values: dict[str, Any] = {}
+    text, *parts = _FLAG.split(line)
+    words, values = [text.strip()], {}
     for part in parts:
         name, _, rest = part.strip().partition(" ")
-        field = FLAGS.get(name)
-        if field is None:
-            raise ValueError(
-                f"--{name} is no option of a prompt; there are --n (negative), --w, --h, --s (steps), "
-                "--l (guidance), --d (seed) and --ss (sampler)"
-            )
-        values[field] = _value(name, field, rest.strip())
-    if not text.strip():
+        if field := FLAGS.get(name.lower()):
+            values[field] = _value(name, field, rest.strip())
+        else:
+            words.append(f"--{part.strip()}")
+    prompt = " ".join(word for word in words if word)
+    if not prompt:
         raise ValueError("one of the prompts is empty; remove it or write something")
-    return text.strip(), values
+    return prompt, values
+
+
+def without_unknown(line: str) -> tuple[str, list[str]]:
+    """(the line without what looks like a flag and is none, what that was).
+
+    >>> without_unknown("a red house --ar 3:2 --w 832")
+    ('a red house --w 832', ['--ar 3:2'])
+    """
+    text, *parts = _FLAG.split(line)
+    known = [part.strip().partition(" ")[0].lower() in FLAGS for part in parts]
+    flags = [f"--{part.strip()}" for part in parts]
+    kept = [flag for flag, is_known in zip(flags, known, strict=True) if is_known]
+    unknown = [flag for flag, is_known in zip(flags, known, strict=True) if not is_known]
+    return " ".join([text.strip(), *kept]).strip(), unknown
 
 
 def _value(name: str, field: str, text: str) -> Any:
