@@ -25,6 +25,7 @@ from .shared import (
     take_optimizer,
     take_optimizer_arguments,
     take_scheduler,
+    tell_differences,
 )
 
 
@@ -295,13 +296,14 @@ def _take_datasets(found: Imported, datasets: Any, whole: bool, reg_weight: Any)
             found.note("No datasets: name your photos in dataset.path.")
         return
     folders: list[Folder] = []
-    own: dict[str, Any] = {}
+    own: dict[str, Any] | None = None
+    where = ""
     for place, row in enumerate(rows):
         prefix = f"datasets[{place}]."
-        regular = not is_off(row.pop("is_reg", None))
         name = "folder_path" if "folder_path" in row else "dataset_path"
         names = {"path": name, "trigger": "trigger_word", "repeats": "num_repeats"}
-        names |= {"weight": "loss_multiplier", "regularisation": "is_reg"}
+        names |= {"weight": "loss_multiplier"} | ({"regularisation": "is_reg"} if "is_reg" in row else {})
+        regular = not is_off(row.pop("is_reg", None))
         folders.append(
             Folder(
                 {ours: prefix + option for ours, option in names.items()},
@@ -312,12 +314,14 @@ def _take_datasets(found: Imported, datasets: Any, whole: bool, reg_weight: Any)
                 regular,
             )
         )
-        if own or regular:
-            for option, value in row.items():
-                if own.get(option) != value and not is_off(value):
-                    found.miss(prefix + option, value, "the first folder's holds for all of them")
+        if own is not None:
+            tell_differences(found, prefix, row, own, where, tables.DATASET)
             continue
-        own = dict(row)
+        if regular:
+            for option, value in row.items():
+                found.miss(prefix + option, value, "the first folder of photos' holds for all")
+            continue
+        own, where = dict(row), prefix.rstrip(".")
         resolution = row.get("resolution")
         if isinstance(resolution, list) and len(resolution) > 1:
             found.note(

@@ -281,35 +281,37 @@ def _take_loss(found: Imported, options: dict[str, Any]) -> None:
 
 
 def _take_photos(found: Imported, options: dict[str, Any], beside: Beside) -> None:
-    dataset = options.pop("dataset_config", None)
+    dataset, file = options.pop("dataset_config", None), None
     folder, regular = options.pop("train_data_dir", None), options.pop("reg_data_dir", None)
-    repeats, weight = options.pop("dataset_repeats", None), options.pop("prior_loss_weight", None)
+    weight = options.pop("prior_loss_weight", None)
+    if dataset not in (None, "") and (file := beside(str(dataset))) is None:
+        found.miss("dataset_config", dataset, "it is not there; import it by itself, or put it beside")
     folders = []
-    if folder not in (None, ""):
-        names = {"path": "train_data_dir", "repeats": "dataset_repeats"}
-        folders.append(Folder(names, folder, repeats=repeats))
-    elif repeats is not None:
-        found.leave("dataset_repeats", repeats, "there is no train_data_dir that it could be of")
-    if regular not in (None, ""):
-        names = {"path": "reg_data_dir", "weight": "prior_loss_weight"}
-        folders.append(Folder(names, regular, weight=weight, regularisation=True))
-    elif weight is not None and dataset in (None, ""):
+    for option, path in (("train_data_dir", folder), ("reg_data_dir", regular)):
+        if path in (None, ""):
+            continue
+        if file is not None:
+            found.leave(option, path, "dataset_config is given, and wins")
+        elif option == "train_data_dir":
+            names = {"path": option, "repeats": "dataset_repeats"}
+            folders.append(Folder(names, path, repeats=options.pop("dataset_repeats", None)))
+        else:
+            names = {"path": option, "weight": "prior_loss_weight"}
+            folders.append(Folder(names, path, weight=weight, regularisation=True))
+    if weight is not None and file is None and not any(one.regularisation for one in folders):
         found.leave("prior_loss_weight", weight, "there are no regularisation pictures that it could be of")
     take_folders(found, folders)
-    if dataset not in (None, ""):
-        file = beside(str(dataset))
-        if file is None:
-            found.miss("dataset_config", dataset, "it is not there; import it by itself, or put it beside")
-        else:
-            found.leave("dataset_config", dataset, "read, see below")
-            take_dataset(found, parse_toml(read_text(file), file.name), weight)
+    if file is not None:
+        found.leave("dataset_config", dataset, "read, see below")
+        take_dataset(found, parse_toml(read_text(file), file.name), weight, options)
     elif "caption_extension" not in options and "caption_extention" not in options:
         found.note(
             "No caption_extension: kohya then reads .caption files, so that .txt captions have no effect "
             "there. Here captions are .txt."
         )
-    if dataset in (None, ""):
-        take_buckets(found, options)
+    if (repeats := options.pop("dataset_repeats", None)) is not None:
+        found.leave("dataset_repeats", repeats, "there is no train_data_dir that it could be of")
+    take_buckets(found, options)
     if "resolution" in options and not isinstance(options["resolution"], list):
         try:
             side(options["resolution"])

@@ -7,15 +7,29 @@ from typing import Any
 from . import kohya_tables
 from .report import Imported, is_off
 from .rules import follow
-from .shared import Folder, take_folders
+from .shared import Folder, take_folders, tell_differences
 
 _SUBSET_ONLY = ("image_dir", "is_reg", "alpha_mask", "metadata_file", "conditioning_data_dir")
 _KNOWN = {**kohya_tables.CAPTIONS, **kohya_tables.IMAGES}
 _DATASET = {name: kohya_tables.ALL[name] for name in ("validation_split", "validation_seed")}
+_BUCKETS = ("enable_bucket", "bucket_no_upscale", *kohya_tables.BUCKETS)
+_COMMAND = {name: name for name in (*_KNOWN, *_DATASET, *_BUCKETS)} | {
+    "train_batch_size": "batch_size",
+    "dataset_repeats": "num_repeats",
+}
+"""Options of a command that are of photos, and what dataset files call them."""
+_FOLDER = ("image_dir", "class_tokens", "num_repeats", "is_reg", "metadata_file")
+"""What every folder has for itself here too."""
 
 
-def take_dataset(found: Imported, tables: dict[str, Any], reg_weight: Any = None) -> None:
-    """``reg_weight``: the command's prior_loss_weight."""
+def take_dataset(
+    found: Imported,
+    tables: dict[str, Any],
+    reg_weight: Any = None,
+    command: dict[str, Any] | None = None,
+) -> None:
+    """``reg_weight``: the command's prior_loss_weight. What a ``command`` says of photos is taken out of it;
+    the file wins over it."""
     tables = dict(tables)
     general = dict(tables.pop("general", {}) or {})
     datasets = [dict(table) for table in tables.pop("datasets", []) if isinstance(table, dict)]
@@ -25,10 +39,13 @@ def take_dataset(found: Imported, tables: dict[str, Any], reg_weight: Any = None
             found.note(f"{name} under [general]: kohya refuses it there; it belongs to [[datasets.subsets]].")
     if not datasets:
         found.note("the dataset file has no [[datasets]]; it names no photos.")
-    first, *others = datasets or [{}]
-    subsets = [dict(table) for table in first.pop("subsets", []) if isinstance(table, dict)]
-    merged = general | first
-    merged |= _take_subsets(found, merged, subsets, reg_weight)
+    subsets = [[dict(row) for row in table.pop("subsets", []) if isinstance(row, dict)] for table in datasets]
+    below = _below(found, command or {}, [general, *datasets, *(row for rows in subsets for row in rows)])
+    levels = [below | general | table for table in datasets or [{}]]
+    merged = levels[0] | _take_subsets(found, levels, subsets, reg_weight)
+    for number, level in enumerate(levels[1:], 1):
+        at = f"datasets[{number}] "
+        tell_differences(found, at, _shared(level), _shared(levels[0]), "datasets[0]", _KNOWN)
     if batch := merged.pop("batch_size", None):
         found.keep("batch_size", batch, "train.batch_size", batch)
     take_buckets(found, merged)
@@ -39,44 +56,73 @@ def take_dataset(found: Imported, tables: dict[str, Any], reg_weight: Any = None
     if "network_multiplier" in merged:
         found.miss("network_multiplier", merged.pop("network_multiplier"), "not offered")
     found.unknown(merged)
-    for number, dataset in enumerate(others, 2):
-        found.miss(
-            f"[[datasets]] number {number}", dataset, "one resolution and batch size holds for all photos"
-        )
+
+
+def _shared(level: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in level.items() if name not in _FOLDER}
+
+
+def _below(found: Imported, command: dict[str, Any], tables: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the command says of photos, where the file says nothing."""
+    below: dict[str, Any] = {}
+    for option in [option for option in _COMMAND if option in command]:
+        value, name = command.pop(option), _COMMAND[option]
+        if any(name in table for table in tables):
+            found.leave(option, value, f"the dataset file has {name}, and wins")
+        else:
+            below[name] = value
+    return below
 
 
 def _take_subsets(
-    found: Imported, above: dict[str, Any], subsets: list[dict[str, Any]], reg_weight: Any
+    found: Imported, levels: list[dict[str, Any]], subsets: list[list[dict[str, Any]]], reg_weight: Any
 ) -> dict[str, Any]:
-    """The folders. Returns the options of the first folder of photos, which win over the levels above."""
+    """The folders. Returns the options of the first folder of photos, which win over the levels above.
+
+    ``levels``: what holds for each of the datasets, ``subsets`` their folders.
+    """
     folders: list[Folder] = []
-    own: dict[str, Any] = {}
-    for place, subset in enumerate(subsets):
-        if file := subset.pop("metadata_file", None):
-            found.miss(f"subsets[{place}] metadata_file", file, "captions are .txt files; JSON is not read")
-        regular = not is_off(subset.pop("is_reg", None))
-        at = f"subsets[{place}] "
-        names = {"path": "image_dir", "trigger": "class_tokens", "repeats": "num_repeats"}
-        names |= {"weight": "prior_loss_weight", "regularisation": "is_reg"}
-        folders.append(
-            Folder(
-                {ours: at + option for ours, option in names.items()},
-                subset.pop("image_dir", ""),
-                subset.pop("class_tokens", above.get("class_tokens")),
-                subset.pop("num_repeats", above.get("num_repeats")),
-                reg_weight if regular else None,
-                regular,
-            )
-        )
-        if not own and not regular:
-            own = subset
-        elif different := {name: value for name, value in subset.items() if own.get(name) != value}:
-            for name, value in different.items():
-                found.miss(f"subsets[{place}] {name}", value, "the first folder's holds for all of them")
+    own: dict[str, Any] | None = None
+    first: dict[str, Any] = {}
+    where = ""
+    for number, (above, rows) in enumerate(zip(levels, subsets, strict=False)):
+        for place, subset in enumerate(rows):
+            label = f"datasets[{number}].subsets[{place}]" if len(levels) > 1 else f"subsets[{place}]"
+            if file := subset.pop("metadata_file", None):
+                found.miss(f"{label} metadata_file", file, "captions are .txt files; JSON is not read")
+            folder = _folder(f"{label} ", subset, above, reg_weight)
+            if folder.path in [one.path for one in folders]:
+                found.leave(f"{label} image_dir", folder.path, "the same photos again; they are shown once")
+                continue
+            folders.append(folder)
+            if own is None and not folder.regularisation:
+                own, first, where = subset, above | subset, label
+            elif own is not None:
+                mine, theirs = (
+                    {name: level[name] for name in (*subset, *own) if name in level}
+                    for level in (above | subset, first)
+                )
+                tell_differences(found, f"{label} ", mine, theirs, where, _KNOWN)
     take_folders(found, folders)
-    for name in ("class_tokens", "num_repeats"):
-        above.pop(name, None)
-    return own
+    for level in levels:
+        for name in ("class_tokens", "num_repeats"):
+            level.pop(name, None)
+    return own or {}
+
+
+def _folder(at: str, subset: dict[str, Any], above: dict[str, Any], reg_weight: Any) -> Folder:
+    """What a folder has for itself, taken out of ``subset``."""
+    names = {"path": "image_dir", "trigger": "class_tokens", "repeats": "num_repeats"}
+    names |= {"weight": "prior_loss_weight"} | ({"regularisation": "is_reg"} if "is_reg" in subset else {})
+    regular = not is_off(subset.pop("is_reg", None))
+    return Folder(
+        {ours: at + option for ours, option in names.items()},
+        subset.pop("image_dir", ""),
+        subset.pop("class_tokens", above.get("class_tokens")),
+        subset.pop("num_repeats", above.get("num_repeats")),
+        reg_weight if regular else None,
+        regular,
+    )
 
 
 def take_buckets(found: Imported, options: dict[str, Any]) -> None:

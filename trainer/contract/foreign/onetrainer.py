@@ -28,6 +28,7 @@ from .shared import (
     take_optimizer_arguments,
     take_scheduler,
     take_share,
+    tell_differences,
 )
 
 _DENOISERS = ("unet", "transformer", "prior")
@@ -333,6 +334,7 @@ def _rows(found: Imported, options: dict[str, Any], name: str, file_option: str,
 def _take_concepts(found: Imported, options: dict[str, Any], beside: Beside) -> None:
     folders: list[Folder] = []
     first: dict[str, Any] = {}
+    where = ""
     for place, row in enumerate(_rows(found, options, "concepts", "concept_file_name", beside)):
         if not isinstance(row, dict):
             continue
@@ -363,9 +365,14 @@ def _take_concepts(found: Imported, options: dict[str, Any], beside: Beside) -> 
         names = {ours: prefix + option for ours, option in names.items()}
         whole = _whole(found, prefix, repeats)
         folders.append(Folder(names, path, repeats=whole, weight=weight, regularisation=regular))
-        if first:
+        if where:
+            for part in ("image", "text"):
+                mine, theirs = ({**(one.pop(part, None) or {})} for one in (concept, dict(first)))
+                tell_differences(found, f"{prefix}{part}.", mine, theirs, where, tables.CONCEPT)
+            plain = {name: value for name, value in first.items() if name not in ("image", "text")}
+            tell_differences(found, prefix, concept, plain, where, tables.CONCEPT)
             continue
-        first = concept
+        first, where = dict(concept), prefix.rstrip(".")
         for part in ("image", "text"):
             table = concept.pop(part, None)
             if isinstance(table, dict):

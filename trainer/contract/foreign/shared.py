@@ -11,6 +11,7 @@ from ..fields import RECORDS
 from ..optimizers import parse_options, written_options
 from .names import flat, optimizer, scheduler
 from .report import Imported, Line, Unusable, is_off, number, shown
+from .rules import Ignored, Table
 
 
 def safe_name(name: str) -> str:
@@ -129,6 +130,24 @@ def leave_off(found: Imported, **options: Any) -> None:
     for option, value in options.items():
         if value is not None and is_off(value):
             found.leave(option, value, "off")
+
+
+def tell_differences(
+    found: Imported, prefix: str, own: Mapping[str, Any], first: Mapping[str, Any], where: str, table: Table
+) -> None:
+    """A line on every option of a further folder: what the first one says holds for all, and differs where
+    only the first has switched something on, too. ``where`` names the first, "subsets[0]"; ``table`` has the
+    options that make no difference."""
+    for name in dict.fromkeys((*own, *first)):
+        ours, theirs, rule = own.get(name), first.get(name), table.get(name)
+        if isinstance(rule, Ignored) or ours == theirs or (is_off(ours) and is_off(theirs)):
+            if name in own:
+                found.leave(prefix + name, ours, rule.why if isinstance(rule, Ignored) else f"as in {where}")
+            continue
+        said = shown(theirs) if name in first else "what is usual"
+        found.miss(
+            prefix + name, ours, f"one value holds for all folders: {where} has {said}, which is taken"
+        )
 
 
 @dataclass(frozen=True)

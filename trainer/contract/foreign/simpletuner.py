@@ -26,6 +26,7 @@ from .shared import (
     take_optimizer_arguments,
     take_scheduler,
     take_share,
+    tell_differences,
 )
 
 
@@ -255,6 +256,7 @@ def _take_data(found: Imported, options: dict[str, Any], beside: Beside) -> None
     rows = [dict(row) for row in data if isinstance(row, dict)] if isinstance(data, list) else []
     folders: list[Folder] = []
     own: dict[str, Any] = {}
+    where = ""
     for row in rows:
         prefix = f"{row.pop('id', 'backend')} "
         kind, dataset = str(row.pop("type", "local")), str(row.pop("dataset_type", "image"))
@@ -278,9 +280,10 @@ def _take_data(found: Imported, options: dict[str, Any], beside: Beside) -> None
         folders.append(Folder(names, folder, word, count, regularisation=regular))
         if repeats is not None:
             found.note(f"{prefix}repeats = {repeats}: 0 is once there, so it is {count} here.")
-        if own or regular:
+        if where or regular:
+            tell_differences(found, prefix, row, own, where, tables.BACKEND)
             continue
-        own = row
+        own, where = dict(row), prefix.strip()
         _take_resolution(found, f"{prefix}resolution", *size)
         follow(found, row, tables.BACKEND, prefix)
         found.unknown({prefix + option: value for option, value in row.items()})

@@ -1,0 +1,118 @@
+"""Several folders in a recipe of another program: what holds for one alone there, and for all here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .helpers import line, read, said
+
+TWO = """
+[general]
+shuffle_caption = true
+keep_tokens = 1
+[[datasets]]
+resolution = 768
+batch_size = 3
+[[datasets.subsets]]
+image_dir = "a"
+flip_aug = true
+caption_prefix = "zwx,"
+[[datasets.subsets]]
+image_dir = "b"
+shuffle_caption = true
+keep_tokens = 3
+cache_info = true
+"""
+
+
+def test_kohya(tmp_path: Path) -> None:
+    """A second folder without flip_aug is not mirrored there, and is here: the report has to say so."""
+    config, imported = read(tmp_path, "d.toml", TWO)
+    assert config.dataset.flip and config.captions.prefix == "zwx," and config.captions.keep_tokens == 1
+    flip = line(imported, "subsets[1] flip_aug")
+    assert flip.outcome == "missing" and "subsets[0] has true, which is taken" in flip.why
+    assert line(imported, "subsets[1] caption_prefix").outcome == "missing"
+    assert "subsets[0] has 1" in line(imported, "subsets[1] keep_tokens").why
+    assert line(imported, "subsets[1] shuffle_caption").outcome == "ignored", "it is the same for both"
+    assert line(imported, "subsets[1] cache_info").outcome == "ignored", "it makes no difference"
+
+
+def test_further_datasets_of_kohya(tmp_path: Path) -> None:
+    more = """
+[[datasets]]
+resolution = 512
+batch_size = 3
+[[datasets.subsets]]
+image_dir = "a"
+[[datasets.subsets]]
+image_dir = "c"
+num_repeats = 4
+flip_aug = true
+caption_prefix = "zwx,"
+"""
+    config, imported = read(tmp_path, "d.toml", TWO + more)
+    assert [(one.path, one.repeats) for one in config.dataset.subsets] == [("b", 1), ("c", 4)]
+    assert config.dataset.resolution == 768
+    assert "datasets[0] has 768" in line(imported, "datasets[1] resolution").why
+    assert line(imported, "datasets[1] batch_size").outcome == "ignored"
+    assert "shown once" in line(imported, "datasets[1].subsets[0] image_dir").why
+    assert line(imported, "datasets[1].subsets[1] flip_aug").outcome == "ignored"
+
+
+def test_a_dataset_file_wins_over_the_command(tmp_path: Path) -> None:
+    (tmp_path / "d.toml").write_text(TWO)
+    command = "accelerate launch sdxl_train_network.py --dataset_config d.toml --resolution=1024,1024 "
+    command += "--train_batch_size 8 --keep_tokens 5 --caption_dropout_rate 0.1 --train_data_dir x "
+    config, imported = read(tmp_path, "t.sh", command + "--enable_bucket --max_bucket_reso 1536 --seed 7")
+    assert (config.dataset.resolution, config.train.batch_size, config.captions.keep_tokens) == (768, 3, 1)
+    assert config.dataset.path == "a" and config.train.seed == 7
+    for option in ("resolution", "train_batch_size", "keep_tokens", "train_data_dir"):
+        assert any(
+            one.outcome == "ignored" and one.option == option and "wins" in one.why for one in imported.lines
+        ), option
+    assert (config.captions.dropout, config.dataset.buckets) == (0.1, "all"), "the file says nothing of them"
+    assert config.dataset.bucket_max == 1536
+
+
+def test_ai_toolkit(tmp_path: Path) -> None:
+    datasets: list[dict[str, Any]] = [
+        {"folder_path": "a", "flip_x": True, "shuffle_tokens": True, "cache_latents_to_disk": True},
+        {"folder_path": "b", "shuffle_tokens": False, "caption_dropout_rate": 0.2},
+    ]
+    process = {"model": {"name_or_path": "black-forest-labs/FLUX.1-dev"}, "datasets": datasets}
+    text = yaml.safe_dump({"job": "extension", "config": {"name": "x", "process": [process]}})
+    _, imported = read(tmp_path, "j.yaml", text)
+    missing = {one.option for one in imported.lines if one.outcome == "missing"}
+    assert {
+        "datasets[1].flip_x",
+        "datasets[1].shuffle_tokens",
+        "datasets[1].caption_dropout_rate",
+    } <= missing
+
+
+def test_onetrainer(tmp_path: Path) -> None:
+    concepts = [
+        {"path": "a", "image": {"enable_random_flip": True}, "text": {"keep_tags_count": 1}},
+        {"path": "b", "image": {"enable_random_flip": False}, "text": {"keep_tags_count": 1}, "seed": 3},
+    ]
+    recipe = {"training_method": "LORA", "model_type": "STABLE_DIFFUSION_15", "concepts": concepts}
+    _, imported = read(tmp_path, "p.json", json.dumps(recipe))
+    assert line(imported, "concepts[1].image.enable_random_flip").outcome == "missing"
+    assert line(imported, "concepts[1].text.keep_tags_count").outcome == "ignored"
+    assert line(imported, "concepts[1].seed").outcome == "ignored"
+
+
+def test_simpletuner(tmp_path: Path) -> None:
+    rows = [
+        {"id": "one", "instance_data_dir": "a", "caption_strategy": "textfile"},
+        {"id": "two", "instance_data_dir": "b", "caption_strategy": "filename"},
+    ]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    config = {"--model_family": "sdxl", "--data_backend_config": "data.json"}
+    _, imported = read(tmp_path, "config.json", json.dumps(config))
+    assert "one has textfile" in line(imported, "two caption_strategy").why
+    assert "unknown" not in said(imported)
