@@ -116,6 +116,8 @@ def test_rates_of_the_parts(tmp_path: Path) -> None:
     assert (sd3.train.text_encoder_lr, sd3.train.text_encoder_2_lr) == (1e-5, 2e-5)
     flux = read(tmp_path, "t.sh", "accelerate launch flux_train_network.py --text_encoder_lr 1e-5")[1]
     assert line(flux, "text_encoder_lr").outcome == "missing"
+    # as in the command of kohya's own manual, which its script does not take
+    assert rates("--unet_lr=1e-4 --text_encoder_lr1=1e-5 --text_encoder_lr2=5e-6") == (1e-4, 1e-5, 5e-6)
 
 
 def test_a_file_of_settings_and_the_command_over_it(tmp_path: Path) -> None:
@@ -210,6 +212,52 @@ def test_loraplus_of_the_guide(tmp_path: Path) -> None:
     arguments = '"loraplus_lr_ratio=16" "loraplus_text_encoder_lr_ratio=4"'
     config, _ = read(tmp_path, "t.sh", f"accelerate launch train_network.py --network_args {arguments}")
     assert (config.train.loraplus_ratio, config.train.loraplus_text_ratio) == (16, 4)
+
+
+TRY_IN_ORDER = """
+# Try these in order:
+--fused_backward_pass # For SDXL
+--fused_optimizer_groups=8 # Alternative
+--mixed_precision="bf16" # If not using fused
+--train_batch_size=1 # Reduce batch size
+--gradient_accumulation_steps=2 # Maintain effective batch size
+"""
+BLOCKS = """
+# Block-wise learning rates
+--network_args \\
+"down_lr_weight=0,0,0,0,0,0,1,1,1,1,1,1" \\
+"mid_lr_weight=1" \\
+"up_lr_weight=1,1,1,1,1,1,0,0,0,0,0,0"
+"""
+HUBER = """
+# Scheduled Huber Loss with SNR scheduling
+--loss_type="smooth_l1" \\
+--huber_schedule="snr" \\
+--huber_c=0.1
+"""
+
+
+def test_options_alone_as_the_guide_prints_them(tmp_path: Path) -> None:
+    config, imported = read(tmp_path, "t.sh", TRY_IN_ORDER)
+    assert config.train.gradient_accumulation == 2, "a comment hides no line but its own"
+    assert line(imported, "fused_optimizer_groups").value == "8" and config.model.precision == "bf16"
+    blocks = read(tmp_path, "t.sh", BLOCKS)[0].adapter.block_weights
+    assert blocks == "0,0,0,0,0,0,1,1,1,1,1,1 / 1 / 1,1,1,1,1,1,0,0,0,0,0,0"
+    loss = read(tmp_path, "t.sh", HUBER)[0].loss
+    assert (loss.type, loss.huber_schedule, loss.huber_c) == ("smooth_l1", "snr", 0.1)
+    config, _ = read(tmp_path, "t.sh", "# Negative learning rate (use = sign)\n--learning_rate=-1e-7\n")
+    assert config.train.learning_rate == 1e-7 and config.train.unlearn
+    assert read(tmp_path, "t.sh", "# Enable alpha mask training\n--alpha_mask\n")[0].loss.mask == "kohya"
+
+
+def test_how_many_checkpoints_kohya_keeps(tmp_path: Path) -> None:
+    """save_last_n_steps is a window: every 10 and last 30, step 10 goes at step 50 (50 - 30 - 1 = 19)."""
+    for last, kept in ((30, [20, 30, 40, 50]), (35, [20, 30, 40, 50]), (9, [50])):
+        options = f"--save_every_n_steps=10 --save_last_n_steps={last}"
+        config, _ = read(tmp_path, "t.sh", f"accelerate launch train_network.py {options}")
+        removed = {(step - last - 1) // 10 * 10 for step in range(10, 51, 10)}
+        assert [step for step in range(10, 51, 10) if step not in removed] == kept
+        assert config.checkpoints.keep == len(kept)
 
 
 def test_adapters_of_lycoris(tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def _take_rates(found: Imported, options: dict[str, Any]) -> None:
     """learning_rate, unet_lr, text_encoder_lr: the special ones win; a negative one unlearns."""
     rate = options.pop("learning_rate", None)
     unet, text = options.pop("unet_lr", None), options.pop("text_encoder_lr", None)
+    apart = {name: options.pop(name) for name in ("text_encoder_lr1", "text_encoder_lr2") if name in options}
     denoiser_only = not is_off(options.pop("network_train_unet_only", None))
     blank = (None, "")
     own = ("unet_lr", unet) if unet not in blank and not is_off(unet) else ("learning_rate", rate)
@@ -142,11 +143,12 @@ def _take_rates(found: Imported, options: dict[str, Any]) -> None:
     )
     if denoiser_only:
         found.leave("network_train_unet_only", True, "the text encoders' rates stay 0")
-        if texts:
-            found.leave("text_encoder_lr", text, "network_train_unet_only is on")
+        for name, value in {**({"text_encoder_lr": text} if texts else {}), **apart}.items():
+            found.leave(name, value, "network_train_unet_only is on")
     elif not row.trainable_text:
-        if texts and not all(is_off(each) for each in texts):
-            found.miss("text_encoder_lr", text, f"{row.label}'s text encoders are not trained here")
+        for name, value in {**({"text_encoder_lr": texts} if texts else {}), **apart}.items():
+            if not all(is_off(each) for each in (value if isinstance(value, list) else [value])):
+                found.miss(name, text or value, f"{row.label}'s text encoders are not trained here")
     else:
         if len(texts) > 1 and row.kohya and row.kohya[1] == "networks.lora":
             found.note(
@@ -155,6 +157,12 @@ def _take_rates(found: Imported, options: dict[str, Any]) -> None:
             )
             given = texts[:1]
         for place, name in enumerate(TEXT_RATES[: len(row.trainable_text)]):
+            if (value := apart.get(f"text_encoder_lr{place + 1}")) is not None:
+                why = (
+                    "kohya's manual has this option and its scripts refuse it; here it is that encoder's rate"
+                )
+                found.keep(f"text_encoder_lr{place + 1}", value, f"train.{name}", value, why)
+                continue
             value = given[min(place, len(given) - 1)] if given else 2e-6
             why = (
                 "" if texts else "kohya trains the text encoders with the learning rate unless told otherwise"

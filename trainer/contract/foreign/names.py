@@ -41,7 +41,8 @@ def take_base(found: Imported, option: str, base: str, family: str, why: str) ->
     known = family_of(base)
     key = known or family or family_in(base)
     if not key:
-        raise Unusable(f"nothing tells which family {shown(base)} is of; set model.family")
+        which = shown(base) if base else "the base"
+        raise Unusable(f"nothing tells which family {which} is of; set model.family")
     source = "the catalogue has this base" if known else why if family else "by the base's name"
     found.take("model.family", key, f"{CATALOGUE[key].label}: {source}")
     if base:

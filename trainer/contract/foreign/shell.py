@@ -44,7 +44,8 @@ def read_command(text: str, name: str) -> Command:
             variables[assigned.group(1)] = assigned.group(2).strip("\"'")
     commands = [line for line in lines if any(_is_trainer(word) for word in line.split())]
     if not commands:
-        commands = [" ".join(line for line in lines if line.lstrip().startswith("--"))]
+        # In lines of their own, so that a comment behind one hides no other.
+        commands = ["\n".join(line for line in lines if line.lstrip().startswith("--"))]
     if not commands[0].strip():
         raise refuse(
             name, "holds no training command; it needs one like accelerate launch train_network.py --…"
