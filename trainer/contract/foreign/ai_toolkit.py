@@ -25,6 +25,7 @@ from .shared import (
     take_optimizer,
     take_optimizer_arguments,
     take_scheduler,
+    take_text_rate,
     tell_differences,
 )
 
@@ -233,7 +234,7 @@ def _take_train(found: Imported, train: dict[str, Any], whole: bool) -> None:
                 found.leave(f"train.{option}", value, "text encoders are left alone, as here")
     else:
         given = text_rate if text_rate is not None else found.get("train.learning_rate")
-        found.keep("train.train_text_encoder", text, "train.text_encoder_lr", given)
+        take_text_rate(found, "train.train_text_encoder", text, given)
         if text_rate is not None:
             found.leave("train.text_encoder_lr", text_rate, "see train_text_encoder")
     _take_schedule(found, train)

@@ -126,7 +126,9 @@ def _take_rates(found: Imported, options: dict[str, Any]) -> None:
     """learning_rate, unet_lr, text_encoder_lr: the special ones win; a negative one unlearns."""
     rate = options.pop("learning_rate", None)
     unet, text = options.pop("unet_lr", None), options.pop("text_encoder_lr", None)
-    apart = {name: options.pop(name) for name in ("text_encoder_lr1", "text_encoder_lr2") if name in options}
+    apart: dict[str, Any] = {
+        name: options.pop(name) for name in ("text_encoder_lr1", "text_encoder_lr2") if name in options
+    }
     denoiser_only = not is_off(options.pop("network_train_unet_only", None))
     blank = (None, "")
     own = ("unet_lr", unet) if unet not in blank and not is_off(unet) else ("learning_rate", rate)
@@ -148,7 +150,9 @@ def _take_rates(found: Imported, options: dict[str, Any]) -> None:
     elif not row.trainable_text:
         for name, value in {**({"text_encoder_lr": texts} if texts else {}), **apart}.items():
             if not all(is_off(each) for each in (value if isinstance(value, list) else [value])):
-                found.miss(name, text or value, f"{row.label}'s text encoders are not trained here")
+                found.miss(name, value, f"{row.label}'s text encoders are not trained here")
+            else:
+                found.leave(name, value, "off, as it is here")
     else:
         if len(texts) > 1 and row.kohya and row.kohya[1] == "networks.lora":
             found.note(

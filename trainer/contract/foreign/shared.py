@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..config import TEXT_RATES
+from ..families import CATALOGUE
 from ..fields import RECORDS
 from ..optimizers import parse_options, written_options
 from .names import flat, optimizer, scheduler
@@ -67,6 +69,15 @@ def take_alpha(found: Imported, option: str, value: Any, default: float | None) 
         found.keep(option, value, "adapter.alpha", rank, "alpha 0 is the rank")
     else:
         found.keep(option, value, "adapter.alpha", value)
+
+
+def take_text_rate(found: Imported, option: str, value: Any, rate: Any) -> None:
+    """One rate for all text encoders of the family, which the other program trains together."""
+    row = CATALOGUE[found.get("model.family")]
+    if not row.trainable_text:
+        found.miss(option, value, f"{row.label}'s text encoders are not trained here")
+    for name in TEXT_RATES[: len(row.trainable_text)]:
+        found.keep(option, value, f"train.{name}", rate)
 
 
 def is_true(value: Any) -> bool:

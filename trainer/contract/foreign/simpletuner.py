@@ -26,6 +26,7 @@ from .shared import (
     take_optimizer_arguments,
     take_scheduler,
     take_share,
+    take_text_rate,
     tell_differences,
 )
 
@@ -38,10 +39,12 @@ def read_simpletuner(data: dict[str, Any], name: str, beside: Beside) -> Importe
     for old, new in tables.ALIASES.items():
         if old in options and new not in options:
             options[new], written[new] = options.pop(old), old
+    told = "model_type" in options
     kind = str(options.pop("model_type", "lora") or "lora")
     if kind != "lora":
         raise refuse(name, f"has model_type = {shown(kind)}; only LoRAs are trained here")
-    found.leave("model_type", kind, "a LoRA")
+    if told:
+        found.leave("model_type", kind, "a LoRA")
     _take_model(found, options, name)
     _take_adapter(found, options, beside)
     _take_training(found, options)
@@ -86,12 +89,14 @@ def _take_model(found: Imported, options: dict[str, Any], name: str) -> None:
 
 
 def _take_adapter(found: Imported, options: dict[str, Any], beside: Beside) -> None:
+    told = "lora_type" in options
     kind = str(options.pop("lora_type", "standard") or "standard")
     settings = options.pop("lycoris_config", None)
     if kind == "lycoris":
         _take_lycoris(found, settings, beside)
     else:
-        found.leave("lora_type", kind, "a LoRA")
+        if told:
+            found.leave("lora_type", kind, "a LoRA")
         if settings is not None:
             found.leave("lycoris_config", settings, "lora_type is standard")
     rank, alpha = options.pop("lora_rank", None), options.pop("lora_alpha", None)
@@ -147,15 +152,19 @@ def _take_training(found: Imported, options: dict[str, Any]) -> None:
                 found.leave(option, value, "text encoders are left alone, as here")
     else:
         given = own if own is not None else found.get("train.learning_rate")
-        found.keep("train_text_encoder", text, "train.text_encoder_lr", given)
+        take_text_rate(found, "train_text_encoder", text, given)
+        if own is not None:
+            found.leave("text_encoder_lr", own, "see train_text_encoder")
     steps, epochs = options.pop("max_train_steps", None), options.pop("num_train_epochs", None)
     if not is_off(steps):
         found.keep("max_train_steps", steps, "train.steps", steps)
         if epochs is not None:
             found.leave("num_train_epochs", epochs, "max_train_steps is given, and wins")
     else:
-        given = 1 if epochs is None else epochs
-        found.keep("num_train_epochs", given, "train.epochs", given)
+        if epochs is None:
+            found.take("train.epochs", 1, "SimpleTuner's default", "default")
+        else:
+            found.keep("num_train_epochs", epochs, "train.epochs", epochs)
         if steps is not None:
             found.leave("max_train_steps", steps, "0: the epochs count")
     for option, setting in (
