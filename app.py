@@ -85,6 +85,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"LoRA Studio is ready at http://{name}:{port}{query}{elsewhere}", flush=True)
         print("Ctrl-C ends the studio; a training goes on without it.", flush=True)
 
+    studio.jobs.watch()
     serve(app, listener, announce)
 
 

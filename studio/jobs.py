@@ -1,48 +1,43 @@
-"""Starts, watches and ends the background processes: one training at a time, and publishing.
+"""One queue and one supervisor for every background job: train, sample, caption, crop, publish.
 
-A process is detached (its own session) and tells everything through its run folder, so it outlives the
-studio; a new studio finds it again by the lock it holds. No page ever waits for a process.
+A process is detached (its own session) and tells everything through files, so it outlives the studio; a new
+studio finds a training again by the lock it holds. No page ever waits for a process: pages put jobs into the
+queue (here), and what follows happens by itself (:mod:`studio.dispatch`).
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import re
+import math
 import shutil
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Literal
-
-import psutil
-from filelock import FileLock, Timeout
 
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import RunError, UserError
-from trainer.contract.files import read_json, seen_from, write_json
-from trainer.contract.plan import Machine, estimate
-from trainer.contract.runs import RunFolder, Status, launch_record, new_run_id
+from trainer.contract.fields import dump_recipe
+from trainer.contract.files import seen_from
+from trainer.contract.runs import RunFolder, new_run_id
 
-from .diagnosis import autopsy
+from . import machine
+from .disk import check_disk
+from .dispatch import Dispatcher
 from .projects import Project, Workspace
+from .publication import checked_repo_id, is_published_now, read_publish_status, write_publish_status
+from .queue import Book, Job, Kind, Stop, in_words, new_job
+from .stopping import NEXT, Patience, saved_step
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-REPO_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}")
-MIN_FREE_GIB = 0.5
-GIB = 2**30
-PUBLISH_GRACE_S = 15.0
-"""Seconds that a publishing process may take until it holds its lock."""
+DOUBLE_S = 10.0
+"""Within so many seconds the same recipe of the same project is a button that was pressed twice."""
 
 
-class Supervisor:
+class Supervisor(Dispatcher):
     """The background jobs of one workspace.
 
-    ``trainer`` and ``publisher`` are the commands that are run, without their arguments.
+    ``trainer``, ``publisher`` and ``tools`` are the commands that are run, without their arguments; ``gpus``
+    answers which GPUs there are to give out.
     """
 
     def __init__(
@@ -50,25 +45,21 @@ class Supervisor:
         workspace: Workspace,
         trainer: tuple[str, ...] = (sys.executable, "-m", "trainer"),
         publisher: tuple[str, ...] = (sys.executable, "-m", "studio.publish"),
+        tools: tuple[str, ...] = (sys.executable, "-m", "dataset_tools"),
+        patience: Patience = Patience(),  # noqa: B008 (frozen)
+        gpus: Callable[[], Sequence[str]] = machine.gpus,
     ) -> None:
-        self.workspace = workspace
-        self._trainer = trainer
-        self._publisher = publisher
-        self._starting = threading.Lock()
-        # Asking whether a lock is held takes it for a moment: two threads must not meet in there.
-        self._probing = threading.Lock()
-        self._active: tuple[float, RunFolder | None] = (0.0, None)
-        # Runs that have ended -> what their files looked like then (see _traces).
-        self._ended: dict[str, tuple[int, ...]] = {}
-        self._publishers: dict[str, subprocess.Popen[bytes]] = {}
-        # Runs whose trainer is a child of ours and whose exit code is not noted yet.
-        self._unreaped: set[str] = set()
+        commands: dict[Kind, tuple[str, ...]] = {"train": trainer, "sample": trainer, "publish": publisher}
+        super().__init__(workspace, commands | {"caption": tools, "crop": tools}, patience, gpus)
 
-    # Training -----------------------------------------------------------------------------------
+    # Putting jobs into the queue ----------------------------------------------------------------
 
     def start(self, project: Project, config: TrainConfig) -> RunFolder:
-        """Freeze the recipe into a new run and train it. Raises RunError in one sentence."""
-        with self._starting, self._one_at_a_time():
+        """Freeze the recipe into a new run and train it, now or when its turn comes.
+
+        Raises RunError in one sentence.
+        """
+        with self._changing() as book:
             if not project.dataset().enabled_images():
                 what = "all its photos are left out" if project.dataset().images else "it has no photos"
                 raise RunError(
@@ -76,328 +67,222 @@ class Supervisor:
                 )
             check_disk(self.workspace, config)
             run = RunFolder(self.workspace.runs / new_run_id(config.output.name))
-            # Relative to the run folder: the recipe tells no user names, and the workspace may move.
-            dataset = config.dataset.model_copy(
-                update={
-                    "path": seen_from(run.path, project.root),
-                    "trigger": project.dataset().trigger,
-                    "subsets": tuple(
-                        one.model_copy(update={"path": seen_from(run.path, project.folder(one.path))})
-                        for one in config.dataset.subsets
-                    ),
-                }
-            )
-            sections: dict[str, Any] = {"dataset": dataset}
-            for name in ("validation", "prior"):
-                section = getattr(config, name)
-                if section.path:
-                    path = seen_from(run.path, project.folder(section.path))
-                    sections[name] = section.model_copy(update={"path": path})
+            frozen = self._frozen(run, project, config)
+            self._refuse_double(book, project, frozen)
+            job = new_job("train", project=project.id, run=run.id, detail=in_words(config))
             try:
-                run.create(config.model_copy(update=sections))
-                self._launch(run, ["train", str(run.recipe), "--run-dir", str(run.path)])
+                run.create(frozen)
+                book.put(job)
             except (OSError, RunError) as error:
                 shutil.rmtree(run.path, ignore_errors=True)  # nothing came of it
                 if isinstance(error, RunError):
                     raise
                 raise RunError(f"{run.path} cannot be written ({error.strerror}).", "disk_full") from error
-            return run
+        try:
+            self._begin(job)
+        except RunError:
+            shutil.rmtree(run.path, ignore_errors=True)
+            raise
+        return run
 
     def resume(self, run: RunFolder) -> RunFolder:
         """Go on with a run that was stopped, failed or died. Raises RunError in one sentence."""
-        with self._starting, self._one_at_a_time():
+        with self._changing() as book:
+            waits = book.of_run(run.id, "train")
+            if waits and waits.state == "waiting":
+                raise RunError(f"{run.id} waits for its turn already.", "config")
+            if self.is_running(run):
+                raise RunError(
+                    f"{run.id} is being trained now; stop it first, or wait until it ends.", "config"
+                )
             if self.status(run).state == "finished":
                 raise RunError(f"{run.id} is already finished; start a new training instead.", "config")
             check_disk(self.workspace, run.config())
-            run.take_controls()  # a stop that the dead trainer never read must not end the new one
-            self._launch(run, ["resume", str(run.path)])
-            return run
-
-    def stop(self, run: RunFolder) -> None:
-        """Ask the trainer to finish its step, save everything and end."""
-        self._send(run, "stop")
-
-    def ask(self, run: RunFolder, verb: Literal["save", "sample"]) -> None:
-        """Ask the trainer for a checkpoint or for validation images now."""
-        self._send(run, verb)
-
-    def _send(self, run: RunFolder, verb: Literal["stop", "save", "sample"]) -> None:
-        if not self.is_running(run):
-            raise RunError(f"{run.id} is not being trained now; there is nothing to {verb}.", "config")
-        run.send(verb)
-
-    def active(self) -> RunFolder | None:
-        """The run that is being trained, whoever started it. The answer may be half a second old."""
-        asked, run = self._active
-        if time.monotonic() - asked > 0.5:
-            run = next((run for run in self.workspace.list_runs() if self._goes_on(run)), None)
-            self._active = (time.monotonic(), run)
+            saved = saved_step(run)
+            detail = f"goes on from step {saved:,}" if saved else in_words(run.config())
+            project = self.workspace.project_of(run)
+            book.jobs = [job for job in book.jobs if job.run != run.id or job.kind != "train"]
+            job = book.put(new_job("train", project=project, run=run.id, detail=detail))
+        self._begin(job)
         return run
 
-    def _goes_on(self, run: RunFolder) -> bool:
-        """:meth:`is_running`, asked of a run that has ended only when somebody has touched it since."""
-        if self._ended.get(run.id) == _traces(run):
-            return False
-        running = self.is_running(run)
-        if not running and run.raw_status().terminal:
-            self._ended[run.id] = _traces(run)
-        return running
+    def sample(self, run: RunFolder, prompts: Sequence[str], seed: int | None = None) -> Job:
+        """Draw pictures with a run's newest weights, into its folder ``drawings``."""
+        if not prompts:
+            raise UserError("There is nothing to draw; write a prompt.")
+        arguments = ["sample", str(run.path), *(f"--prompt={text}" for text in prompts)]
+        if seed is not None:
+            arguments.append(f"--seed={seed}")
+        detail = prompts[0] if len(prompts) == 1 else f"{len(prompts)} pictures"
+        project = self.workspace.project_of(run)
+        return self._add(
+            new_job("sample", project=project, run=run.id, detail=detail[:80], arguments=arguments)
+        )
 
-    def is_running(self, run: RunFolder) -> bool:
-        """Whether a trainer holds the run's lock, or was launched and has yet to take it."""
-        with self._probing:
-            if run.alive():
-                return True
-        return self._lives(run, _launch_of(run))
-
-    def _lives(self, run: RunFolder, launch: dict[str, Any]) -> bool:
-        """Whether the process that was launched still runs, or has only just ended: how is known at once."""
-        return run.id in self._unreaped or _process_lives(launch)
-
-    def status(self, run: RunFolder) -> Status:
-        """What a page shows of a run: the trainer's own word, ``starting`` until it gives one, or
-        ``lost`` with a diagnosis when it died without one."""
-        # Asked before anything is read: a process that is gone has written all it ever will.
-        lives = self._lives(run, _launch_of(run))
-        launch = _launch_of(run)
-        with self._probing:
-            status = run.read_status()
-        silent = float(launch.get("time", 0.0)) > status.heartbeat  # not a word since this launch
-        if lives and silent:
-            return status.model_copy(
-                update={
-                    "state": "starting",
-                    "stage": "",
-                    "message": "",
-                    "cause": "",
-                    "evidence": "",
-                    "attempt": launch.get("attempt", 1),
-                }
-            )
-        if status.state == "lost" and lives:
-            return run.raw_status()
-        if status.state == "lost" or (launch and silent and not self.is_running(run)):
-            return autopsy(status, run.log, int(launch.get("log_start", 0)), launch.get("exit_code"))
-        return status
-
-    @contextmanager
-    def _one_at_a_time(self) -> Iterator[None]:
-        """Hold the workspace's start lock (several studios may share it). RunError when one trains."""
-        path = self.workspace.root / ".start.lock"
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=10)
-        except Timeout:
-            raise RunError("Another training is just starting; try again in a moment.", "config") from None
-        except OSError as error:
-            cause = "disk_full" if error.errno == errno.ENOSPC else "config"
-            raise RunError(
-                f"{path} cannot be locked ({error.strerror}), so no training can start; check the "
-                "workspace's permissions and free space.",
-                cause,
-            ) from None
-        try:
-            self._active = (0.0, None)
-            self._ended.clear()  # this once every lock is asked
-            running = self.active()
-            if running is not None:
-                raise RunError(
-                    f"{running.id} is being trained now; stop it first, or wait until it ends.", "config"
-                )
-            yield
-        finally:
-            lock.release()
-
-    def _launch(self, run: RunFolder, arguments: list[str]) -> None:
-        argv = [*self._trainer, *arguments]
-        attempt = int(_launch_of(run).get("attempt", 0)) + 1
-        log_start = run.log.stat().st_size if run.log.exists() else 0
-        child = _spawn(argv, run.log, child_environment())
-        try:
-            started = psutil.Process(child.pid).create_time()
-        except psutil.NoSuchProcess:
-            started = time.time()
-        record = launch_record(child.pid, started, argv, attempt)
-        try:
-            write_json(run.launch, {**record, "log_start": log_start})
-        except OSError:
-            child.kill()  # a trainer that nobody could find again
-            child.wait()
-            raise
-        self._active = (0.0, None)
-        self._unreaped.add(run.id)
-        threading.Thread(target=self._reap, args=(child, run), daemon=True, name=f"reap {run.id}").start()
-
-    def _reap(self, child: subprocess.Popen[bytes], run: RunFolder) -> None:
-        """Wait for a trainer (no zombies) and note its exit code, which the log does not tell."""
-        code = child.wait()
-        launch = _launch_of(run)
-        if launch.get("pid") == child.pid:
-            with suppress(OSError):  # the run was deleted, or the disk is full: the code is only a hint
-                write_json(run.launch, {**launch, "exit_code": code})
-        self._unreaped.discard(run.id)
-        self._active = (0.0, None)
-
-    # Publishing ---------------------------------------------------------------------------------
+    def tool(self, project: Project, kind: Literal["caption", "crop"], arguments: Sequence[str] = ()) -> Job:
+        """Run ``python -m dataset_tools caption|crop`` on a project."""
+        return self._add(new_job(kind, project=project.id, arguments=(kind, str(project.root), *arguments)))
 
     def publish(self, run: RunFolder, repo_id: str, private: bool, token: str | None = None) -> None:
         """Push the run's LoRA to the Hub in the background; :meth:`publish_status` tells how it goes.
 
         The token goes to that one process by its environment and is written nowhere.
         """
-        repo_id = repo_id.strip()
-        if not REPO_ID.fullmatch(repo_id) or "--" in repo_id or ".." in repo_id:
-            raise UserError(
-                f"{repo_id[:100]!r} is no name for a model on the Hub; write it as you/my-lora "
-                "(letters, digits, dash, dot, underscore)."
-            )
+        repo_id = checked_repo_id(repo_id)
         if not run.result(run.config()).is_file():
             raise UserError(f"{run.id} has no finished LoRA yet; publish it when the training has ended.")
-        with self._starting:
+        arguments = (str(run.path), "--repo-id", repo_id, "--private" if private else "--public")
+        project = self.workspace.project_of(run)
+        with self._changing() as book:
             if self.publish_status(run)["state"] == "running":
                 raise UserError(f"{run.id} is being published already; wait until that has ended.")
             write_publish_status(run, state="running", repo_id=repo_id, private=private, message="Starting")
-            argv = [*self._publisher, str(run.path), "--repo-id", repo_id]
-            argv.append("--private" if private else "--public")
-            environment = child_environment()
+            job = new_job("publish", project=project, run=run.id, detail=repo_id, arguments=arguments)
             if token and token.strip():
-                environment["HF_TOKEN"] = token.strip()
-            child = self._publishers[run.id] = _spawn(argv, run.path / "publish.log", environment)
-        threading.Thread(target=self._reap_publisher, args=(child, run), daemon=True).start()
-
-    def _reap_publisher(self, child: subprocess.Popen[bytes], run: RunFolder) -> None:
-        code = child.wait()
-        with self._starting:  # else the status of a next one, just begun, could be taken for this one's
-            status = read_publish_status(run)
-            if status["state"] == "running" and self._publishers.get(run.id) is child:
-                message = (
-                    f"Publishing ended unexpectedly (exit code {code}); publish.log in the run has details."
-                )
-                with suppress(OSError):
-                    write_publish_status(run, **{**status, "state": "failed", "message": message})
+                self._tokens[job.id] = token.strip()
+            book.put(job)
+        self._begin(job)
 
     def publish_status(self, run: RunFolder) -> dict[str, Any]:
         """``{"state": none|running|done|failed, "repo_id", "private", "message", "url", "time"}``."""
         status = read_publish_status(run)
-        if status["state"] != "running" or time.time() - status["time"] < PUBLISH_GRACE_S:
+        if status["state"] != "running" or self.queue.look().of_run(run.id, "publish"):
             return status
         with self._probing:
-            lock = FileLock(publish_lock(run))
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                return status
-            lock.release()
+            going = is_published_now(run)
         status = read_publish_status(run)  # it may have ended between our two looks
-        if status["state"] == "running":
+        if status["state"] == "running" and not going:
             status = {**status, "state": "failed", "message": "Publishing was interrupted; publish it again."}
         return status
 
+    def _add(self, job: Job) -> Job:
+        with self._changing() as book:
+            book.put(job)
+        self._begin(job)
+        return job
 
-# The publishing process and the studio share these three.
+    def _begin(self, job: Job) -> None:
+        """Start a job that was just queued, if it is its turn. Raises RunError when it cannot be started."""
+        self._strays_at = -math.inf  # a training from a command line may have begun this very moment
+        self.tick()
+        now = self.queue.look().job(job.id)
+        if now and now.state == "failed" and not now.started:
+            with self._changing() as book:
+                book.remove(job.id)
+            raise RunError(now.message, now.cause or "unknown")
 
-
-def publish_lock(run: RunFolder) -> Path:
-    return run.path / "publish.lock"
-
-
-def write_publish_status(run: RunFolder, **status: Any) -> None:
-    write_json(run.path / "publish.json", {**status, "time": time.time()})
-
-
-def read_publish_status(run: RunFolder) -> dict[str, Any]:
-    empty = {"state": "none", "repo_id": "", "private": True, "message": "", "url": "", "time": 0.0}
-    try:
-        return {**empty, **read_json(run.path / "publish.json")}
-    except (FileNotFoundError, ValueError, TypeError):
-        return empty
-
-
-# Processes ----------------------------------------------------------------------------------------
-
-
-def child_environment() -> dict[str, str]:
-    """The environment of a background process: ours, without the studio's password."""
-    environment = {key: value for key, value in os.environ.items() if key != "STUDIO_PASSWORD"}
-    environment["PYTHONUNBUFFERED"] = "1"
-    return environment
-
-
-def _spawn(argv: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a detached process whose output goes to a file (never a pipe, which would fill up)."""
-    with log.open("ab") as output:
-        try:
-            return subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=REPOSITORY,
-                env=environment,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise RunError(f"{argv[0]} cannot be started ({error.strerror}).", "unknown") from error
-
-
-def _launch_of(run: RunFolder) -> dict[str, Any]:
-    """launch.json, {} where there is none or it is damaged."""
-    try:
-        launch = read_json(run.launch)
-    except (FileNotFoundError, ValueError):
-        return {}
-    return launch if isinstance(launch, dict) else {}
-
-
-def _traces(run: RunFolder) -> tuple[int, ...]:
-    """Differs as soon as somebody goes on with the run: the trainer touches its lock when it takes it."""
-    traces = []
-    for path in (run.launch, run.lock, run.status):
-        try:
-            traces.append(path.stat().st_mtime_ns)
-        except OSError:
-            traces.append(0)
-    return tuple(traces)
-
-
-def _process_lives(launch: dict[str, Any]) -> bool:
-    """Whether the very process that launch.json names still runs (a recycled pid does not count)."""
-    pid, started = launch.get("pid"), launch.get("started")
-    if not isinstance(pid, int) or not isinstance(started, (int, float)) or "exit_code" in launch:
-        return False
-    try:
-        process = psutil.Process(pid)
-        same = abs(process.create_time() - started) < 1.0
-        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
-
-
-def check_disk(workspace: Workspace, config: TrainConfig) -> None:
-    """Refuse to start what the disks cannot hold: the run, and a base model yet to be downloaded.
-
-    Raises RunError.
-    """
-    plan = estimate(config, Machine("this computer", None))
-    _check_free(workspace.root, plan.disk_gib + MIN_FREE_GIB, "this training", "keep fewer checkpoints")
-    cache = hub_cache()
-    if plan.download_gib and not (cache / f"models--{config.model.base.replace('/', '--')}").exists():
-        _check_free(cache, plan.download_gib, "the base model's download", "set HF_HOME to a larger disk")
-
-
-def _check_free(folder: Path, need_gib: float, what: str, remedy: str) -> None:
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free / GIB
-    if free < need_gib:
-        raise RunError(
-            f"The disk has {free:.1f} GiB free and {what} needs about {need_gib:.1f} GiB; free some space, "
-            f"or {remedy}.",
-            "disk_full",
+    def _frozen(self, run: RunFolder, project: Project, config: TrainConfig) -> TrainConfig:
+        """The recipe as the run keeps it. Its paths are relative to the run folder: it tells no user names,
+        and the workspace may move."""
+        dataset = config.dataset.model_copy(
+            update={
+                "path": seen_from(run.path, project.root),
+                "trigger": project.dataset().trigger,
+                "subsets": tuple(
+                    one.model_copy(update={"path": seen_from(run.path, project.folder(one.path))})
+                    for one in config.dataset.subsets
+                ),
+            }
         )
+        sections: dict[str, Any] = {"dataset": dataset}
+        for name in ("validation", "prior"):
+            section = getattr(config, name)
+            if section.path:
+                path = seen_from(run.path, project.folder(section.path))
+                sections[name] = section.model_copy(update={"path": path})
+        return config.model_copy(update=sections)
 
+    def _refuse_double(self, book: Book, project: Project, frozen: TrainConfig) -> None:
+        """RunError for the very training that was queued a moment ago: a button pressed twice."""
+        recipe = dump_recipe(frozen)
+        for job in book.jobs:
+            age = time.time() - job.added
+            if job.kind != "train" or job.over or job.project != project.id or not 0 <= age < DOUBLE_S:
+                continue
+            with suppress(OSError):
+                if (self.workspace.runs / job.run / "recipe.toml").read_text(encoding="utf-8") == recipe:
+                    raise RunError(
+                        f"{project.name} was started with this very recipe {age:.0f} s ago; wait "
+                        f"{DOUBLE_S - age:.0f} s and press again if you want it twice.",
+                        "config",
+                    )
 
-def hub_cache() -> Path:
-    """Where huggingface_hub keeps downloads (asked of the environment: importing it takes a second)."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    # What a person does to the queue ------------------------------------------------------------
+
+    def move(self, job_id: str, by: int) -> None:
+        """Let a waiting job change places with the one before it (-1) or after it (+1)."""
+        with self._changing() as book:
+            book.move(job_id, by)
+
+    def cancel(self, job_id: str) -> None:
+        """Take a waiting job out of the queue; stop a running one."""
+        with self._changing() as book:
+            job = book.job(job_id)
+            if job is None or job.over:
+                return
+            if job.state == "waiting":
+                self._tokens.pop(job.id, None)
+                book.put(job.but(state="cancelled", ended=time.time(), message="Taken out of the queue."))
+            elif job.stop is None:
+                if job.kind == "train":
+                    self.run_of(job).send("stop")
+                    book.put(job.but(stop=Stop(rung="asked", since=time.time())))
+                else:
+                    self._climb(book, job, "term")
+        self.tick()
+
+    def hurry(self, job_id: str) -> None:
+        """Go to the next rung of the stop ladder now."""
+        with self._changing() as book:
+            job = book.job(job_id)
+            if job and job.state == "running" and job.stop:
+                self._climb(book, job, NEXT[job.stop.rung])
+
+    def retry(self, job_id: str) -> None:
+        """Queue a job that has ended once more: a training goes on where it was saved last."""
+        job = self.queue.look().job(job_id)
+        if job is None or not job.over:
+            return
+        if job.kind == "train":
+            self.resume(self.workspace.run(job.run))
+            return
+        if job.kind == "publish":
+            run, private = self.workspace.run(job.run), "--private" in job.arguments
+            self.publish(run, job.detail, private)
+        else:
+            self._add(new_job(**job.model_dump(include={"kind", "project", "run", "detail", "arguments"})))
+        self.remove(job_id)
+
+    def remove(self, job_id: str) -> None:
+        """Forget a job that has ended. A run that never began goes with it; any other stays."""
+        with self._changing() as book:
+            job = book.job(job_id)
+            if job and job.over:
+                book.remove(job_id)
+                self._forget(book, job)
+
+    def pause(self, paused: bool) -> None:
+        """Start nothing by itself, or go on doing so."""
+        with self._changing() as book:
+            book.paused = paused
+            if not paused:
+                book.notice = ""
+        self.tick()
+
+    # One run ------------------------------------------------------------------------------------
+
+    def stop(self, run: RunFolder) -> None:
+        """Ask the trainer to finish its step, save everything and end; a waiting run leaves the queue."""
+        with self._changing() as book:
+            job = book.of_run(run.id, "train")
+            if job is None:
+                if not self.is_running(run):
+                    raise RunError(f"{run.id} is not being trained now; there is nothing to stop.", "config")
+                job = self._adopt(book, run)
+        self.cancel(job.id)
+
+    def ask(self, run: RunFolder, verb: Literal["save", "sample"]) -> None:
+        """Ask the trainer for a checkpoint or for validation images now."""
+        if not self.is_running(run):
+            raise RunError(f"{run.id} is not being trained now; there is nothing to {verb}.", "config")
+        run.send(verb)

@@ -1,7 +1,9 @@
-"""What the machine has: GPU and free disk, for the header line."""
+"""What the machine has: GPU and free disk for the header line, the GPUs that jobs are given."""
 
 from __future__ import annotations
 
+import functools
+import os
 import shutil
 import threading
 import time
@@ -13,6 +15,26 @@ GIB = 2**30
 
 def disk_free_gib(folder: Path) -> float:
     return round(shutil.disk_usage(folder).free / GIB, 2)
+
+
+@functools.cache
+def gpus() -> tuple[str, ...]:
+    """The GPUs that jobs may be given, as CUDA_VISIBLE_DEVICES names them; () where there is none.
+
+    A studio that was itself started with CUDA_VISIBLE_DEVICES gives out those and no others.
+    """
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None:
+        return tuple(name.strip() for name in allowed.split(",") if name.strip() not in ("", "-1"))
+    try:
+        import pynvml
+    except ImportError:
+        return ()
+    try:
+        pynvml.nvmlInit()
+        return tuple(str(index) for index in range(pynvml.nvmlDeviceGetCount()))
+    except pynvml.NVMLError:  # no driver, or no card
+        return ()
 
 
 class Gpu:

@@ -25,7 +25,7 @@ from trainer.contract.families import CATALOGUE, DEMO_BASE, known_base
 from trainer.contract.files import read_json
 from trainer.contract.runs import RunFolder
 
-from .jobs import publish_lock, write_publish_status
+from .publication import publish_lock, write_publish_status
 from .redact import redact
 
 if TYPE_CHECKING:

@@ -154,7 +154,7 @@
       if (!from || studio.live.TERMINAL.includes(from)) return;
       const name = followedName();
       if (to === "finished") studio.toast(`${name} is finished. The LoRA is on the Results page.`, "good");
-      if (to === "stopped") studio.toast(`${name} is stopped and saved. Resume goes on from here.`, "info");
+      if (to === "stopped" && from !== "queued") studio.toast(`${name} is stopped and saved. Resume goes on from here.`, "info");
       const onCard = studio.step() === "train"; // its failure card says it already, and says more
       if ((to === "failed" || to === "lost") && !onCard) studio.toast(studio.live.data.status.message || `${name} failed.`, "bad");
     });

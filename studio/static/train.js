@@ -37,16 +37,15 @@
       const live = studio.live;
       const state = live.state();
       const alive = live.alive();
-      const elsewhere = live.active && live.active.run !== live.data.run
-        ? `${live.projectName(live.active.project)} is being trained now. One training runs at a time; stop that one first.`
-        : live.active && !alive ? "The trainer is just ending; this takes a moment." : "";
+      const queued = state === "queued";
+      const ending = live.active && live.active.run === live.data.run && !alive ? "The trainer is just ending; this takes a moment." : "";
       const working = ["training", "sampling", "saving"].includes(state);
       const resumable = ["stopped", "failed", "lost"].includes(state);
       const soon = "This works as soon as the first step is done.";
       return {
-        start: alive ? null : elsewhere || (this.plan ? this.plan.problem : "Looking at the project…"),
-        resume: resumable ? elsewhere : null,
-        stop: alive ? "" : null,
+        start: alive || queued ? null : this.plan ? this.plan.problem : "Looking at the project…",
+        resume: resumable ? ending : null,
+        stop: alive || queued ? "" : null,
         save: alive ? (working ? "" : soon) : null,
         sample: alive ? (!this.plan || this.plan.run_prompts ? (working ? "" : soon) : "The recipe has no sample prompts; add some for the next run.") : null,
       };
@@ -64,7 +63,7 @@
         const off = Boolean(reason) || this.pending !== null;
         if (button.getAttribute("aria-disabled") !== String(off)) button.setAttribute("aria-disabled", String(off));
         button.title = reason || "";
-        const wanted = waits ? WAITING[verb] : verb === "start" && studio.live.data.run ? "Train again" : text;
+        const wanted = waits ? WAITING[verb] : this.label(verb) ?? text;
         if (label.textContent !== wanted) label.textContent = wanted;
         if (reason && !button.hidden) said.add(reason);
       }
@@ -75,12 +74,20 @@
       if (this.why.textContent !== sentence) this.why.textContent = sentence;
     }
 
+    /** What a button is called just now, where that is not its usual name. */
+    label(verb) {
+      const { live } = studio;
+      if (verb === "start" && live.data.run) return "Train again";
+      if (verb === "stop" && live.state() === "queued") return "Take out of the queue";
+      return undefined;
+    }
+
     /** Whether the run shows what a button asked for. */
     effect({ verb, run, attempt, checkpoint, samples }) {
       const { data } = studio.live;
       if (verb === "start") return data.run !== run && data.status;
-      if (verb === "resume") return studio.live.alive() || data.attempt > attempt;
-      if (verb === "stop") return !studio.live.alive();
+      if (verb === "resume") return studio.live.alive() || studio.live.state() === "queued" || data.attempt > attempt;
+      if (verb === "stop") return !studio.live.alive() && studio.live.state() !== "queued";
       if (verb === "save") return data.checkpoints.at(-1)?.step !== checkpoint;
       return data.samples.size > samples;
     }

@@ -7,7 +7,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -15,8 +17,10 @@ from running import Running, draw_photo, end_trainer, wait_for
 
 from studio.auth import SCRYPT
 from studio.context import Studio
-from studio.jobs import REPOSITORY, Supervisor
+from studio.jobs import Supervisor
+from studio.processes import REPOSITORY
 from studio.projects import Project, Workspace
+from trainer.contract.errors import UserError
 
 STAND_IN = Path(__file__).with_name("stand_in_trainer.py")
 
@@ -74,11 +78,18 @@ def supervise(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """Supervisors whose trainer is the stand-in; whatever they started and still lives is ended."""
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
 
-    def make(behave: str = "train", steps: int = 40) -> Supervisor:
+    made: list[Supervisor] = []
+
+    def make(behave: str = "train", steps: int = 40, **options: Any) -> Supervisor:
         argv = (sys.executable, str(STAND_IN), "--behave", behave, "--steps", str(steps))
-        return Supervisor(workspace, trainer=argv)
+        made.append(Supervisor(workspace, trainer=argv, **{"gpus": tuple, **options}))
+        return made[-1]
 
     yield make
+    for jobs in made:
+        jobs.close()
+    with suppress(UserError):  # a test that broke the workspace's lock
+        Supervisor(workspace).pause(True)  # what ends now must not let the next one begin
     for run in workspace.list_runs():
         end_trainer(run)
 

@@ -1,14 +1,18 @@
 """Keeps the promises of the run folder and trains nothing: ``train RECIPE --run-dir DIR``, ``resume DIR``.
 
 How it behaves is told by ``--behave`` before the verb: ``train`` (50 steps a second until it is told to
-stop, or ``--steps`` are done), ``slow-start``, ``exit1``, ``exit2``, ``gpu-oom``, ``kill9``, ``flood``.
+stop, or ``--steps`` are done), ``slow-start``, ``exit1``, ``exit2``, ``gpu-oom``, ``kill9``, ``flood``,
+``hears-term`` (no control file, only SIGTERM), ``deaf`` (neither; its child is as deaf). A checkpoint is
+saved every ten steps. ``sample DIR`` writes down what it is asked to draw.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,12 +25,17 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--behave", default="train")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("verb", choices=("train", "resume"))
+    parser.add_argument("verb", choices=("train", "resume", "sample"))
     parser.add_argument("target")
     parser.add_argument("--run-dir")
+    parser.add_argument("--prompt", action="append")
+    parser.add_argument("--seed")
     options = parser.parse_args()
     run = RunFolder(Path(options.run_dir or options.target))
     print(f"stand-in {options.verb}", "HF_TOKEN" in os.environ, "STUDIO_PASSWORD" in os.environ, flush=True)
+    if options.verb == "sample":
+        (run.path / "drawings.json").write_text(json.dumps([options.prompt, options.seed, _devices()]))
+        return 0
     if options.behave == "exit2":
         print("train.steps = 'many' is not allowed; give a whole number ≥ 1", flush=True)
         return 2
@@ -61,6 +70,15 @@ def main() -> int:
         lock.release()
         return code
 
+    asked: list[int] = []
+    if options.behave == "deaf":
+        deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+        child = subprocess.Popen([sys.executable, "-c", deaf])
+        (run.path / "child.json").write_text(json.dumps(child.pid))
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if options.behave == "hears-term":
+        signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+    print("devices", _devices(), flush=True)
     tell("training")
     while step < options.steps:
         step += 1
@@ -77,12 +95,20 @@ def main() -> int:
             os._exit(1)
         if options.behave == "kill9" and step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        if "stop" in run.take_controls():
+        if step % 10 == 0:
+            run.checkpoint(step).mkdir(exist_ok=True)
+            (run.checkpoint(step) / "MANIFEST.json").write_text("{}")
+        heard = options.behave not in ("deaf", "hears-term") and "stop" in run.take_controls()
+        if heard or asked:
             return end("stopped", 3)
         time.sleep(0.02)
     run.result(run.config()).write_bytes(b"weights of the stand-in " * 100)
     events.append("saved", step=step, file=run.result(run.config()).name)
     return end("finished", 0)
+
+
+def _devices() -> str:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 from running import wait_for
 
-from studio.jobs import REPOSITORY
+from studio.processes import REPOSITORY
 
 
 def start_app(*arguments: str, **environment: str) -> subprocess.Popen[str]:

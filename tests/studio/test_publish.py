@@ -15,8 +15,9 @@ from hub_server import Hub, Repository
 from PIL import Image
 from running import wait_for
 
-from studio.jobs import REPOSITORY, Supervisor
+from studio.jobs import Supervisor
 from studio.pages import results
+from studio.processes import REPOSITORY
 from studio.projects import Project, Workspace
 from studio.publish import hub_base, model_card
 from trainer.contract.events import EventLog
@@ -166,7 +167,7 @@ def test_failures_are_one_sentence_each(hub: Hub, jobs: Supervisor, workspace, p
 
 
 def test_two_publishings_at_once_are_refused(hub: Hub, jobs: Supervisor, workspace, project) -> None:
-    from studio.jobs import publish_lock
+    from studio.publication import publish_lock
     from trainer.contract.errors import UserError
 
     run = finished_run(workspace, project)

@@ -44,7 +44,7 @@ def test_start_stop_resume_finish(workspace: Workspace, project: Project, base: 
     try:
         assert jobs.status(run).state == "starting"
         with pytest.raises(RunError, match="being trained now"):
-            jobs.start(project, project.config())
+            jobs.resume(run)
         wait_for(lambda: jobs.status(run).step >= 3, seconds=90)
         assert jobs.active() == run and run.alive()
         jobs.stop(run)

@@ -73,7 +73,7 @@ def test_buttons_reach_the_trainer_of_the_run_they_name(
 ) -> None:
     studio = Studio(project.workspace, supervise(steps=10_000))
     run_id = train.act(studio, {"verb": "start", "project": project.id})["run"]
-    with pytest.raises(UserError, match="being trained now"):
+    with pytest.raises(UserError, match="started with this very recipe"):
         train.act(studio, {"verb": "start", "project": project.id})
     assert train.act(studio, {"verb": "stop", "run": run_id}) == {"run": run_id}
     for message in ({"verb": "stop", "run": "../../etc"}, {"verb": "erase", "run": run_id}, {}):

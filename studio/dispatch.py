@@ -1,0 +1,269 @@
+"""What happens to the queue by itself: the next job starts, the end of one is noted, stops go on.
+
+No page has to be open for it: :meth:`Dispatcher.tick` is called twice a second by a thread of the studio, and
+whenever a process ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import shutil
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from trainer.contract.errors import RunError, UserError
+from trainer.contract.runs import RunFolder, Status
+
+from .disk import check_disk
+from .processes import child_environment, end_group, lives, spawn, started_at
+from .projects import Workspace
+from .publication import read_publish_status, write_publish_status
+from .queue import Book, Job, JobState, Kind, Rung, Stop, in_words, new_job
+from .stopping import NEXT, Patience
+from .trainings import Trainings
+
+TICK_S = 0.5
+STRAYS_EVERY_S = 2.0
+"""How often trainings are looked for that somebody else started."""
+CPU_AT_ONCE = 2
+"""Jobs that run beside those on the GPU."""
+
+
+class Dispatcher(Trainings):
+    """Starts and ends the jobs of the queue. ``commands`` by kind, without their arguments; ``gpus`` answers
+    which GPUs there are to give out."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        commands: dict[Kind, tuple[str, ...]],
+        patience: Patience,
+        gpus: Callable[[], Sequence[str]],
+    ) -> None:
+        super().__init__(workspace, commands["train"])
+        self.patience = patience
+        self._commands = commands
+        self._gpus = gpus
+        self._codes: dict[str, int] = {}
+        self._tokens: dict[str, str] = {}
+        self._strays_at = -math.inf
+        self._over = threading.Event()
+
+    def watch(self) -> None:
+        """Let a thread do what has to happen by itself, until :meth:`close`."""
+        threading.Thread(target=self._watch, daemon=True, name="jobs").start()
+
+    def close(self) -> None:
+        """End the thread; the jobs go on."""
+        self._over.set()
+
+    def _watch(self) -> None:
+        while not self._over.wait(TICK_S):
+            try:
+                self.tick()
+            except Exception:  # whatever it was, the jobs must go on being looked after
+                traceback.print_exc()
+                self._over.wait(10 * TICK_S)
+
+    def tick(self) -> None:
+        """Note what has ended, go up the stop ladders, start what may start. Raises RunError, OSError."""
+        strays = self._strays()
+        book = self.queue.look()
+        if not (strays or book.running() or self._may_start(book) or not self.queue.is_whole()):
+            return
+        with self._changing() as book:
+            if self.queue.damaged:
+                self._find_waiting(book)
+            for run in strays:
+                if not book.of_run(run.id, "train"):
+                    self._adopt(book, run)
+            for job in book.running():
+                if not self._job_lives(job):
+                    self._close(book, job)
+                elif job.stop and not self.patience.left(job.stop, self._status_of(job), time.time()):
+                    self._climb(book, job, NEXT[job.stop.rung])
+            while chosen := self._may_start(book):  # again, as one that failed makes room
+                for job in chosen:
+                    self._launch(book, job)
+            for job in book.forget_old_ends():
+                self._forget(book, job)
+
+    def _strays(self) -> list[RunFolder]:
+        """Runs that are trained although the queue does not know it: started from a command line, or by a
+        studio that was killed before it had noted so."""
+        if time.monotonic() - self._strays_at < STRAYS_EVERY_S:
+            return []
+        self._strays_at = time.monotonic()
+        known = {job.run for job in self.queue.look().running() if job.kind == "train"}
+        return [run for run in self.trained_now() if run.id not in known]
+
+    def _adopt(self, book: Book, run: RunFolder) -> Job:
+        job = book.of_run(run.id, "train") or new_job(
+            "train", project=self.workspace.project_of(run), run=run.id, detail="found running"
+        )
+        return book.put(job.but(state="running", started=time.time()))
+
+    def _find_waiting(self, book: Book) -> None:
+        """After queue.json was damaged: what had not begun waits again."""
+        self.queue.damaged = False
+        runs = self.workspace.list_runs()
+        for run in sorted(runs, key=lambda run: run.recipe.stat().st_mtime_ns):
+            if not self._began(run) and not book.of_run(run.id, "train"):
+                with suppress(UserError):
+                    detail = in_words(run.config())
+                    project = self.workspace.project_of(run)
+                    book.put(new_job("train", project=project, run=run.id, detail=detail))
+
+    def _forget(self, book: Book, job: Job) -> None:
+        """Drop what was made for a training that never began."""
+        if job.kind != "train" or book.of_run(job.run, "train"):
+            return
+        run = self.run_of(job)
+        if run.recipe.exists() and not self._began(run):
+            shutil.rmtree(run.path, ignore_errors=True)
+
+    def _job_lives(self, job: Job) -> bool:
+        if job.kind == "train":
+            return self.is_running(self.run_of(job))
+        return job.id in self._unreaped or lives(job.pid, job.began)
+
+    def _status_of(self, job: Job) -> Status | None:
+        return self.run_of(job).raw_status() if job.kind == "train" else None
+
+    def _may_start(self, book: Book) -> list[Job]:
+        """The waiting jobs whose turn it is, with the GPUs that they get. The order is kept: nobody passes
+        one that waits for a GPU."""
+        if book.paused:
+            return []
+        running = book.running()
+        gpus, taken = tuple(self._gpus()), {device for job in running for device in job.devices}
+        on_gpu = [job for job in running if job.on_gpu]
+        beside = sum(not job.on_gpu for job in running)
+        free = [device for device in gpus if device not in taken] if len(gpus) > 1 else []
+        if any(not job.devices for job in on_gpu):
+            free = []  # one that was found running may use any
+        chosen: list[Job] = []
+        blocked = False
+        for job in book.waiting():
+            if not job.on_gpu:
+                if beside < CPU_AT_ONCE:
+                    beside += 1
+                    chosen.append(job)
+            elif not blocked and len(gpus) > 1:
+                blocked = not free
+                if free:
+                    chosen.append(job.but(devices=(free.pop(0),)))
+            elif not blocked:
+                blocked = True
+                if not on_gpu:
+                    chosen.append(job)
+        return chosen
+
+    # Starting and ending a process --------------------------------------------------------------
+
+    def _launch(self, book: Book, job: Job) -> None:
+        """Start a job's process. What cannot be started has failed, with ``started`` 0."""
+        try:
+            if job.kind == "train":
+                run = self.workspace.run(job.run)
+                check_disk(self.workspace, run.config())
+                self._train(run, job.devices)
+                book.put(job.but(state="running", started=time.time()))
+            else:
+                pid, began = self._run_tool(job)
+                book.put(job.but(state="running", started=time.time(), pid=pid, began=began))
+        except UserError as error:
+            cause = getattr(error, "cause", "config")
+            book.put(job.but(state="failed", ended=time.time(), message=str(error), cause=cause))
+        except OSError as error:
+            what = f"{error.filename or job.run} cannot be written ({error.strerror})."
+            book.put(job.but(state="failed", ended=time.time(), message=what, cause="disk_full"))
+
+    def _run_tool(self, job: Job) -> tuple[int, float]:
+        environment = child_environment(job.devices)
+        if token := self._tokens.pop(job.id, ""):
+            environment["HF_TOKEN"] = token
+        child = spawn([*self._commands[job.kind], *job.arguments], self.log_of(job), environment)
+        self._reap(child, job.id, lambda code: self._codes.__setitem__(job.id, code))
+        return child.pid, started_at(child.pid)
+
+    def log_of(self, job: Job) -> Path:
+        """Where the output of a job goes."""
+        if job.kind == "train":
+            return self.run_of(job).log
+        if job.kind == "publish":
+            return self.workspace.runs / job.run / "publish.log"
+        return self.workspace.root / "jobs" / f"{job.id}.log"
+
+    def _close(self, book: Book, job: Job) -> None:
+        """A job's process is gone: what came of it."""
+        state: JobState
+        if job.kind == "train":
+            status = self.status(self.run_of(job))
+            told: dict[str, JobState] = {"finished": "finished", "stopped": "stopped"}
+            state, message = told.get(status.state, "failed"), status.message
+            book.put(job.but(state=state, ended=time.time(), message=message, cause=status.cause))
+            return
+        code, message = self._codes.pop(job.id, None), ""
+        state = "finished" if not code else "failed"
+        if job.kind == "publish":
+            run = self.run_of(job)
+            status_now = read_publish_status(run)
+            others = [
+                one for one in book.jobs if one.run == job.run and one.kind == "publish" and not one.over
+            ]
+            if status_now["state"] == "running" and others == [job]:
+                how = f"exit code {code}" if code is not None else "nobody saw how"
+                said = f"Publishing ended unexpectedly ({how}); publish.log in the run has details."
+                status_now |= {"state": "failed", "message": said}
+                with suppress(OSError):
+                    write_publish_status(run, **status_now)
+            state = "finished" if status_now["state"] == "done" else "failed"
+            message = status_now["message"]
+        elif state == "failed":
+            message = _last_line(self.log_of(job)) or f"It ended with exit code {code}."
+        elif code is None:
+            message = "It ended while no studio was running; its log has the outcome."
+        if job.stop and state == "failed":
+            state = "stopped"
+        book.put(job.but(state=state, ended=time.time(), message=message))
+
+    def _climb(self, book: Book, job: Job, rung: Rung) -> None:
+        """Go up to a rung of the stop ladder and do what it says."""
+        if job.kind != "train":
+            end_group(job.pid, job.began, hard=rung == "kill")
+        elif not self._force(self.run_of(job), hard=rung == "kill"):
+            rung = "asked"  # started from a command line: it can be asked, and nothing more
+        book.put(job.but(stop=Stop(rung=rung, since=time.time())))
+
+    def _somebody_ended(self) -> None:
+        with suppress(UserError, OSError):  # the next tick tries again
+            self.tick()
+
+    @contextmanager
+    def _changing(self) -> Iterator[Book]:
+        """The queue to be changed, and every lock asked anew. Raises RunError where it cannot be kept."""
+        try:
+            with self.queue.change() as book:
+                self._active = (0.0, [])
+                yield book
+        except OSError as error:
+            cause = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "config"
+            file = error.filename or self.queue.path
+            raise RunError(f"{file} cannot be written ({error.strerror}).", cause) from error
+
+
+def _last_line(log: Path) -> str:
+    """The last thing that a job said, "" where it said nothing."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 4096))
+            lines = file.read().decode("utf-8", "replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
