@@ -67,6 +67,8 @@ class Supervisor(Dispatcher):
                 )
             check_disk(self.workspace, config)
             run = RunFolder(self.workspace.runs / new_run_id(config.output.name))
+            while run.path.exists():  # two of one second may be given one name
+                run = RunFolder(self.workspace.runs / new_run_id(config.output.name))
             frozen = self._frozen(run, project, config)
             self._refuse_double(book, project, frozen)
             job = new_job("train", project=project.id, run=run.id, detail=in_words(config))

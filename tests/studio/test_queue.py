@@ -397,3 +397,11 @@ def test_nobody_else_is_signalled(tmp_path: Path) -> None:
 
     assert not end_group(os.getpid(), 1.0, hard=True), "a recycled pid: this process began later"
     assert not end_group(None, None, hard=True) and not end_group("x", 1.0, hard=True)
+
+
+def test_two_runs_of_one_second_get_two_names(supervise, project, monkeypatch) -> None:
+    names = iter(["20260101-000000-a-00", "20260101-000000-a-00", "20260101-000000-a-01"])
+    monkeypatch.setattr("studio.jobs.new_run_id", lambda name: next(names))
+    jobs = supervise()
+    jobs.pause(True)
+    assert [run.id[-2:] for run in start(jobs, project, 2)] == ["00", "01"]
