@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from .families.base import Geometry, ModelFamily, TextEmbeds
 from .losses import elementwise, flow_weights, huber_c, left_to_unlearn, mse, per_sample, snr_weights
 from .masks import mask_weights
 from .noising import drawn_noise, perturbed
-from .prior import base_alone, kept_caption
+from .prior import BaseAlone, kept_caption
 from .timesteps import times_of
 
 
@@ -90,10 +91,16 @@ class Objective:
     config: TrainConfig
     device: torch.device
 
+    @cached_property
+    def base_alone(self) -> BaseAlone:
+        return BaseAlone(self.model)
+
     def losses(self, samples: list[Sample]) -> Tensor:
         """(B,), float32, with gradients."""
-        batch = self.batch(samples)
-        second = self.second_look(samples, batch)
+        own, kept = [self.captions.of(one) for one in samples], self.kept(samples)
+        embeds = self.texts.embeds([*own, *kept.values()])  # one pass, of encoders that are trained
+        batch = self.batch(samples, embeds[: len(samples)])
+        second = self.second_look(batch, kept, embeds[len(samples) :]) if kept else None
         prediction_BCHW = self.predict(batch.joined(second.batch) if second else batch)
         own_BCHW = prediction_BCHW[: len(samples)]
         losses_B = per_sample(self.masked(own_BCHW, batch))
@@ -109,8 +116,8 @@ class Objective:
     def fixed_losses(self, samples: Sequence[Sample], u: Sequence[float]) -> Tensor:
         """(B,), of samples as they are told apart by nothing but their picture and noise: not mirrored, with
         their whole caption, at the noise levels that the numbers ``u`` in [0, 1) draw."""
-        captions = [self.captions.fixed(one.image) for one in samples]
-        batch = self.assembled(samples, [PLAIN] * len(samples), captions, u, NoiseSettings())
+        embeds = self.texts.embeds([self.captions.fixed(one.image) for one in samples])
+        batch = self.assembled(samples, [PLAIN] * len(samples), embeds, u, NoiseSettings())
         return per_sample(self.masked(self.predict(batch), batch)) * self.weights(batch, samples)
 
     def elementwise(self, prediction_BCHW: Tensor, batch: Batch) -> Tensor:
@@ -138,7 +145,7 @@ class Objective:
 
     def base_losses(self, batch: Batch, samples: list[Sample]) -> Tensor:
         """The losses that the base has without the LoRA, (B,), without gradients."""
-        with base_alone(self.model):
+        with self.base_alone:
             embeds = self.texts.embeds([self.captions.of(one) for one in samples])
             plain = batch.part(list(range(len(samples))), embeds)
             return per_sample(self.masked(self.predict(plain), batch))
@@ -149,40 +156,39 @@ class Objective:
         pictures_B = torch.tensor([one.image.weight for one in samples], device=self.device)
         return pictures_B * snr_weights(self.config.loss, noise.prediction, noise.snr(batch.t_B))
 
-    def second_look(self, samples: list[Sample], batch: Batch) -> SecondLook | None:
-        """The samples that are shown again without the trigger (``prior.method``), if any is."""
+    def kept(self, samples: Sequence[Sample]) -> dict[int, str]:
+        """The captions without the trigger with which samples are shown again (``prior.method``), by the
+        samples' numbers."""
         prior = self.config.prior
         if prior.method != "output":
-            return None
-        captions = {
-            number: caption
-            for number, one in enumerate(samples)
-            if (caption := kept_caption(prior, one, self.captions.of(one, dropout=False))) is not None
-        }
-        if not captions:
-            return None
-        asked, texts = list(captions), list(captions.values())
-        with base_alone(self.model):
-            answer_BCHW = self.predict(batch.part(asked, self.texts.embeds(texts)))
-        return SecondLook(asked, batch.part(asked, self.texts.embeds(texts)), answer_BCHW)
+            return {}
+        captions = (kept_caption(prior, one, self.captions.of(one, dropout=False)) for one in samples)
+        return {number: caption for number, caption in enumerate(captions) if caption is not None}
 
-    def batch(self, samples: list[Sample]) -> Batch:
-        """What is looked up and drawn for the samples."""
+    def second_look(self, batch: Batch, kept: dict[int, str], embeds: list[TextEmbeds]) -> SecondLook:
+        """The samples of a batch that are shown again, with their ``kept`` captions as encoded."""
+        asked = list(kept)
+        with self.base_alone:
+            answer_BCHW = self.predict(batch.part(asked, self.texts.embeds(list(kept.values()))))
+        return SecondLook(asked, batch.part(asked, embeds), answer_BCHW)
+
+    def batch(self, samples: Sequence[Sample], embeds: list[TextEmbeds] | None = None) -> Batch:
+        """What is looked up and drawn for the samples; ``embeds``: their captions, encoded already."""
         views = [sample.view(self.config.dataset) for sample in samples]
-        captions = [self.captions.of(sample) for sample in samples]
+        embeds = embeds or self.texts.embeds([self.captions.of(one) for one in samples])
         u = [one.uniform("t") for one in samples]
-        return self.assembled(samples, views, captions, u, self.config.noise)
+        return self.assembled(samples, views, embeds, u, self.config.noise)
 
     def assembled(
         self,
         samples: Sequence[Sample],
         views: Sequence[View],
-        captions: Sequence[str],
+        embeds: list[TextEmbeds],
         u: Sequence[float],
         settings: NoiseSettings,
     ) -> Batch:
-        """Samples in their views, with their captions, at the noise levels that ``u`` draws, in the noise of
-        ``settings``."""
+        """Samples in their views, with encoded captions, at the noise levels that ``u`` draws, in the noise
+        of ``settings``."""
         looks = [(one.image.id, view) for one, view in zip(samples, views, strict=True)]
         clean = [self.latents.get(*look) for look in looks]
         masks = [self.latents.mask(*look) for look in looks]
@@ -194,7 +200,7 @@ class Objective:
             torch.stack(seen).to(self.device),
             self.times(u, clean[0]).to(self.device),
             torch.stack(masks).to(self.device),
-            self.texts.embeds(captions),
+            embeds,
             [one.image.geometry(view) for one, view in zip(samples, views, strict=True)],
         )
 

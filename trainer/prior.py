@@ -7,12 +7,11 @@ the class in the trigger's place is held to what the base makes of it. No pictur
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import torch
 
-from .adapters import trained_off
+from .adapters import TrainedOff
 from .assemble import Model
 from .contract.settings.prior import PriorSettings
 from .data import Sample
@@ -51,12 +50,22 @@ def kept_caption(prior: PriorSettings, sample: Sample, caption: str) -> str | No
     return choices[int(sample.uniform("prior caption") * len(choices))]
 
 
-@contextmanager
-def base_alone(model: Model) -> Iterator[None]:
-    """Inside this block every part behaves as if it had no LoRA, and no gradient flows."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(model.drawing())
-        for module in model.parts.values():
-            stack.enter_context(trained_off(module))
-        yield
+class BaseAlone:
+    """Inside this block every part behaves as if it had no LoRA, and no gradient flows.
+
+    It happens at most steps: what is to be switched is looked up once, when the adapters are in place.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._switches = [TrainedOff(module) for module in model.parts.values()]
+
+    def __enter__(self) -> None:
+        self._stack = ExitStack()
+        self._stack.enter_context(torch.no_grad())
+        self._stack.enter_context(self._model.drawing())
+        for switch in self._switches:
+            self._stack.enter_context(switch)
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()

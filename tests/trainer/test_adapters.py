@@ -13,19 +13,19 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.adapters import (
     ADAPTER,
+    LoraOff,
     LoraWeights,
+    TrainedOff,
     add_assistant,
     add_lora,
     assistant_off,
     begin_from_base,
     change_norm,
     limit_norms,
-    lora_off,
     lora_parameters,
     lora_weights,
     nested_rank,
     start_from,
-    trained_off,
     use_rank,
 )
 from trainer.adapters.oft import block_size
@@ -167,7 +167,7 @@ def test_a_fresh_adapter_changes_nothing_learns_everywhere_and_can_be_switched_o
         assert not torch.equal(parameter, trained[name]), f"{name} was never trained"
     model.eval()
     assert all((a - b).abs().max() > 1e-3 for a, b in zip(model(*inputs()), before, strict=True))
-    with lora_off(model):
+    with LoraOff(model):
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(model(*inputs()), before, strict=True))
     assert {p for n, p in model.named_parameters() if p.requires_grad} == set(trained.values())
 
@@ -371,7 +371,7 @@ def test_beside_an_assistant(kind: str) -> None:
     assert not torch.allclose(model(x, image)[0], trained, atol=1e-2)
     with assistant_off(model):
         assert torch.allclose(model(x, image)[0], trained, atol=1e-5)
-    with trained_off(model), torch.no_grad():
+    with TrainedOff(model), torch.no_grad():
         plain.linear.weight.add_(lora.delta())
         assert torch.allclose(model(x, image)[0], plain(x, image)[0], atol=1e-5)
     free = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -20,7 +20,7 @@ from trainer.contract.runs import RunFolder
 from trainer.contract.settings.prior import PriorSettings
 from trainer.data import BatchPlan, Sample, load_frozen
 from trainer.objective import Objective
-from trainer.prior import base_alone, class_caption, kept_caption, kept_captions
+from trainer.prior import class_caption, kept_caption, kept_captions
 from trainer.source import resolve
 
 from .helpers import Script, recipe, train_here, weights_hash
@@ -95,7 +95,7 @@ def test_what_the_lora_changes_is_what_counts(tiny_base: Path, photos: Path, tmp
     shown = batch.part([*range(len(samples))], kept)
     with torch.no_grad():
         with_lora = objective.predict(shown)
-        with base_alone(objective.model):
+        with objective.base_alone:
             without = objective.predict(shown)
     assert torch.allclose(change, (with_lora - without).square().mean(dim=(1, 2, 3)), atol=1e-5)
     assert change.min() > 0 and change.requires_grad
@@ -121,8 +121,9 @@ def drift(tiny_base: Path, photos: Path, folder: Path, **prior: Any) -> float:
     objective, samples = objective_of(config, run, folder / "cache")
     load_adapter(run.checkpoint(30), objective.model.parameters())
     with torch.no_grad():
-        second = objective.second_look(samples, objective.batch(samples))
-        assert second
+        kept = objective.kept(samples)
+        shown = objective.texts.embeds(list(kept.values()))
+        second = objective.second_look(objective.batch(samples), kept, shown)
         return (objective.predict(second.batch) - second.answer_BCHW).square().mean().item()
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
-from trainer.adapters import add_lora, lora_off, lora_parameters, lora_weights
+from trainer.adapters import LoraOff, add_lora, lora_parameters, lora_weights
 from trainer.contract.families import SDXL
 from trainer.contract.settings.adapter import AdapterSettings
 from trainer.families.base import Geometry, load_family
@@ -196,7 +196,7 @@ def test_a_fresh_lora_changes_nothing_and_can_be_switched_off(family: Family) ->
         for parameter in lora_parameters({"unet": unet}).values():
             parameter.add_(0.1)
         assert not torch.allclose(family.predict(unet, *inputs, geometry), before, atol=1e-3)
-        with lora_off(unet):
+        with LoraOff(unet):
             assert torch.allclose(family.predict(unet, *inputs, geometry), before, atol=1e-6)
 
 

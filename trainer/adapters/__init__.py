@@ -18,7 +18,7 @@ from .layers import (
 )
 from .norms import change_norm, limit_norms
 from .starts import WarmStart, begin_from_base, start_from
-from .switches import add_assistant, assistant_off, lora_off, trained_off
+from .switches import LoraOff, TrainedOff, add_assistant, assistant_off
 from .weights import AdapterWeights, LohaWeights, LokrWeights, LoraWeights, OftWeights
 
 __all__ = [
@@ -28,8 +28,10 @@ __all__ = [
     "AdapterWeights",
     "LohaWeights",
     "LokrWeights",
+    "LoraOff",
     "LoraWeights",
     "OftWeights",
+    "TrainedOff",
     "WarmStart",
     "adaptable",
     "add_assistant",
@@ -39,13 +41,11 @@ __all__ = [
     "change_norm",
     "kept_tensors",
     "limit_norms",
-    "lora_off",
     "lora_parameters",
     "lora_weights",
     "nested_rank",
     "parameter_names",
     "read_weights",
     "start_from",
-    "trained_off",
     "use_rank",
 ]

@@ -52,13 +52,17 @@ def activate(module: nn.Module, adapters: tuple[str, ...] = (*TRAINED, ASSISTANT
     """Let these of a model's adapters work; only what is trained has gradients."""
     for layer in lora_layers(module).values():
         layer.set_adapter([name for name in adapters if name in layer.lora_A])
-    _freeze_others(module)
+    for parameter in _others(module):
+        parameter.requires_grad_(False)
 
 
-def _freeze_others(module: nn.Module) -> None:
-    for name, parameter in module.named_parameters():
-        if f".{ASSISTANT}." in name or f".{START}." in name:
-            parameter.requires_grad_(False)
+def _others(module: nn.Module) -> list[nn.Parameter]:
+    """The weights of adapters that are not trained."""
+    return [
+        parameter
+        for name, parameter in module.named_parameters()
+        if f".{ASSISTANT}." in name or f".{START}." in name
+    ]
 
 
 @contextmanager
@@ -74,26 +78,12 @@ def assistant_off(denoiser: nn.Module) -> Iterator[None]:
             activate(denoiser)
 
 
-@contextmanager
-def trained_off(module: nn.Module) -> Iterator[None]:
-    """Inside this block the module is the base as it is trained on: without the LoRA, with the assistant."""
-    if any(ASSISTANT in layer.lora_A for layer in lora_layers(module).values()):
-        activate(module, (ASSISTANT,))
-        try:
-            yield
-        finally:
-            activate(module)
-    else:
-        with lora_off(module):
-            yield
-
-
-class lora_off:
+class LoraOff:
     """Inside this block the denoiser behaves as the plain base model."""
 
     def __init__(self, denoiser: nn.Module) -> None:
-        self._denoiser = denoiser
         self._layers = list(adapter_layers(denoiser).values())
+        self._frozen = _others(denoiser)
 
     def __enter__(self) -> None:
         for layer in self._layers:
@@ -102,4 +92,26 @@ class lora_off:
     def __exit__(self, *exc: object) -> None:
         for layer in self._layers:
             layer.enable_adapters(True)
-        _freeze_others(self._denoiser)  # peft lets all that is active be trained
+        for parameter in self._frozen:  # peft lets all that is active be trained
+            parameter.requires_grad_(False)
+
+
+class TrainedOff(LoraOff):
+    """Inside this block the module is the base as it is trained on: without the LoRA, with the assistant."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self._module = module
+        self._assisted = any(ASSISTANT in layer.lora_A for layer in lora_layers(module).values())
+
+    def __enter__(self) -> None:
+        if self._assisted:
+            activate(self._module, (ASSISTANT,))
+        else:
+            super().__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        if self._assisted:
+            activate(self._module)
+        else:
+            super().__exit__(*exc)
