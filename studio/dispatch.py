@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from trainer.contract.disk import require_space
 from trainer.contract.errors import RunError, UserError
 from trainer.contract.runs import RunFolder, Status
 
-from .disk import check_disk
 from .processes import child_environment, end_group, lives, spawn, started_at
 from .projects import Workspace
 from .publication import read_publish_status, write_publish_status
@@ -171,7 +171,7 @@ class Dispatcher(Trainings):
         try:
             if job.kind == "train":
                 run = self.workspace.run(job.run)
-                check_disk(self.workspace, run.config())
+                require_space(self.workspace.root, run.config(), run=run)
                 self._train(run, job.devices)
                 book.put(job.but(state="running", started=time.time()))
             else:

@@ -16,13 +16,13 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from trainer.contract.config import TrainConfig
+from trainer.contract.disk import require_space
 from trainer.contract.errors import RunError, UserError
 from trainer.contract.fields import dump_recipe
 from trainer.contract.files import seen_from
 from trainer.contract.runs import RunFolder, new_run_id
 
 from . import machine
-from .disk import check_disk
 from .dispatch import Dispatcher
 from .projects import Project, Workspace
 from .publication import checked_repo_id, is_published_now, read_publish_status, write_publish_status
@@ -65,7 +65,7 @@ class Supervisor(Dispatcher):
                 raise RunError(
                     f"{project.name} cannot be trained: {what}; add or enable some first.", "config"
                 )
-            check_disk(self.workspace, config)
+            require_space(self.workspace.root, config)
             run = RunFolder(self.workspace.runs / new_run_id(config.output.name))
             while run.path.exists():  # two of one second may be given one name
                 run = RunFolder(self.workspace.runs / new_run_id(config.output.name))
@@ -99,7 +99,7 @@ class Supervisor(Dispatcher):
                 )
             if self.status(run).state == "finished":
                 raise RunError(f"{run.id} is already finished; start a new training instead.", "config")
-            check_disk(self.workspace, run.config())
+            require_space(self.workspace.root, run.config(), run=run)
             saved = saved_step(run)
             detail = f"goes on from step {saved:,}" if saved else in_words(run.config())
             project = self.workspace.project_of(run)

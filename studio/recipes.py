@@ -24,6 +24,7 @@ from trainer.contract.lint import Facts, Finding, lint, looks_per_picture
 from trainer.contract.lora_header import start_from_facts
 from trainer.contract.plan import Machine, Plan, estimate
 from trainer.contract.presets import Preset
+from trainer.contract.retention import kept_in_words
 from trainer.contract.steps import calculation
 
 from .projects import Project
@@ -149,12 +150,9 @@ def in_words(config: TrainConfig, facts: Facts) -> list[str]:
         if samples.every_epochs:
             between = f", every {samples.every_epochs} epochs"
         lines.append(f"{many} before the first step{between} and at the end.")
-    kept = (
-        f"the last {config.checkpoints.keep} are kept" if config.checkpoints.keep > 1 else "the last is kept"
-    )
     saved = config.checkpoints
     every = f"{saved.every_epochs} epochs" if saved.every_epochs else f"{saved.every} steps"
-    lines.append(f"A checkpoint every {every}; {kept}.")
+    lines.append(f"A checkpoint every {every}; {kept_in_words(saved)}.")
     return lines
 
 

@@ -26,7 +26,7 @@ from dataset_tools.images import open_image
 from .captions import Captions
 from .concepts import PLAIN
 from .contract.errors import RunError
-from .contract.files import staged
+from .contract.files import is_disk_full, staged
 from .contract.plan import CAPTIONS_IN_MEMORY_GIB
 from .contract.prompt import prompts_of
 from .contract.settings.dataset import DatasetSettings
@@ -42,6 +42,7 @@ def _key(*parts: object) -> str:
 
 IN_MEMORY = int(CAPTIONS_IN_MEMORY_GIB * 2**30)
 """Bytes of encoded captions that are held in memory."""
+NOT_KEPT = "the disk is full, so that what was encoded cannot be kept; the next start encodes it again"
 DAMAGED = "some files of the cache were damaged; they are made again"
 
 
@@ -63,10 +64,18 @@ def _read(file: Path, warn: Callable[[str], None]) -> dict[str, Tensor] | None:
     return None
 
 
-def _write(file: Path, tensors: dict[str, Tensor]) -> None:
+def _write(file: Path, tensors: dict[str, Tensor], warn: Callable[[str], None]) -> bool:
+    """Whether the tensors are kept: on a full disk they are not, which costs time alone."""
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with staged(file) as temporary:
-        save_file(whole, temporary, metadata={"sha256": _digest(whole)})
+    try:
+        with staged(file) as temporary:
+            save_file(whole, temporary, metadata={"sha256": _digest(whole)})
+    except (OSError, SafetensorError) as error:
+        if not is_disk_full(error):
+            raise
+        warn(NOT_KEPT)
+        return False
+    return True
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
@@ -125,7 +134,7 @@ class LatentCache:
                     )
                 cached = {"latents": latents}
                 if hashlib.sha256(image.path(root).read_bytes()).hexdigest() == image.sha256:
-                    _write(file, cached)
+                    _write(file, cached, self._warn)
                 else:  # kept under this key, it would pass for the picture that it replaced
                     self._warn(
                         f"{image.original_name} was changed after it was added; it is used as it is now"
@@ -148,7 +157,7 @@ class LatentCache:
         cached = _read(file, self._warn)
         if cached is None:
             cached = {"mask": mask_at(root, image, view, size)}
-            _write(file, cached)
+            _write(file, cached, self._warn)
         if not bool(cached["mask"].any()):
             self._warn(f"the mask of {image.original_name} is black all over its crop; choose another crop")
         return cached["mask"]
@@ -189,6 +198,7 @@ class TextCache:
         self._folder, self._family, self._warn = folder / "text", family, warn
         self._files: dict[str, Path] = {}
         self._embeds: OrderedDict[str, TextEmbeds] = OrderedDict()
+        self._unkept: dict[str, TextEmbeds] = {}  # for which the disk had no room
         self._bytes = 0
 
     def fill(self, captions: Iterable[str], progress: Progress) -> None:
@@ -208,7 +218,8 @@ class TextCache:
                             "set model.precision to bf16 or fp32",
                             "nan",
                         )
-                    _write(file, cached)
+                    if not _write(file, cached, self._warn):
+                        self._unkept[caption] = cached
                 self._files[caption] = file
                 self._keep(caption, cached)
             progress(number + 1, len(wanted))
@@ -217,6 +228,8 @@ class TextCache:
         return [self._embeds_of(caption) for caption in captions]
 
     def _embeds_of(self, caption: str) -> TextEmbeds:
+        if caption in self._unkept:
+            return self._unkept[caption]
         cached = self._embeds.get(caption)
         if cached is None:
             file = self._files[caption]

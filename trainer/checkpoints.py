@@ -1,9 +1,13 @@
 """Checkpoints: all state of a training, whole or not at all.
 
 A checkpoint is a folder ``step-000500/`` with ``adapter.safetensors``, ``optimizer.safetensors``,
-``optimizer.json`` and ``state.json``, and ``average.safetensors`` where the weights are averaged. It is
-assembled under another name; MANIFEST.json, with the size and SHA-256 of every file, is written last, then
-the folder is renamed. A folder without a manifest that holds is not one.
+``optimizer.json``, ``state.json`` and ``identity.json`` (what it belongs to), and ``average.safetensors``
+where the weights are averaged. It is assembled under another name; MANIFEST.json, with the size and SHA-256
+of every file, is written last, then the folder is renamed. A folder without a manifest that holds is not one.
+
+At every instant, power loss included, the newest whole checkpoint is either the one before or the new one:
+each file is fsynced before its name is, the manifest after all of them, the rename after the manifest, and
+nothing is removed before the rename is on the disk.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,7 @@ from torch import Tensor, nn
 from .contract.files import read_json, staged, sync_folder, write_json
 
 MANIFEST = "MANIFEST.json"
-ADAPTER, AVERAGE = "adapter.safetensors", "average.safetensors"
+ADAPTER, AVERAGE, IDENTITY = "adapter.safetensors", "average.safetensors", "identity.json"
 
 
 @dataclass(frozen=True)
@@ -98,16 +102,17 @@ def save_checkpoint(
     adapter: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     averages: dict[str, Tensor] | None = None,
+    identity: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the checkpoint ``folder`` (…/step-000500). ``averages``: the weights to hand out, where they are
-    others than the parameters (:mod:`trainer.averages`).
+    others than the parameters (:mod:`trainer.averages`). ``identity``: see :mod:`trainer.identity`.
 
     Where a whole one of the same step is there it is kept: training is a function of the step, so it
     holds the same state.
     """
     if is_whole(folder):
         return
-    staging = folder.with_name(f".{folder.name}.tmp")
+    staging, damaged = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
@@ -117,6 +122,7 @@ def save_checkpoint(
             _save_tensors({**tensors, **averages}, staging / AVERAGE)
         save_optimizer(optimizer, staging)
         write_json(staging / "state.json", asdict(state))
+        write_json(staging / IDENTITY, dict(identity or {}))
         files = sorted(file for file in staging.iterdir())
         write_json(
             staging / MANIFEST,
@@ -125,9 +131,12 @@ def save_checkpoint(
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(damaged, ignore_errors=True)
+        folder.rename(damaged)
     staging.rename(folder)
     sync_folder(folder.parent)
+    shutil.rmtree(damaged, ignore_errors=True)
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -204,19 +213,21 @@ def adapter_tensors(folder: Path, file: str = "") -> dict[str, Tensor]:
     return {f"unet.{name}" if name.startswith(_BEFORE_PARTS) else name: t for name, t in tensors.items()}
 
 
-def rotate(newest: Path, keep: int) -> list[Path]:
-    """Keep the checkpoint ``newest``, just saved, and the ``keep - 1`` before it; return what was removed.
+def read_identity(folder: Path) -> dict[str, Any]:
+    """What a checkpoint belongs to; {} for those from before they said so."""
+    file = folder / IDENTITY
+    return dict(read_json(file)) if file.exists() else {}
 
-    What crashes left goes too, and so do later checkpoints: training went on from before them because
-    they were damaged, and they must not push out whole ones.
-    """
-    for rubbish in newest.parent.glob(".step-*.tmp"):
-        shutil.rmtree(rubbish, ignore_errors=True)
-    checkpoints = list_checkpoints(newest.parent)
-    end = checkpoints.index(newest) + 1
-    removed = checkpoints[: max(0, end - keep)] + checkpoints[end:]
-    for path in removed:
-        # The manifest goes first, so that a kill between two files leaves no checkpoint that looks whole.
-        (path / MANIFEST).unlink(missing_ok=True)
+
+def remove_checkpoint(folder: Path) -> None:
+    """The manifest goes first, so that a kill between two files leaves none that looks whole."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_rubbish(folder: Path) -> bool:
+    """What crashes while saving left in a folder of checkpoints; whether there was any."""
+    rubbish = list(folder.glob(".step-*.tmp"))
+    for path in rubbish:
         shutil.rmtree(path, ignore_errors=True)
-    return removed
+    return bool(rubbish)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-
 import torch
 
 from dataset_tools.images import ImageError
 
 from .contract.errors import RunError, UserError
+from .contract.files import is_disk_full
 
 
 def explain(error: BaseException) -> tuple[str, str, str]:
@@ -21,10 +20,10 @@ def explain(error: BaseException) -> tuple[str, str, str]:
         return "The GPU ran out of memory; lower the batch size or the resolution.", "gpu_oom", evidence
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
         return "The computer ran out of memory; lower the batch size or the resolution.", "host_oom", evidence
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "The disk is full; free some space, then resume.", "disk_full", evidence
     if isinstance(error, RunError):
         return text, error.cause, getattr(error, "evidence", evidence)
+    if is_disk_full(error):
+        return "The disk is full; free some space, then resume.", "disk_full", evidence
     if isinstance(error, ImageError):
         return text, "bad_image", evidence
     if isinstance(error, UserError):

@@ -16,8 +16,12 @@ from tqdm import tqdm
 
 from .checkpoints import list_checkpoints, step_of
 from .contract.events import EventLog
+from .contract.files import is_disk_full
 from .contract.runs import RunFolder, State, Status
 from .memory import memory_use
+
+RESERVE, RESERVE_BYTES = ".reserve", 64 * 1024
+"""A file that is there to be removed: on a full disk it makes room for a run's last words."""
 
 
 class Reporter:
@@ -37,6 +41,9 @@ class Reporter:
         self._warned: set[str] = set()
         self._bar: tqdm[Any] | None = None
         self._interactive = sys.stderr.isatty()
+        self._reserve = run.path / RESERVE
+        with suppress(OSError):
+            self._reserve.write_bytes(os.urandom(RESERVE_BYTES))  # zeros may take no room
         self._write(force=True)
 
     @property
@@ -52,7 +59,11 @@ class Reporter:
             return
         use = memory_use(self._device)
         self._update(heartbeat=now, vram=use.vram, vram_total=use.vram_total, ram=use.ram)
-        self._run.write_status(self._status)
+        try:
+            self._run.write_status(self._status)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
         self._written = now
 
     def say(self, text: str) -> None:
@@ -166,7 +177,9 @@ class Reporter:
             self._bar = None
         self._update(state=state, stage="", message=message, cause=cause, evidence=evidence, eta_s=None)
         step = self._status.step
-        with suppress(OSError):  # on a full disk nothing can be said; readers then see a run that is lost
+        with suppress(OSError):
+            self._reserve.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be said readers see a run that is lost
             self._events.append(
                 "end", state=state, step=step, message=message, cause=cause, evidence=evidence
             )

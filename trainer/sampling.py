@@ -80,7 +80,7 @@ class Drawings:
                 self.report.stage("sample", number + 1, len(prompts), "Drawing samples")
                 if self.requests.stop():
                     break
-        except (RuntimeError, MemoryError, ValueError, TypeError) as error:
+        except (RuntimeError, MemoryError, ValueError, TypeError, OSError) as error:
             self.report.warning(f"drawing samples at step {step} failed ({error}); the training goes on")
 
     def _baseline_key(self, prompt: Prompt, number: int, side: int) -> str:

@@ -7,6 +7,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,10 +18,11 @@ from .assemble import assemble, find_base, open_family, require_blocks, warm_sta
 from .averages import Averages
 from .cache import LatentCache, Progress, encode_captions
 from .captions import Captions
-from .checkpoints import TrainState, adapter_tensors, load_checkpoint, newest_whole, rotate, save_checkpoint
+from .checkpoints import TrainState, adapter_tensors, load_checkpoint
 from .class_pictures import with_class_pictures
 from .concepts import apart
 from .contract.config import TrainConfig
+from .contract.disk import require_space
 from .contract.errors import RunError
 from .contract.length import in_steps
 from .contract.prompt import prompts_of
@@ -30,6 +32,8 @@ from .contract.settings.train import TrainSettings
 from .data import BatchPlan, frozen_images, frozen_trigger, photo_folder
 from .failures import explain
 from .fused import FusedBackward
+from .identity import identity_of
+from .keeper import Keeper, make_ready
 from .learned import Pictures, Weights, say_verdict
 from .lora_file import save_and_read_back
 from .losses import require_finite
@@ -123,6 +127,7 @@ def _train(
     require_optimizer(config, device)
     require_formats(config, dtype)
     require_blocks(config)
+    make_ready(run, config, folders.cache)
     with crew.in_turn(run.dataset):  # what one process fetches and encodes, the next ones find
         base = find_base(run, config, downloading)
         if base.remark:
@@ -134,8 +139,11 @@ def _train(
         root = photo_folder(run, config)
         trained, held_out = apart(images)
         plan = BatchPlan(trained, config.train.batch_size, config.train.seed)
+        identity = identity_of(config, images, family)
         config = in_steps(config, plan.batches_per_epoch)
+        keeper = Keeper(run, config.checkpoints, identity, report)
         settings = config.train
+        require_space(run.path, config, images=len(images), run=run)
 
         # Encode once, then let the encoders go.
         latents = LatentCache(folders.cache, family, report.warning)
@@ -154,7 +162,7 @@ def _train(
     state = TrainState(step=0, loss=None)
     mixed = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
     accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
-    if checkpoint := crew.delivered(newest_whole(run.checkpoints, report.warning)):
+    if checkpoint := crew.delivered(keeper.newest()):
         state = load_checkpoint(checkpoint, model.kept(), optimizer)
         if accelerator.scaler and state.scaler:
             accelerator.scaler.load_state_dict(state.scaler)
@@ -182,10 +190,7 @@ def _train(
         if not crew.main:
             return
         report.state("saving")
-        folder = run.checkpoint(state.step)
-        save_checkpoint(folder, state, model.kept(), optimizer.optimizer, averages.tensors())
-        report.checkpoint(state.step, folder.name)
-        rotate(folder, config.checkpoints.keep)
+        keeper.save(state, model.kept(), optimizer.optimizer, averages.tensors())
 
     def sample(step: int) -> None:
         if not crew.main:
@@ -256,7 +261,8 @@ def _train(
     trigger = frozen_trigger(run.dataset)
     with averages.worn():
         lora = lora_weights(model.parts)
-    save_and_read_back(path, lora, family, config, trigger=trigger, step=state.step, base_name=base.name)
+    about: dict[str, Any] = {"trigger": trigger, "step": state.step, "base_name": base.name}
+    keeper.with_room(lambda: save_and_read_back(path, lora, family, config, **about))
     report.saved(state.step, path.name)
     say_verdict(run, report)
 

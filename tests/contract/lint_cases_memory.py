@@ -29,8 +29,25 @@ CASES = [
     ),
     Case(
         "checkpoints_fill_the_disk",
-        {"adapter.rank": 768, "adapter.alpha": 768, "checkpoints.keep": 60},
-        {"adapter.rank": 16, "checkpoints.keep": 60},
+        {"adapter.rank": 768, "adapter.alpha": 768, "checkpoints.every": 10, "checkpoints.keep": 60},
+        {"adapter.rank": 768, "adapter.alpha": 768, "checkpoints.every": 300, "checkpoints.keep": 60},
         says=("60 checkpoints",),
+    ),
+    Case(
+        "checkpoints_fill_the_disk",
+        {"adapter.rank": 768, "adapter.alpha": 768, "checkpoints.every": 10, "checkpoints.keep_every": 10},
+        {"adapter.rank": 768, "adapter.alpha": 768, "checkpoints.every": 10},
+        says=("150 checkpoints",),
+    ),
+    Case(
+        "milestones_fall_between_checkpoints",
+        {"checkpoints.every": 250, "checkpoints.keep_every": 600},
+        {"checkpoints.every": 250, "checkpoints.keep_every": 500},
+        says=("each multiple of 600 only each of 3000",),
+    ),
+    Case(
+        "best_checkpoints_cannot_be_told",
+        {"checkpoints.keep_best": 1, "samples.every": 0},
+        {"checkpoints.keep_best": 1, "samples.every": 250},
     ),
 ]

@@ -258,6 +258,8 @@ AWAY: dict[str, Any] = {
     "checkpoints.every": 10,
     "checkpoints.every_epochs": 3,
     "checkpoints.keep": 9,
+    "checkpoints.keep_every": 30,
+    "checkpoints.keep_best": 2,
     "output.name": "my_cat-v1.2",
     "machine.gpus": 2,
 }

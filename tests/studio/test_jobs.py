@@ -15,9 +15,7 @@ import pytest
 from running import wait_for
 
 from studio.diagnosis import REMEDIES, explain
-from studio.disk import check_disk
 from studio.jobs import Supervisor
-from trainer.contract.config import TrainConfig
 from trainer.contract.errors import RunError, UserError
 from trainer.contract.events import read_events
 from trainer.contract.fields import merge, parse, to_tables
@@ -202,27 +200,10 @@ def test_full_disk_is_refused(supervise, project, monkeypatch) -> None:
     class Full:
         free = 100 * 2**20
 
-    monkeypatch.setattr("studio.disk.shutil.disk_usage", lambda path: Full)
+    monkeypatch.setattr("trainer.contract.disk.shutil.disk_usage", lambda path: Full)
     with pytest.raises(RunError, match=r"The disk has 0\.1 GiB free") as caught:
         supervise().start(project, project.config())
     assert caught.value.cause == "disk_full" and project.runs() == []
-
-
-def test_disk_need_grows_with_rank_checkpoints_and_the_download(workspace, monkeypatch, tmp_path) -> None:
-    class Disk:
-        free = 4 * 2**30
-
-    monkeypatch.setattr("studio.disk.shutil.disk_usage", lambda path: Disk)
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    check_disk(workspace, TrainConfig())
-    big = {"model": {"base": "stabilityai/stable-diffusion-xl-base-1.0"}}
-    with pytest.raises(RunError, match="download needs about"):
-        check_disk(workspace, parse(big))
-    (tmp_path / "hub" / "models--stabilityai--stable-diffusion-xl-base-1.0").mkdir(parents=True)
-    check_disk(workspace, parse(big))
-    for more in ({"checkpoints": {"keep": 20}}, {"adapter": {"rank": 256}}):
-        with pytest.raises(RunError, match="keep fewer checkpoints"):
-            check_disk(workspace, parse(merge(big, more)))
 
 
 def test_trainer_that_cannot_be_started_is_one_sentence(workspace, project) -> None:

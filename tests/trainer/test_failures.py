@@ -90,7 +90,7 @@ def test_a_full_disk_fails_with_its_cause_and_keeps_the_checkpoint_before(
         train_here(run)
     status = run.read_status()
     assert (status.state, status.cause) == ("failed", "disk_full")
-    assert "free some space" in status.message
+    assert "up to step 3 is saved (step-000003). Free some space" in status.message
     assert [path.name for path in list_checkpoints(run.checkpoints)] == ["step-000003"]
     assert not list(run.checkpoints.glob(".*"))
     monkeypatch.undo()

@@ -23,8 +23,11 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
+
+from .files import is_disk_full
 
 KINDS = (
     "started",
@@ -41,6 +44,10 @@ KINDS = (
 )
 
 
+MOST_WAITING = 10_000
+"""Events that a full disk holds up; the oldest are lost beyond that."""
+
+
 class EventLog:
     """Appends events. One writer per run: the trainer that holds the run's lock."""
 
@@ -52,19 +59,35 @@ class EventLog:
             events, offset = read_events(path)
             self._seq = max((event["seq"] for event in events), default=0)
             torn = offset < path.stat().st_size
-        self._file = path.open("ab")
-        if torn:
-            # A writer that was killed left half a line; without this it would swallow our first event.
-            self._file.write(b"\n")
+        self._file = path.open("ab", buffering=0)
+        # A writer that was killed left half a line; without an end it would swallow our first event.
+        self._torn = torn
+        self._waiting: deque[bytes] = deque(maxlen=MOST_WAITING)
 
     def append(self, kind: str, **data: Any) -> None:
+        """Write an event down. On a full disk it waits for a later one: no training ends over its diary."""
         assert kind in KINDS, kind
         self._seq += 1
         event = {"seq": self._seq, "time": time.time(), "attempt": self._attempt, "kind": kind, **data}
-        self._file.write(json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-        self._file.flush()
-        if kind != "step":
-            os.fsync(self._file.fileno())
+        if kind == "end":
+            self._waiting.clear()  # the last word counts more than what led to it
+        self._waiting.append(json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        try:
+            while self._waiting:
+                self._write(self._waiting[0])
+                self._waiting.popleft()
+            if kind != "step":
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+
+    def _write(self, line: bytes) -> None:
+        rest = b"\n" + line if self._torn else line
+        self._torn = True  # until the whole line is there
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        self._torn = False
 
     def close(self) -> None:
         self._file.close()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,8 +62,34 @@ def replace_json(path: Path, value: Any) -> None:
     """Like :func:`write_json` but without fsync: for files rewritten every second, where only
     "never half a file" matters and durability does not."""
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+_TEMPORARY = re.compile(r"\..+\.tmp(\.\w+)?")
+
+
+def sweep(folder: Path, older_s: float = 3600.0) -> None:
+    """Remove what processes that were killed left of files they had begun, anywhere below ``folder``. Younger
+    ones may be somebody's who is just writing."""
+    for file in folder.rglob(".*"):
+        if _TEMPORARY.fullmatch(file.name) and file.is_file():
+            try:
+                if time.time() - file.stat().st_mtime > older_s:
+                    file.unlink()
+            except OSError:
+                continue  # gone, or not ours to remove
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether there was no room to write; safetensors says so in words alone."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "os error 28" in str(error) or "No space left on device" in str(error)
 
 
 def read_json(path: Path) -> Any:

@@ -10,6 +10,7 @@ from .fields import flatten
 from .findings import Facts, Finding, rule
 from .hardware import for_card, missing_gib
 from .plan import HEADROOM, Machine, estimate
+from .retention import most_at_once, saved_milestones
 
 MANY_GIB = 50
 """Of disk, which few keep free for one training."""
@@ -70,15 +71,51 @@ def full_precision_of_a_full_size_base(config: TrainConfig, facts: Facts) -> Ite
 
 @rule
 def checkpoints_fill_the_disk(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    keep = config.checkpoints.keep
-    if keep <= 5:
+    settings = config.checkpoints
+    kept = most_at_once(settings, config.train.steps)
+    if kept <= 5:
         return
     disk_gib = estimate(config, Machine("", facts.vram_gib)).disk_gib
     if disk_gib > MANY_GIB:
+        most = "checkpoints.keep" if settings.keep > 5 else "checkpoints.keep_every"
+        fewer = {"keep": min(settings.keep, 4), "keep_every": 0, "keep_best": min(settings.keep_best, 1)}
+        fix = {
+            f"checkpoints.{name}": value for name, value in fewer.items() if value != getattr(settings, name)
+        }
         yield Finding(
             "warning",
-            "checkpoints.keep",
-            f"{keep} checkpoints of this rank take {disk_gib:.0f} GiB of disk; a full one ends the run.",
-            {"checkpoints.keep": 5},
-            "Keep 5",
+            most,
+            f"{kept} checkpoints of this rank take {disk_gib:.0f} GiB of disk; a full one ends the run.",
+            fix,
+            "Keep few",
+        )
+
+
+@rule
+def milestones_fall_between_checkpoints(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    settings = config.checkpoints
+    apart, every, each = saved_milestones(settings), settings.every, settings.keep_every
+    if each and not settings.every_epochs and apart != each:
+        nearest = max(1, round(each / every)) * every
+        yield Finding(
+            "warning",
+            "checkpoints.keep_every",
+            f"Checkpoints are saved every {every} steps, so that of each multiple of {each} only each of "
+            f"{apart} is there to be kept.",
+            {"checkpoints.keep_every": nearest},
+            f"Each multiple of {nearest}",
+        )
+
+
+@rule
+def best_checkpoints_cannot_be_told(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    drawn = config.samples.prompts and (config.samples.every or config.samples.every_epochs)
+    if config.checkpoints.keep_best and not config.validation.every and not drawn:
+        yield Finding(
+            "warning",
+            "checkpoints.keep_best",
+            "Nothing is measured that the best checkpoints could be told by: there is no validation, and no "
+            "samples are drawn while training.",
+            {"validation.every": config.checkpoints.every},
+            "Measure at each checkpoint",
         )

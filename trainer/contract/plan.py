@@ -17,6 +17,7 @@ from .config import TrainConfig
 from .families import CATALOGUE, DEMO_BASE, assistant_of, block_maps, first_base, known_base
 from .length import batches_of, in_steps
 from .optimizers import OPTIMIZERS
+from .retention import most_at_once
 from .settings.dataset import variants_of
 from .settings.model import Quantization
 from .steps import Folder, calculation, trained
@@ -199,7 +200,8 @@ def estimate(
     if not on_gpu and not (base and base.id == DEMO_BASE):
         warnings.append("no GPU was found: a full-size model trains for days on a CPU; try the demo base")
     # A checkpoint holds the LoRA and its optimizer state; one more is written before the oldest goes.
-    checkpoints = (config.checkpoints.keep + 1) * (lora + optimizer + average) + lora / 2
+    kept = most_at_once(config.checkpoints, config.train.steps)
+    checkpoints = (kept + 1) * (lora + optimizer + average) + lora / 2
     pictures = len(config.samples.prompts) * (config.train.steps // max(config.samples.every, 1) + 2)
     disk = checkpoints + pictures * 1.5 * area * megapixels / 1024 + encoded
     return Plan(

@@ -1,8 +1,8 @@
 """A run is a folder. This module knows every file name in it, and who may write which.
 
 The trainer writes status.json, events.jsonl, samples/, checkpoints/ and the LoRA; the studio writes
-launch.json and control/; recipe.toml and dataset.json are frozen when the run is made. Whether a
-trainer is alive is told by the OS lock it holds, never by a pid.
+launch.json, starred.json and control/; recipe.toml and dataset.json are frozen when the run is made. Whether
+a trainer is alive is told by the OS lock it holds, never by a pid.
 """
 
 from __future__ import annotations
@@ -137,6 +137,10 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def stars(self) -> Path:
+        return self.path / "starred.json"
+
     def sample(self, step: int, prompt: int) -> Path:
         return self.samples / f"s{step:06d}_p{prompt:02d}.webp"
 
@@ -243,6 +247,25 @@ class RunFolder:
             return float(read_json(self.launch)["time"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
+
+    # Stars --------------------------------------------------------------------------------------
+
+    def starred(self) -> frozenset[int]:
+        """The steps whose checkpoints a person wants to keep. Raises RunError where the file is damaged."""
+        try:
+            return frozenset(int(step) for step in read_json(self.stars))
+        except FileNotFoundError:
+            return frozenset()
+        except (ValueError, TypeError):
+            raise RunError(f"{self.stars} is damaged; remove it, and star again what is to stay") from None
+
+    def star(self, step: int, on: bool = True) -> None:
+        """Keep the checkpoint of ``step`` whatever the recipe says, or no longer. Raises RunError where there
+        is none to be kept."""
+        if on and not self.checkpoint(step).is_dir():
+            raise RunError(f"{self.id} has no checkpoint of step {step}; star one that is there", "config")
+        steps = self.starred() | {step} if on else self.starred() - {step}
+        write_json(self.stars, sorted(steps))
 
     # Control ------------------------------------------------------------------------------------
 

@@ -114,6 +114,10 @@ class ModelFamily(Protocol):
         """WHEN: before caching. OUT: a fingerprint of the VAE, part of the latents' cache keys."""
         ...
 
+    def weights_id(self) -> str:
+        """WHEN: before training. OUT: a fingerprint of the denoiser's weights as they are on disk."""
+        ...
+
     def denoiser_id(self) -> str:
         """WHEN: before the baseline is drawn. OUT: a fingerprint of the frozen denoiser and its schedule."""
         ...

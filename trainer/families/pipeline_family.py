@@ -263,9 +263,13 @@ class PipelineFamily:
         # Families that share a VAE need not normalise its latents alike (FLUX.2's).
         return _digest(self.row.key, self._fingerprint("vae"), scale)
 
+    def weights_id(self) -> str:
+        return self._fingerprint(self.denoiser_part)
+
     def denoiser_id(self) -> str:
-        weights = self._fingerprint(self.denoiser_part)
-        return _digest(weights, self.denoiser_config, self.schedule, str(self.dtype), self._quantized)
+        return _digest(
+            self.weights_id(), self.denoiser_config, self.schedule, str(self.dtype), self._quantized
+        )
 
     def text_encoder_id(self) -> str:
         weights = [self._fingerprint(part) for part in self.text_classes]
