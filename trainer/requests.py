@@ -11,6 +11,7 @@ import psutil
 
 from .contract.runs import RunFolder, Verb
 from .processes import under_torchrun
+from .restart import STOPS, hear_again
 
 
 class Stopped(Exception):
@@ -38,8 +39,9 @@ class Requests:
     def __init__(self) -> None:
         self._run: RunFolder | None = None
         self._asked: set[Verb] = set()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPS:
             signal.signal(number, self.on_signal)
+        hear_again()
 
     def attach(self, run: RunFolder) -> None:
         """Read the control files of ``run``, whose lock the caller holds.

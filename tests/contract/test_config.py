@@ -262,6 +262,9 @@ AWAY: dict[str, Any] = {
     "checkpoints.keep_best": 2,
     "output.name": "my_cat-v1.2",
     "machine.gpus": 2,
+    "machine.on_oom": "stop",
+    "machine.pictures_at_once": 1,
+    "machine.offload": True,
 }
 
 
