@@ -81,9 +81,9 @@ def train(run: RunFolder, requests: Asks, crew: Crew = ALONE) -> None:
     attempt = run.raw_status().attempt + 1
     known = 0 if config.train.epochs else config.train.steps  # of epochs, once the pictures are counted
     report = Reporter(run, attempt, known, device) if crew.main else Silent()
-    tell(run, report)
     with alongside(run, config, report, requests) if crew.main else nullcontext():
         try:
+            tell(run, report)
             _train(run, config, folders, device, dtype, report, requests, crew)
             report.end("finished", f"Finished: {run.result(config).name}")
         except Stopped as stopped:
