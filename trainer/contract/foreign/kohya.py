@@ -60,6 +60,8 @@ def read_kohya(options: dict[str, Any], beside: Beside, script: str = "") -> Imp
     follow(found, options, kohya_tables.ALL)
     if found.has("loss.mask"):
         found.assume("loss.mask_floor", 0, "kohya's masks hide all that lies outside")
+    if not found.has("model.precision"):
+        found.note("No mixed_precision: kohya then trains in fp32; here model.precision chooses by the GPU.")
     if not found.has("dataset.resolution"):
         found.note("kohya has no usual resolution; the base's own is taken.")
     found.unknown(options)
