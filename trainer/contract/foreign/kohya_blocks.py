@@ -133,9 +133,9 @@ def _chosen(text: str) -> set[int]:
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:
     """[0, 1, 2, 5] -> [(0, 2), (5, 5)]."""
     runs: list[tuple[int, int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number - 1:
-            runs[-1] = (runs[-1][0], number)
+    for place in numbers:
+        if runs and runs[-1][1] == place - 1:
+            runs[-1] = (runs[-1][0], place)
         else:
-            runs.append((number, number))
+            runs.append((place, place))
     return runs
