@@ -368,7 +368,10 @@ def _take_samples(found: Imported, options: dict[str, Any], beside: Beside) -> N
 
 def _take_saving(found: Imported, options: dict[str, Any]) -> None:
     if name := options.pop("output_name", None):
-        found.keep("output_name", name, "output.name", safe_name(str(name)))
+        try:
+            found.keep("output_name", name, "output.name", safe_name(str(name)))
+        except Unusable as problem:
+            found.miss("output_name", name, str(problem))
     steps, epochs = options.pop("save_every_n_steps", None), options.pop("save_every_n_epochs", None)
     last = options.pop("save_last_n_steps", None)
     leave_off(found, save_every_n_steps=steps, save_every_n_epochs=epochs, save_last_n_steps=last)
