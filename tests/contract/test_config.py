@@ -195,6 +195,7 @@ AWAY: dict[str, Any] = {
     "train.text_encoder_2_lr": 2e-5,
     "train.scheduler": "cosine_with_restarts",
     "train.restarts": 5,
+    "train.power": 2.0,
     "train.warmup": 0.07,
     "train.optimizer": "adafactor",
     "train.optimizer_args": "eps=1e-30,1e-4 clip_threshold=0.5",

@@ -30,6 +30,7 @@ from .shared import (
     take_folders,
     take_optimizer,
     take_optimizer_arguments,
+    take_power,
     take_scheduler,
     take_share,
 )
@@ -243,14 +244,8 @@ def _take_schedule(found: Imported, options: dict[str, Any]) -> None:
         take_share(found, "lr_decay_steps", decay, "train.decay")
     elif decay is not None:
         found.leave("lr_decay_steps", decay, "off, as it is here")
-    for option, usual in (("lr_scheduler_power", 1), ("lr_scheduler_min_lr_ratio", 0)):
-        value = options.pop(option, None)
-        if value in (None, "") or is_off(value) or str(value) in (str(usual), f"{usual}.0"):
-            if value is not None:
-                found.leave(option, value, "as it is here")
-        else:
-            found.miss(option, value, "the scheduler's usual value is used")
-    for option in ("lr_scheduler_timescale", "lr_scheduler_args"):
+    take_power(found, "lr_scheduler_power", options.pop("lr_scheduler_power", None))
+    for option in ("lr_scheduler_min_lr_ratio", "lr_scheduler_timescale", "lr_scheduler_args"):
         if (value := options.pop(option, None)) is not None:
             if is_off(value):
                 found.leave(option, value, "off, as it is here")

@@ -63,6 +63,16 @@ def take_scheduler(found: Imported, option: str, name: Any, default: str, progra
         found.put("train.scheduler", "constant")
 
 
+def take_power(found: Imported, option: str, value: Any) -> None:
+    """train.power, of the polynomial scheduler."""
+    if value in (None, ""):
+        return
+    if found.get("train.scheduler") == "polynomial":
+        found.keep(option, value, "train.power", value)
+    else:
+        found.leave(option, value, "only the polynomial scheduler has a power")
+
+
 def take_alpha(found: Imported, option: str, value: Any, default: float | None) -> None:
     """kohya's alpha: 0 is the rank. ``default`` None is the rank too."""
     rank = found.get("adapter.rank")

@@ -25,6 +25,7 @@ from .shared import (
     take_folders,
     take_optimizer,
     take_optimizer_arguments,
+    take_power,
     take_scheduler,
     take_share,
     take_text_rate,
@@ -178,6 +179,7 @@ def _take_training(found: Imported, options: dict[str, Any]) -> None:
         found.take("train.batch_size", 4, "SimpleTuner's default", "default")
     name = options.pop("lr_scheduler", None)
     take_scheduler(found, "lr_scheduler", name, "constant", "SimpleTuner")
+    take_power(found, "lr_power", options.pop("lr_power", None))
     warmup = options.pop("lr_warmup_steps", None)
     if is_off(warmup):
         found.take("train.warmup", 0, "SimpleTuner warms up only where told to", "default")
