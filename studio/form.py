@@ -41,6 +41,7 @@ SECTION_TITLES = {
     "checkpoints": "Checkpoints",
     "output": "Result",
     "machine": "Machine",
+    "notify": "Webhooks",
 }
 
 MAX_COLUMNS = 4

@@ -13,12 +13,12 @@ from fastapi import APIRouter, Query
 
 from trainer.contract.errors import UserError
 from trainer.contract.events import current_events, read_events
+from trainer.contract.redact import redact
 from trainer.contract.runs import RunFolder
 
 from .context import Studio
 from .diagnosis import explain
 from .machine import Gpu, disk_free_gib
-from .redact import redact
 
 LOG_BYTES = 64 * 1024
 MAX_POINTS = 2000

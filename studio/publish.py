@@ -23,10 +23,10 @@ from trainer.contract.errors import UserError
 from trainer.contract.events import current_events, read_events
 from trainer.contract.families import CATALOGUE, DEMO_BASE, known_base
 from trainer.contract.files import read_json
+from trainer.contract.redact import redact
 from trainer.contract.runs import RunFolder
 
 from .publication import publish_lock, write_publish_status
-from .redact import redact
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -22,6 +22,7 @@ from trainer.contract.hardware import for_card, memory_of
 from trainer.contract.length import batches_of, in_steps, length_in_words
 from trainer.contract.lint import Facts, Finding, lint, looks_per_picture
 from trainer.contract.lora_header import start_from_facts
+from trainer.contract.pace import seconds_per_step
 from trainer.contract.plan import Machine, Plan, estimate
 from trainer.contract.presets import Preset
 from trainer.contract.retention import kept_in_words
@@ -68,6 +69,7 @@ def facts_of(project: Project, config: TrainConfig, gpu: dict[str, Any] | None) 
         native_resolution=base.resolution if base else CATALOGUE[config.model.family].resolution,
         gpu=gpu["name"] if gpu else "",
         vram_gib=gpu["total_gib"] if gpu else None,
+        seconds_per_step=seconds_per_step(config, gpu["name"] if gpu else "", project.runs()),
         **start_from_facts(config.adapter.start_from, project.root),
     )
 
@@ -113,7 +115,13 @@ def verdict(
         changed = sum(value != usual[path] for path, value in flatten(config).items())
     whole = in_steps(config, batches_of(config, facts.folders))
     machine = Machine(gpu["name"] if gpu else "CPU", gpu["total_gib"] if gpu else None)
-    plan = estimate(config, machine, images=facts.images or 0, folders=facts.folders)
+    plan = estimate(
+        config,
+        machine,
+        images=facts.images or 0,
+        folders=facts.folders,
+        seconds_per_step=facts.seconds_per_step,
+    )
     return Verdict(
         preset=preset,
         reference=reference,
@@ -182,7 +190,18 @@ def on_machine(config: TrainConfig, plan: Plan, gpu: dict[str, Any] | None) -> l
     )
     download = f"; {plan.download_gib:.1f} GiB are downloaded first" if plan.download_gib else ""
     lines.append(Line(f"About {disk} on disk for checkpoints and samples{download}."))
+    if plan.seconds_per_step:
+        minutes = plan.seconds_per_step * plan.steps / 60
+        lines.append(Line(f"About {_long(minutes)}, as fast as such a run was here before."))
+    if plan.price:
+        lines.append(Line(f"{plan.price[:1].upper()}{plan.price[1:]}."))
     return lines
+
+
+def _long(minutes: float) -> str:
+    if minutes < 90:
+        return f"{max(1, round(minutes))} minute{'s' if minutes >= 1.5 else ''}"
+    return f"{minutes / 60:.1f} hours"
 
 
 # The base and its family ----------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from .contract.errors import ConfigError, UserError
 from .contract.fields import RECORDS, load_recipe, parse, to_tables
 from .contract.runs import RunFolder, new_run_id
 from .processes import Crew, joined, leave, speaks, under_torchrun
-from .restart import AGAIN, Restart, begin_again, fit_allocator
 
 if TYPE_CHECKING:
     from .requests import Requests
@@ -37,8 +36,6 @@ def main(argv: list[str] | None = None) -> int:
         for sentence in error.problems.values():
             print(f"error: {sentence}", file=sys.stderr)
         return BAD_RECIPE
-    except Restart:
-        return AGAIN
     except UserError as error:
         if speaks():
             print(f"error: {error}", file=sys.stderr)
@@ -201,7 +198,6 @@ def _resume(arguments: argparse.Namespace) -> int:
     requests = Requests()
     run = RunFolder(arguments.run_dir.resolve())
     run.config()
-    fit_allocator(run)
     with joined() as crew:
         return _run(run, requests, crew)
 
@@ -214,8 +210,7 @@ def _run(run: RunFolder, requests: Requests, crew: Crew) -> int:
 
         if (processes := wanted(config.machine.gpus)) > 1:
             return launch(run, processes)
-    fit_allocator(run)
-    with run.hold() if crew.main else nullcontext() as lock:
+    with run.hold() if crew.main else nullcontext():
         if crew.main:
             requests.attach(run)
         result = run.result(config)
@@ -238,10 +233,6 @@ def _run(run: RunFolder, requests: Requests, crew: Crew) -> int:
             if crew.main:
                 print(stopped, file=sys.stderr)
             return STOPPED
-        except Restart:
-            if lock is None or crew.world > 1:
-                raise  # which ends the others too; who has started us starts all of us again
-            return begin_again(run, lock)
     return FINISHED
 
 

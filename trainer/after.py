@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,10 @@ from .checkpoints import adapter_tensors, load_adapter, newest_whole
 from .contract.config import TrainConfig
 from .contract.errors import RunError
 from .contract.fields import merge, parse, to_tables
+from .contract.pace import seconds_per_step
 from .contract.plan import Machine, estimate
 from .contract.prompt import prompts_of
-from .contract.runs import RunFolder, slug
+from .contract.runs import RunFolder, list_runs, slug
 from .contract.settings.adapter import AdapterSettings
 from .contract.steps import Folder
 from .data import frozen_trigger
@@ -42,7 +44,10 @@ def this_machine() -> Machine:
 
 
 def print_plan(config: TrainConfig, folders: Sequence[Folder], as_json: bool) -> int:
-    plan = estimate(config, this_machine(), folders=folders)
+    machine = this_machine()
+    home = Path(os.environ.get("STUDIO_WORKSPACE", "workspace"))
+    pace = seconds_per_step(config, machine.name, list_runs(home / "runs"))
+    plan = estimate(config, machine, folders=folders, seconds_per_step=pace)
     print(json.dumps(plan.as_dict(), ensure_ascii=False, indent=1) if as_json else plan.as_text())
     return 0
 
@@ -64,7 +69,7 @@ def _checkpoint(run: RunFolder) -> Path:
 def sample_run(run: RunFolder, lines: list[str], out: Path | None, seed: int | None) -> int:
     """Draw each prompt with the run's newest weights; prints the files' names. Raises ConfigError for a
     prompt whose options are wrong."""
-    config = run.amended()
+    config = run.config()
     if seed is not None:
         config = parse(merge(to_tables(config), {"samples": {"seed": seed}}))
     config = parse(merge(to_tables(config), {"samples": {"prompts": lines}}))
@@ -95,7 +100,7 @@ def sample_run(run: RunFolder, lines: list[str], out: Path | None, seed: int | N
 
 def export_run(run: RunFolder, format: Format, out: Path, rank: int | None = None) -> int:
     """Write the run's newest weights to ``out`` in another program's key names, a DyLoRA's at any rank."""
-    config = run.amended()
+    config = run.config()
     require_nested(config.adapter, rank)
     checkpoint = _checkpoint(run)
     family, base_name = _load(run, config)

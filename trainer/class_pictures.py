@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .assemble import base_of
+from .assemble import Model
 from .cache import TextCache
 from .contract.class_set import with_class_set
 from .contract.config import TrainConfig
@@ -19,7 +19,8 @@ from .contract.runs import RunFolder
 from .data import Stages
 from .families.base import ModelFamily
 from .report import Reporter
-from .sampling import draw, sample_size, save_sample
+from .requests import Asks
+from .sampling import Interrupted, draw, sample_size, save_sample
 
 
 def with_class_pictures(
@@ -31,6 +32,7 @@ def with_class_pictures(
     cache: Path,
     stages: Stages,
     report: Reporter,
+    requests: Asks,
 ) -> TrainConfig:
     """The recipe with the class pictures as one more regularisation set; what is missing is drawn.
 
@@ -42,7 +44,7 @@ def with_class_pictures(
     folder = ""
     if not prior.path:
         with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
-            folder = str(_drawn(config, family, cache, stages, report))
+            folder = str(_drawn(config, family, cache, stages, report, requests))
         if device.type == "cuda":
             torch.cuda.empty_cache()
     return config.model_copy(update={"dataset": with_class_set(config.dataset, prior, folder)})
@@ -54,7 +56,14 @@ def class_prompts(config: TrainConfig) -> list[str]:
     return [*([f"a photo of {name}"] if name else []), *config.prior.captions]
 
 
-def _drawn(config: TrainConfig, family: ModelFamily, cache: Path, stages: Stages, report: Reporter) -> Path:
+def _drawn(
+    config: TrainConfig,
+    family: ModelFamily,
+    cache: Path,
+    stages: Stages,
+    report: Reporter,
+    requests: Asks,
+) -> Path:
     """The folder of pictures with their prompts as captions. If it is ended, the next run goes on there."""
     side, prompts = sample_size(config, family), class_prompts(config)
     settings = config.samples
@@ -71,7 +80,7 @@ def _drawn(config: TrainConfig, family: ModelFamily, cache: Path, stages: Stages
     texts.fill([*prompts, settings.negative], stages("captions", "Encoding captions"))
     family.free_encoders()
     report.stage("load", 0, 0, "Loading the denoiser for the class pictures")
-    model = base_of(family, config)
+    model = Model(family.load_denoiser(), {})
     progress = stages("class", "Drawing class pictures")
     for done, number in enumerate(missing, config.prior.pictures - len(missing)):
         progress(done, config.prior.pictures)
@@ -80,7 +89,11 @@ def _drawn(config: TrainConfig, family: ModelFamily, cache: Path, stages: Stages
             text, settings.negative, None, None, settings.steps, settings.guidance, None, settings.sampler
         )
         seeded = settings.model_copy(update={"seed": config.train.seed})
-        image = draw(family, model, texts, seeded, prompt, number=number, side=side)
+        try:
+            image = draw(family, model, texts, seeded, prompt, number=number, side=side, stop=requests.stop)
+        except Interrupted:
+            progress(done, config.prior.pictures)  # which ends the preparation
+            raise
         save_sample(image, folder / f"{number:05d}.webp")
         write_text(folder / f"{number:05d}.txt", text)  # last: with it the picture counts as drawn
     progress(config.prior.pictures, config.prior.pictures)

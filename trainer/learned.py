@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from .contract.runs import RunFolder
 from .contract.verdict import verdict
 from .data import TrainImage, derived_seed
 from .report import Reporter
+from .requests import Asks
+from .sampling import Interrupted
 
 MOST_PHOTOS = 64
 """As many photos are compared with: more tell no more, and have to be decoded."""
@@ -91,8 +94,15 @@ class Weights:
 class Pictures:
     """How the drawings of a run compare with its photos and with what the base drew."""
 
-    def __init__(self, run: RunFolder, root: Path, images: Sequence[TrainImage], report: Reporter) -> None:
-        self._run, self._root, self._report = run, root, report
+    def __init__(
+        self,
+        run: RunFolder,
+        root: Path,
+        images: Sequence[TrainImage],
+        report: Reporter,
+        requests: Asks,
+    ) -> None:
+        self._run, self._root, self._report, self._requests = run, root, report, requests
         own = [image for image in images if not image.regularisation]
         self._triggers = {image.trigger.casefold() for image in own if image.trigger}
         by_chance = sorted(own, key=lambda image: derived_seed("compared", image.id))
@@ -104,6 +114,8 @@ class Pictures:
         """(name, descriptor, thumbnail) of the crops that are trained on."""
         photos = []
         for image in self._images:
+            if self._requests.stop():
+                raise Interrupted
             assert image.crop and image.bucket
             try:
                 opened = open_image(image.path(self._root), name=image.original_name).image
@@ -114,26 +126,32 @@ class Pictures:
         return photos
 
     def measure(self, step: int, prompts: Sequence[str]) -> None:
-        """Compare the drawings of a step. The base's own, of step 0, come along with the first of them."""
+        """Compare the drawings of a step. The base's own, of step 0, come along with the first of them.
+        What a stop leaves out is measured by the run that goes on."""
+        with suppress(Interrupted):
+            self._measure(step, prompts)
+
+    def _measure(self, step: int, prompts: Sequence[str]) -> None:
         for at in dict.fromkeys((0, step)) if step else ():
             for number, prompt in enumerate(prompts):
                 file, base = self._run.sample(at, number), self._run.sample(0, number)
                 if (at, number) in self._done or not (file.exists() and base.exists()):
                     continue
+                if self._requests.stop():
+                    raise Interrupted
+                photos = self._photos
                 self._done.add((at, number))
                 with Image.open(file) as drawing, Image.open(base) as before:
-                    copy = copied_from(thumbnail(drawing), [photo[2] for photo in self._photos])
+                    copy = copied_from(thumbnail(drawing), [photo[2] for photo in photos])
                     self._report.measured(
                         at,
                         prompt=number,
                         text=prompt,
                         trigger=any(trigger in prompt.casefold() for trigger in self._triggers),
-                        likeness=round(
-                            likeness(descriptor(drawing), [photo[1] for photo in self._photos]), 4
-                        ),
+                        likeness=round(likeness(descriptor(drawing), [photo[1] for photo in photos]), 4),
                         change=round(change(drawing, before), 4),
                         copied=round(copy.score, 4),
-                        photo=self._photos[copy.photo][0] if self._photos else "",
+                        photo=photos[copy.photo][0] if photos else "",
                     )
 
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 import os
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import psutil
 import torch
 from tqdm import tqdm
 
 from .checkpoints import list_checkpoints, step_of
+from .contract.cost import Cost
 from .contract.events import EventLog
 from .contract.files import is_disk_full
-from .contract.ladder import Amendment
 from .contract.runs import RunFolder, State, Status
-from .memory import memory_use
+from .memory import describe, memory_use
 
 RESERVE, RESERVE_BYTES = ".reserve", 64 * 1024
 """A file that is there to be removed: on a full disk it makes room for a run's last words."""
@@ -40,11 +42,16 @@ class Reporter:
         self._written = self._printed = self._staged = 0.0
         self._times: deque[float] = deque(maxlen=50)
         self._warned: set[str] = set()
+        self._ended = False
+        self._turn = threading.RLock()
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        """Called with every event once it is written, by the thread that told it; they must be quick."""
         self._bar: tqdm[Any] | None = None
         self._interactive = sys.stderr.isatty()
         self._reserve = run.path / RESERVE
         with suppress(OSError):
             self._reserve.write_bytes(os.urandom(RESERVE_BYTES))  # zeros may take no room
+        self._tell("attempt", began=psutil.Process().create_time(), device=describe(device))
         self._write(force=True)
 
     @property
@@ -60,12 +67,29 @@ class Reporter:
             return
         use = memory_use(self._device)
         self._update(heartbeat=now, vram=use.vram, vram_total=use.vram_total, ram=use.ram)
-        try:
-            self._run.write_status(self._status)
-        except OSError as error:
-            if not is_disk_full(error):
-                raise
+        with self._turn:
+            if self._ended:
+                return
+            try:
+                self._run.write_status(self._status)
+            except OSError as error:
+                if not is_disk_full(error):
+                    raise
         self._written = now
+
+    def _tell(self, kind: str, **data: Any) -> None:
+        with self._turn:
+            if self._ended:
+                return
+            event = self._events.append(kind, **data)
+        for listener in self.listeners:
+            listener(event)
+
+    def costs(self, cost: Cost, currency: str) -> None:
+        """What the run has cost, for the next status."""
+        self._update(
+            cost=round(cost.so_far, 6), cost_to_go=cost.to_go, cost_per_1000=cost.per_1000, currency=currency
+        )
 
     def say(self, text: str) -> None:
         """A line on the terminal, clear of the bar."""
@@ -78,10 +102,6 @@ class Reporter:
         if message:
             self.say(message)
 
-    def enter(self, stage: str) -> None:
-        """A stage begins, of which there is no progress to tell yet."""
-        self._update(stage=stage)
-
     def stage(self, name: str, done: int, total: int, text: str = "") -> None:
         """Progress of a long stage."""
         now = time.monotonic()
@@ -89,12 +109,12 @@ class Reporter:
             return
         self._staged = now
         self._update(stage=name, message=f"{text or name} {done}/{total}" if total else text or name)
-        self._events.append("stage", stage=name, done=done, total=total, text=text)
+        self._tell("stage", stage=name, done=done, total=total, text=text)
         self._write()
 
     def started(self, step: int, total: int, loss: float | None) -> None:
         """Training begins, at ``step`` when resumed."""
-        self._events.append("started", step=step, total=total)
+        self._tell("started", step=step, total=total)
         self._update(state="training", stage="", step=step, total=total, loss=loss, message="")
         self._write(force=True)
         if self._interactive:
@@ -114,7 +134,7 @@ class Reporter:
         self, step: int, loss: float, mean_loss: float, lr: float, grad_norm: float, seconds: float
     ) -> None:
         """One update was made, in ``seconds``; ``step`` updates are done now."""
-        self._events.append(
+        self._tell(
             "step",
             step=step,
             loss=loss,
@@ -146,65 +166,53 @@ class Reporter:
 
     def validation(self, step: int, loss: float, by_time: Sequence[float], pictures: int) -> None:
         """The loss on pictures that are held out, and at each noise level from little to much."""
-        self._events.append("validation", step=step, loss=loss, by_time=by_time, pictures=pictures)
+        self._tell("validation", step=step, loss=loss, by_time=by_time, pictures=pictures)
 
     def sample(self, step: int, prompt: int, text: str, file: str) -> None:
-        self._events.append("sample", step=step, prompt=prompt, text=text, file=file)
+        self._tell("sample", step=step, prompt=prompt, text=text, file=file)
 
     def checkpoint(self, step: int, folder: str) -> None:
-        self._events.append("checkpoint", step=step, folder=folder)
+        self._tell("checkpoint", step=step, folder=folder)
         self.say(f"saved checkpoint {folder}")
 
     def measured(self, step: int, **figures: Any) -> None:
         """A drawing was compared with the photos and with the base's (:mod:`trainer.learned`)."""
-        self._events.append("measured", step=step, **figures)
+        self._tell("measured", step=step, **figures)
 
     def weights(self, step: int, norm: float, blocks: dict[str, float]) -> None:
         """How far the LoRA has moved the weights: ‖ΔW‖, and ‖ΔW‖ / ‖W‖ by block."""
-        self._events.append("weights", step=step, norm=norm, blocks=blocks)
+        self._tell("weights", step=step, norm=norm, blocks=blocks)
 
     def saved(self, step: int, file: str) -> None:
-        self._events.append("saved", step=step, file=file)
+        self._tell("saved", step=step, file=file)
         self.say(f"saved {file}")
 
-    def adapted(self, change: Amendment) -> None:
-        """Lack of GPU memory has changed how the run goes on."""
-        self._events.append("adapted", rung=change.rung, changes=change.changes, text=change.sentence)
-        self.say(change.sentence)
-
     def warning(self, text: str) -> None:
-        """Said once, however often it happens."""
+        """Said once, however often it happens, by any thread; after the last word on the terminal alone."""
         if text in self._warned:
             return
         self._warned.add(text)
-        self._events.append("warning", text=text)
+        self._tell("warning", text=text)
         self.say(f"warning: {text}")
 
-    def pause(self, message: str) -> None:
-        """The last word of a process whose run another one goes on with at once."""
-        self._close_bar()
-        self.state("starting", message)
-        self._events.close()
-
-    def _close_bar(self) -> None:
-        if self._bar:
-            self._bar.close()
-            self._bar = None
-
     def end(self, state: State, message: str, cause: str = "", evidence: str = "") -> None:
-        """The run's last word."""
-        self._close_bar()
-        self._update(state=state, stage="", message=message, cause=cause, evidence=evidence, eta_s=None)
-        step = self._status.step
-        with suppress(OSError):
-            self._reserve.unlink(missing_ok=True)
-        with suppress(OSError):  # where nothing can be said readers see a run that is lost
-            self._events.append(
-                "end", state=state, step=step, message=message, cause=cause, evidence=evidence
-            )
-        with suppress(OSError):
-            self._write(force=True)
-        self._events.close()
+        """The run's last word; once it is said, nothing more is."""
+        with self._turn:
+            if self._ended:
+                return
+            if self._bar:
+                self._bar.close()
+                self._bar = None
+            self._update(state=state, stage="", message=message, cause=cause, evidence=evidence, eta_s=None)
+            step = self._status.step
+            with suppress(OSError):
+                self._reserve.unlink(missing_ok=True)
+            with suppress(OSError):  # where nothing can be said readers see a run that is lost
+                self._tell("end", state=state, step=step, message=message, cause=cause, evidence=evidence)
+            with suppress(OSError):
+                self._write(force=True)
+            self._ended = True
+            self._events.close()
 
 
 class Silent(Reporter):

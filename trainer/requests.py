@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType
 from typing import Protocol
 
@@ -11,7 +12,6 @@ import psutil
 
 from .contract.runs import RunFolder, Verb
 from .processes import under_torchrun
-from .restart import STOPS, hear_again
 
 
 class Stopped(Exception):
@@ -19,7 +19,9 @@ class Stopped(Exception):
 
 
 class Asks(Protocol):
-    """What the loop wants to know."""
+    """What the loop wants to know. ``why`` says who asked for the stop, where it was not the user."""
+
+    why: str
 
     def stop(self) -> bool:
         """Whether a stop was asked; stays true."""
@@ -39,9 +41,13 @@ class Requests:
     def __init__(self) -> None:
         self._run: RunFolder | None = None
         self._asked: set[Verb] = set()
-        for number in STOPS:
+        self.why = ""
+        self.heard: float | None = None
+        """When it was said that the machine goes, by time.monotonic."""
+        self.goes: float | None = None
+        """When it goes, by time.monotonic, where that was said, too."""
+        for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.on_signal)
-        hear_again()
 
     def attach(self, run: RunFolder) -> None:
         """Read the control files of ``run``, whose lock the caller holds.
@@ -56,7 +62,21 @@ class Requests:
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and "stop" in self._asked:
             raise KeyboardInterrupt
+        if number == signal.SIGTERM and self.heard is None:
+            self.heard = time.monotonic()
         self._asked.add("stop")
+
+    def ask_to_stop(self, why: str) -> None:
+        """As the user would; any thread may. ``why`` is told with it."""
+        self.why = self.why or why
+        self._asked.add("stop")
+
+    def machine_goes(self, why: str, in_s: float | None) -> None:
+        """As SIGTERM: the machine is taken away, ``in_s`` seconds from now where that is known."""
+        if self.heard is None:
+            self.heard = time.monotonic()
+            self.goes = None if in_s is None else self.heard + in_s
+        self.ask_to_stop(why)
 
     def _read(self) -> None:
         if self._run:

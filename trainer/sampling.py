@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,25 @@ from typing import Any
 import diffusers
 import torch
 from PIL import Image
+from torch import nn
 
 from .adapters import assistant_off
 from .assemble import Model
 from .cache import Texts
 from .contract.config import TrainConfig
 from .contract.files import staged
-from .contract.ladder import amended, read_ladder
 from .contract.prompt import Prompt, prompts_of
 from .contract.randomness import derived_seed
 from .contract.runs import RunFolder
 from .contract.settings.samples import SampleSettings
 from .contract.sizes import square_side
 from .families.base import ModelFamily
-from .ladder import climb, gpu_is_full, release
 from .report import Reporter
 from .requests import Asks
+
+
+class Interrupted(Exception):
+    """A picture was given up, as the run is to stop."""
 
 
 def sample_size(config: TrainConfig, family: ModelFamily) -> int:
@@ -60,41 +63,33 @@ class Drawings:
         side = sample_size(self.config, self.family)
         try:
             for number, prompt in enumerate(prompts):
+                if self.requests.stop():
+                    return
                 file = self.run.sample(step, number)
                 if not file.exists():
                     kept = self.cache / f"{self._baseline_key(prompt, number, side)}.webp"
                     baseline = step == 0 and not self.config.adapter.start_from
                     if not (baseline and _copied(kept, file)):
-                        image = self._drawn(prompt, number, side)
+                        with self.autocast():
+                            image = draw(
+                                self.family,
+                                self.model,
+                                self.texts,
+                                self.config.samples,
+                                prompt,
+                                number=number,
+                                side=side,
+                                stop=self.requests.stop,
+                            )
                         save_sample(image, file)
                         if baseline:
                             save_sample(image, kept)
                 self.report.sample(step, number, prompt.text, file.name)
                 self.report.stage("sample", number + 1, len(prompts), "Drawing samples")
-                if self.requests.stop():
-                    break
+        except Interrupted:
+            return  # a resumed run draws it
         except (RuntimeError, MemoryError, ValueError, TypeError, OSError) as error:
             self.report.warning(f"drawing samples at step {step} failed ({error}); the training goes on")
-
-    def _drawn(self, prompt: Prompt, number: int, side: int) -> Image.Image:
-        """One drawing, decoded in tiles where it does not fit otherwise: from then on in this run."""
-        whole = amended(self.config, read_ladder(self.run.ladder)).samples
-
-        def one(settings: SampleSettings) -> Image.Image:
-            with self.autocast():
-                return draw(self.family, self.model, self.texts, settings, prompt, number=number, side=side)
-
-        try:
-            return one(whole)
-        except RuntimeError as error:
-            if whole.tiling or not gpu_is_full(error):
-                raise
-            release(error)
-        change = climb(self.run, self.config, self.report.status, "draw")
-        if change:
-            self.report.adapted(change)
-            whole = amended(self.config, [change]).samples
-        return one(whole)
 
     def _baseline_key(self, prompt: Prompt, number: int, side: int) -> str:
         """Of everything that a picture by the base alone depends on: runs over one base share theirs."""
@@ -129,8 +124,10 @@ def draw(
     *,
     number: int = 0,
     side: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Image.Image:
     """One picture of ``prompt`` by the model as it stands; ``side`` in pixels where it has no size.
+    Raises Interrupted between two passes of the denoiser when ``stop`` says so.
 
     The starting noise depends on the prompt's seed, or on ``settings.seed`` and ``number``, and on nothing
     else, so that pictures of different steps can be compared. The global random state is left as it was.
@@ -141,7 +138,13 @@ def draw(
     family.draw_with(pipeline, prompt.sampler)
     pipeline.set_progress_bar_config(disable=True)
     seed = derived_seed(settings.seed, number) if prompt.seed is None else prompt.seed
-    with torch.random.fork_rng(), torch.no_grad(), model.drawing(), assistant_off(model.denoiser):
+    with (
+        torch.random.fork_rng(),
+        torch.no_grad(),
+        model.drawing(),
+        assistant_off(model.denoiser),
+        _interruptible(model.denoiser, stop),
+    ):
         positive, negative = texts.embeds([prompt.text, prompt.negative])
         result = pipeline(
             **family.pipeline_inputs(positive, negative),
@@ -153,6 +156,21 @@ def draw(
         )
     image: Image.Image = result.images[0]
     return image
+
+
+@contextmanager
+def _interruptible(denoiser: nn.Module, stop: Callable[[], bool]) -> Iterator[None]:
+    """Look before every pass whether to go on: the one place that all pipelines come through."""
+
+    def look(module: nn.Module, inputs: Any) -> None:
+        if stop():
+            raise Interrupted
+
+    hook = denoiser.register_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def save_sample(image: Image.Image, path: Path) -> None:

@@ -6,7 +6,6 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,16 @@ from .concepts import apart
 from .contract.config import TrainConfig
 from .contract.disk import require_space
 from .contract.errors import RunError
-from .contract.ladder import at_once
 from .contract.length import in_steps
 from .contract.prompt import prompts_of
 from .contract.runs import RunFolder
 from .contract.schedule import lr_scale
 from .contract.settings.train import TrainSettings
-from .data import BatchPlan, frozen_images, frozen_trigger, photo_folder, split
+from .data import BatchPlan, frozen_images, frozen_trigger, photo_folder
 from .failures import explain
 from .fused import FusedBackward
 from .identity import identity_of
 from .keeper import Keeper, make_ready
-from .ladder import begin_again_with_less, losing_no_step, tell
 from .learned import Pictures, Weights, say_verdict
 from .lora_file import save_and_read_back
 from .losses import require_finite
@@ -74,7 +71,7 @@ def train(run: RunFolder, requests: Asks, crew: Crew = ALONE) -> None:
     Returns when the LoRA is finished. Raises Stopped when asked to stop, RunError or UserError when
     the training cannot go on, anything else for a bug. The first process's caller holds the run's lock.
     """
-    config = crew.same(run.amended())
+    config = run.config()
     folders = Folders.of(run)
     device = pick_device()
     dtype = pick_dtype(config.model.precision, device)
@@ -83,18 +80,16 @@ def train(run: RunFolder, requests: Asks, crew: Crew = ALONE) -> None:
     report = Reporter(run, attempt, known, device) if crew.main else Silent()
     with alongside(run, config, report, requests) if crew.main else nullcontext():
         try:
-            tell(run, report)
             _train(run, config, folders, device, dtype, report, requests, crew)
             report.end("finished", f"Finished: {run.result(config).name}")
         except Stopped as stopped:
-            report.end("stopped", str(stopped))
-            raise
+            message = f"{requests.why} {stopped}".strip()
+            report.end("stopped", message)
+            raise Stopped(message) from None
         except PeerLost:
             raise  # not the end: torchrun starts all of them again
         except BaseException as error:
             message, cause, evidence = explain(error)
-            if cause == "gpu_oom" and crew.main:
-                message = begin_again_with_less(run, config, report, requests, error)
             report.end("failed", message, cause, evidence)
             if cause == "unknown" or isinstance(error, KeyboardInterrupt):
                 raise
@@ -125,11 +120,11 @@ def _train(
             report.stage(stage, done, total, text)
             go_on()
 
-        report.enter(stage)
         return progress
 
     # The base model, and the pictures as it wants them.
     report.state("downloading", f"Loading {config.model.base} on {crew.times}{describe(device)}")
+    go_on()
     require_libraries(config)
     require_optimizer(config, device)
     require_formats(config, dtype)
@@ -141,12 +136,14 @@ def _train(
             report.warning(base.remark)
         family = open_family(config, base, device, dtype)
         report.state("preparing")
-        wanted = with_class_pictures(run, config, family, device, dtype, folders.cache, preparing, report)
+        wanted = with_class_pictures(
+            run, config, family, device, dtype, folders.cache, preparing, report, requests
+        )
         images = frozen_images(run, wanted, family, folders.models, preparing, report.warning)
         root = photo_folder(run, config)
         trained, held_out = apart(images)
         plan = BatchPlan(trained, config.train.batch_size, config.train.seed)
-        identity = identity_of(run.config(), images, family)
+        identity = identity_of(config, images, family)
         config = in_steps(config, plan.batches_per_epoch)
         keeper = Keeper(run, config.checkpoints, identity, report)
         settings = config.train
@@ -186,18 +183,22 @@ def _train(
         module.train()
     baselines = folders.cache / "baselines"
     drawings = Drawings(run, family, model, texts, config, report, requests, accelerator.autocast, baselines)
-    pictures, weights = Pictures(run, root, trained, report), Weights(model.parts)
+    pictures, weights = Pictures(run, root, trained, report, requests), Weights(model.parts)
     objective = Objective(family, model, latents, texts, captions, config, device)
     measured_on = held_out if crew.main else ()
     validation = Validation(
         objective, measured_on, config, report, requests, accelerator.autocast, averages.worn
     )
 
+    saved = state.step
+
     def save(state: TrainState) -> None:
+        nonlocal saved
         if not crew.main:
             return
         report.state("saving")
         keeper.save(state, model.kept(), optimizer.optimizer, averages.tensors())
+        saved = state.step
 
     def sample(step: int) -> None:
         if not crew.main:
@@ -205,6 +206,8 @@ def _train(
         report.state("sampling")
         with averages.worn():
             drawings.draw(step)
+            if requests.stop():
+                return
             report.weights(step, **weights.measure())
         family.free_encoders(keep_text=trains_text)
         pictures.measure(step, [prompt.text for prompt in prompts_of(config.samples)])
@@ -216,6 +219,10 @@ def _train(
         # what it was killed over; pictures that are there are not drawn again.
         sample(state.step)
     while state.step < settings.steps:
+        if crew.any(requests.stop()):
+            if state.step > saved:
+                save(state)
+            raise Stopped(f"Stopped and saved at step {state.step} of {settings.steps}.")
         began = time.monotonic()
         scale = lr_scale(settings, state.step)
         scale_learning_rates(optimizer, scale)
@@ -223,15 +230,14 @@ def _train(
         loss = 0.0
         batches = plan.step(state.step, settings.gradient_accumulation)
         looks = [sample for batch in batches for sample in batch]
-        with losing_no_step(partial(save, state), unchanged=not fused and state.step > 0):
-            for batch in split(crew.share(batches), at_once(config)):
-                with accelerator.autocast():
-                    losses_B = objective.losses(batch)
-                require_finite("loss", losses_B, state.step + 1, batch)
-                part = losses_B.sum() / len(looks)  # every picture counts the same, in batches of any size
-                accelerator.backward(part)
-                loss += part.item()
-            loss = crew.add_up(parameters.values(), loss)
+        for batch in crew.share(batches):
+            with accelerator.autocast():
+                losses_B = objective.losses(batch)
+            require_finite("loss", losses_B, state.step + 1, batch)
+            part = losses_B.sum() / len(looks)  # every picture counts the same, in batches of any size
+            accelerator.backward(part)
+            loss += part.item()
+        loss = crew.add_up(parameters.values(), loss)
         clip = accelerator.clip_grad_norm_
         grad_norm = fused.grad_norm() if fused else clip(parameters.values(), limit)
         if accelerator.scaler is None:
@@ -253,11 +259,10 @@ def _train(
         )
 
         last = state.step == settings.steps
-        stop = crew.any(requests.stop())
-        if last or stop or requests.take("save") or state.step % config.checkpoints.every == 0:
+        if last or requests.take("save") or state.step % config.checkpoints.every == 0:
             save(state)  # before sampling: a failed drawing must not cost a checkpoint
-        if stop and not last:
-            raise Stopped(f"Stopped and saved at step {state.step} of {settings.steps}.")
+        if requests.stop():
+            continue  # to the head of the loop, which saves
         validation.measure(state.step)
         if drawings.due(state.step) or requests.take("sample"):
             sample(state.step)

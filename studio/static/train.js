@@ -177,6 +177,15 @@
 
   // Numbers ---------------------------------------------------------------------------------------
 
+  /** What the run has cost, what is to come, and 1,000 steps; nothing for a machine without a price. */
+  function cost(status, alive) {
+    if (status.cost === null || status.cost === undefined) return [];
+    const money = (amount) => `${status.currency}${amount.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: amount < 0.1 ? 4 : 2 })}`;
+    const { cost_to_go: toGo, cost_per_1000: per1000 } = status;
+    const more = [alive && toGo !== null ? `${money(toGo)} to go` : "", per1000 !== null ? `${money(per1000)} per 1,000 steps` : ""];
+    return [["Cost", money(status.cost), more.filter(Boolean).join(" · ")]];
+  }
+
   function numbers(data) {
     const { status } = data;
     const alive = studio.live.alive();
@@ -193,6 +202,7 @@
       ["Loss", format.number(status.loss), ""],
       ["Learning rate", format.number(status.lr, 2), ""],
       memory,
+      ...cost(status, alive),
       ["Attempt", String(status.attempt || 1), data.resumes.at(-1) > 0 ? `resumed at step ${format.count(data.resumes.at(-1))}` : ""],
     ].map(([label, value, unit]) => h("div.figure", null, h("dt", null, label), h("dd.number", null, h("b", null, value), unit ? h("span", null, ` ${unit}`) : null)));
   }
@@ -228,7 +238,7 @@
       const tail = data.logTail.replace(/\r+$/, "").split("\r").pop();
       if (this.tail.textContent !== tail) this.tail.textContent = tail;
       if (atBottom) this.pane.scrollTop = this.pane.scrollHeight;
-      const pins = [...new Set([...data.adapted, ...data.warnings])].slice(-5);
+      const pins = [...new Set(data.warnings)].slice(-5);
       if (this.pins !== pins.join("\n")) {
         this.pins = pins.join("\n");
         this.pinned.replaceChildren(...pins.map((text) => h("p.notice.warn", null, icon("alert"), h("span", null, text))));

@@ -126,6 +126,14 @@ def test_not_a_number_is_refused() -> None:
 
 
 AWAY: dict[str, Any] = {
+    "machine.price_per_hour": 0.44,
+    "machine.currency": "€",
+    "machine.budget": 5.0,
+    "machine.grace_s": 120.0,
+    "machine.notices": "aws",
+    "notify.webhook": "https://example.com/hooks/1",
+    "notify.events": ("checkpoint", "failed"),
+    "notify.format": "ntfy",
     "model.base": "someone/some-model",
     "model.revision": "v1.0",
     "model.vae": "madebyollin/sdxl-vae-fp16-fix",
@@ -195,7 +203,6 @@ AWAY: dict[str, Any] = {
     "train.text_encoder_2_lr": 2e-5,
     "train.scheduler": "cosine_with_restarts",
     "train.restarts": 5,
-    "train.power": 2.0,
     "train.warmup": 0.07,
     "train.optimizer": "adafactor",
     "train.optimizer_args": "eps=1e-30,1e-4 clip_threshold=0.5",
@@ -263,9 +270,6 @@ AWAY: dict[str, Any] = {
     "checkpoints.keep_best": 2,
     "output.name": "my_cat-v1.2",
     "machine.gpus": 2,
-    "machine.on_oom": "stop",
-    "machine.pictures_at_once": 1,
-    "machine.offload": True,
 }
 
 

@@ -12,6 +12,7 @@ from lint_case import Case
 from lint_cases_adapter import CASES as ADAPTER_CASES
 from lint_cases_captions import CASES as CAPTION_CASES
 from lint_cases_dataset import CASES as DATASET_CASES
+from lint_cases_machine import CASES as MACHINE_CASES
 from lint_cases_masks import CASES as MASK_CASES
 from lint_cases_memory import CASES as MEMORY_CASES
 from lint_cases_optim import CASES as OPTIM_CASES
@@ -319,6 +320,7 @@ CASES = [
         {"train.scheduler": "cosine_with_restarts", "train.restarts": 3},
         says=("37 steps",),
     ),
+    Case("polynomial_is_linear", {"train.scheduler": "polynomial"}, {"train.scheduler": "linear"}),
     Case("no_prompts", {"samples.prompts": []}, {}),
     Case(
         "trigger_in_no_prompt",
@@ -393,6 +395,7 @@ CASES = [
     *DATASET_CASES,
     *MASK_CASES,
     *VALIDATION_CASES,
+    *MACHINE_CASES,
     *MEMORY_CASES,
 ]
 

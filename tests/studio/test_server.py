@@ -14,9 +14,9 @@ from running import make_run, wait_for
 from dataset_tools.masks import mask_path
 from studio.live import LOG_BYTES, MAX_POINTS, read_log, thinned
 from studio.projects import Project, Workspace
-from studio.redact import redact
 from trainer.contract.events import EventLog
 from trainer.contract.fields import merge, parse, to_tables
+from trainer.contract.redact import redact
 from trainer.contract.runs import Status
 
 

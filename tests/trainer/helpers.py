@@ -13,6 +13,7 @@ from trainer.contract.events import read_events
 from trainer.contract.fields import merge, parse
 from trainer.contract.runs import RunFolder, Verb
 from trainer.families.base import ModelFamily, load_family
+from trainer.requests import Asks
 from trainer.source import resolve
 from trainer.train import Stopped, train
 
@@ -38,6 +39,8 @@ def opened(key: str, base: Path, **options: Any) -> ModelFamily:
 class Script:
     """Stands in for Requests: asks for ``verb`` once the run has reached ``step``."""
 
+    why = ""
+
     def __init__(self, run: RunFolder, verb: Verb | None = None, step: int = 0) -> None:
         self._run, self._verb, self._step = run, verb, step
 
@@ -55,7 +58,7 @@ class Script:
         return False
 
 
-def train_here(run: RunFolder, script: Script | None = None) -> bool:
+def train_here(run: RunFolder, script: Asks | None = None) -> bool:
     """Train in this process; whether it finished (and was not stopped)."""
     with run.hold():
         try:

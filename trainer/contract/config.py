@@ -26,6 +26,7 @@ from .settings.loss import LossSettings
 from .settings.machine import MachineSettings
 from .settings.model import ModelSettings
 from .settings.noise import NoiseSettings
+from .settings.notify import NotifySettings
 from .settings.prior import PriorSettings
 from .settings.samples import SampleSettings
 from .settings.section import Section
@@ -68,6 +69,7 @@ class TrainConfig(Section):
     checkpoints: CheckpointSettings = Field(default_factory=CheckpointSettings)
     output: OutputSettings = Field(default_factory=OutputSettings)
     machine: MachineSettings = Field(default_factory=MachineSettings)
+    notify: NotifySettings = Field(default_factory=NotifySettings)
 
     @model_validator(mode="before")
     @classmethod
@@ -104,9 +106,6 @@ class TrainConfig(Section):
             if train.gradient_accumulation > 1:
                 sentence = "gradients that are freed cannot be added up; set it to 1, or raise the batch size"
                 raise _problem("train.gradient_accumulation", f"with train.fused_backward {sentence}")
-            if 0 < self.machine.pictures_at_once < train.batch_size:
-                sentence = "each weight takes its step at once, so a batch cannot be split; set it to 0"
-                raise _problem("machine.pictures_at_once", f"with train.fused_backward {sentence}")
             if row.one_rate or row.averages:
                 sentence = f"{train.optimizer} steps all weights together; switch it off"
                 raise _problem("train.fused_backward", sentence)

@@ -4,6 +4,7 @@ Every line has ``seq`` (1, 2, …), ``time`` (Unix seconds), ``attempt`` (1 = fi
 and ``kind``:
 
 ============  ==========================================================================
+attempt       began (when the process did), device      the first of each attempt
 started       step (0, or the step resumed from: earlier lines beyond it are void), total
 stage         stage, done, total, text    a long stage's progress, at most 2 a second
 step          step, loss, lr, grad_norm (null where fp16 overflowed), seconds
@@ -13,7 +14,6 @@ checkpoint    step, folder
 measured      step, prompt, text, trigger (whether the prompt has it), likeness, change, copied, photo
 weights       step, norm, blocks          how far the LoRA has moved the base's weights, by block
 saved         step, file                  the LoRA itself
-adapted       rung, changes ({setting: value}), text      GPU memory ran out; see ladder.json
 warning       text
 end           state (finished, stopped, failed), step, message, cause, evidence
 ============  ==========================================================================
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -31,6 +32,7 @@ from typing import Any
 from .files import is_disk_full
 
 KINDS = (
+    "attempt",
     "started",
     "stage",
     "step",
@@ -40,7 +42,6 @@ KINDS = (
     "measured",
     "weights",
     "saved",
-    "adapted",
     "warning",
     "end",
 )
@@ -51,11 +52,12 @@ MOST_WAITING = 10_000
 
 
 class EventLog:
-    """Appends events. One writer per run: the trainer that holds the run's lock."""
+    """Appends events. One writer per run: the trainer that holds the run's lock; any of its threads."""
 
     def __init__(self, path: Path, attempt: int) -> None:
         self._attempt = attempt
         self._seq = 0
+        self._turn = threading.Lock()
         torn = False
         if path.exists():
             events, offset = read_events(path)
@@ -66,23 +68,26 @@ class EventLog:
         self._torn = torn
         self._waiting: deque[bytes] = deque(maxlen=MOST_WAITING)
 
-    def append(self, kind: str, **data: Any) -> None:
-        """Write an event down. On a full disk it waits for a later one: no training ends over its diary."""
+    def append(self, kind: str, **data: Any) -> dict[str, Any]:
+        """Write an event down and return it. On a full disk it waits for a later one: no training ends over
+        its diary. Raises ValueError after :meth:`close`."""
         assert kind in KINDS, kind
-        self._seq += 1
-        event = {"seq": self._seq, "time": time.time(), "attempt": self._attempt, "kind": kind, **data}
-        if kind == "end":
-            self._waiting.clear()  # the last word counts more than what led to it
-        self._waiting.append(json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-        try:
-            while self._waiting:
-                self._write(self._waiting[0])
-                self._waiting.popleft()
-            if kind != "step":
-                os.fsync(self._file.fileno())
-        except OSError as error:
-            if not is_disk_full(error):
-                raise
+        with self._turn:
+            self._seq += 1
+            event = {"seq": self._seq, "time": time.time(), "attempt": self._attempt, "kind": kind, **data}
+            if kind == "end":
+                self._waiting.clear()  # the last word counts more than what led to it
+            self._waiting.append(json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            try:
+                while self._waiting:
+                    self._write(self._waiting[0])
+                    self._waiting.popleft()
+                if kind != "step":
+                    os.fsync(self._file.fileno())
+            except OSError as error:
+                if not is_disk_full(error):
+                    raise
+        return event
 
     def _write(self, line: bytes) -> None:
         rest = b"\n" + line if self._torn else line

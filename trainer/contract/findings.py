@@ -31,6 +31,7 @@ class Facts:
         native_resolution: side in pixels that the base was trained at.
         gpu: name of the GPU; "" where there is none.
         vram_gib: its memory.
+        seconds_per_step: of an earlier run like this one, on this machine.
         start_from_families, start_from_problem: the families that the LoRA to go on from can be for, and
             why it cannot be used.
     """
@@ -48,6 +49,7 @@ class Facts:
     native_resolution: int | None = None
     gpu: str | None = None
     vram_gib: float | None = None
+    seconds_per_step: float | None = None
     start_from_families: tuple[str, ...] = ()
     start_from_problem: str = ""
 

@@ -14,12 +14,12 @@ from . import (  # noqa: F401 (registers the rules)
     lint_dataset,
     lint_families,
     lint_loss,
+    lint_machine,
     lint_masks,
     lint_memory,
     lint_optim,
     lint_photos,
     lint_prior,
-    lint_schedule,
     lint_training,
     lint_validation,
 )

@@ -14,8 +14,8 @@ from typing import Any
 from .adapter_size import adapter_size
 from .caption_pipeline import encoded_captions
 from .config import TrainConfig
+from .cost import money
 from .families import CATALOGUE, DEMO_BASE, assistant_of, block_maps, first_base, known_base
-from .ladder import at_once
 from .length import batches_of, in_steps
 from .optimizers import OPTIMIZERS
 from .retention import most_at_once
@@ -45,8 +45,6 @@ CAPTIONS_IN_MEMORY_GIB = 1.0
 """Encoded captions that are held in RAM; more stay on disk."""
 HEADROOM = 0.95
 """Share of a card's memory that may be used."""
-STAYS = 0.1
-"""Of a base that lies in RAM: its first and last layers, norms, biases, and the layer that is at work."""
 TILE = 512
 """Side in pixels of the tiles that a picture is decoded in."""
 
@@ -71,13 +69,19 @@ class Plan:
     seconds_per_step: float | None
     fits: bool | None
     breakdown: dict[str, float]
+    cost: dict[str, float] | None = None
+    """``total`` and ``per_1000_steps``, where price and pace are known."""
     calculation: tuple[str, ...] = ()
     """the steps an epoch has, in words."""
+    price: str = ""
+    """of an hour and of the run, in words; empty without one."""
     warnings: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         table = asdict(self) | {"warnings": list(self.warnings)}
-        del table["calculation"]  # sentences; programs read ``steps``
+        del table["calculation"], table["price"]  # sentences; programs read ``steps`` and ``cost``
+        if self.cost is None:
+            del table["cost"]
         return table
 
     def as_text(self) -> str:
@@ -89,6 +93,7 @@ class Plan:
             f"GPU memory (GiB): {phases} — {verdict}",
             f"RAM: {self.ram_gib:.1f} GiB, disk: {self.disk_gib:.2f} GiB",
             f"download: {self.download_gib:.1f} GiB",
+            *([self.price] if self.price else []),
             *(f"warning: {warning}" for warning in self.warnings),
         ]
         return "\n".join(lines)
@@ -136,16 +141,15 @@ def estimate(
     checkpointing = config.train.gradient_checkpointing
     recompute = checkpointing == "on" or (checkpointing == "auto" and on_gpu)
     # To keep what the base draws, pictures are shown twice, in the same pass.
-    samples = area * at_once(config) * (2 if config.prior.method == "output" else 1)
+    samples = area * config.train.batch_size * (2 if config.prior.method == "output" else 1)
     activations = (checkpointed_gib if recompute else stored_gib) * samples
     if recompute:
         # One block is recomputed, and so stored, at a time: about a tenth of the network.
         activations += 0.1 * stored_gib * samples
-    text_activations = TEXT_ACTIVATION_GIB * trained_text_m / 1e3 * at_once(config)
+    text_activations = TEXT_ACTIVATION_GIB * trained_text_m / 1e3 * config.train.batch_size
     activations += text_activations * (0.1 if recompute else 1.0)
     activations += size.rebuilt * plain / GIB * (0.1 if recompute else 1.0)
-    base_gib = weights(denoiser_m, config.model.quantize, family.linear_share)
-    denoiser = base_gib * STAYS if config.machine.offload and on_gpu else base_gib
+    denoiser = weights(denoiser_m, config.model.quantize, family.linear_share)
     encoders = weights(encoder_m, config.model.quantize_text, TEXT_LINEAR_SHARE)
     vae = weights(vae_m)
     kept_text = encoders if trained_text_m else 0.0  # encoders that learn are needed at every step
@@ -189,7 +193,6 @@ def estimate(
         phases["sample"] = 0.0
     # With a GPU the parts pass through RAM one after the other; what is kept there is kept beside them.
     in_ram = (optimizer if chosen.paged else 0.0) + (average if config.train.ema_on_cpu else 0.0)
-    in_ram += base_gib - denoiser
     peak = max(phases.values())
     passing = weights(max(denoiser_m, encoder_m)) + 2.0 if on_gpu else peak + 1.0
     fits = None if machine.vram_gib is None else peak <= machine.vram_gib * HEADROOM
@@ -216,11 +219,32 @@ def estimate(
         download_gib=round(_download(config, encoder_m + vae_m) + assistant_download, 2),
         steps=config.train.steps,
         seconds_per_step=seconds_per_step,
+        cost=_cost(config, seconds_per_step),
+        price=_price(config, seconds_per_step),
         fits=fits,
         breakdown={part: round(gib, 3) for part, gib in breakdown.items()},
         calculation=tuple(calculation(config, folders)),
         warnings=tuple(warnings),
     )
+
+
+def _cost(config: TrainConfig, seconds_per_step: float | None) -> dict[str, float] | None:
+    price = config.machine.price_per_hour
+    if price is None or seconds_per_step is None:
+        return None
+    step = price / 3600 * seconds_per_step
+    return {"total": round(step * config.train.steps, 6), "per_1000_steps": round(1000 * step, 6)}
+
+
+def _price(config: TrainConfig, seconds_per_step: float | None) -> str:
+    price, currency = config.machine.price_per_hour, config.machine.currency
+    if price is None:
+        return ""
+    hour = f"{money(price, currency)} an hour"
+    if not (cost := _cost(config, seconds_per_step)):
+        return f"cost: {hour}; how fast this machine is, is known once it has trained such a recipe"
+    per_1000 = money(cost["per_1000_steps"], currency)
+    return f"cost: about {money(cost['total'], currency)}, {per_1000} per 1,000 steps, at {hour}"
 
 
 def _download(config: TrainConfig, others_m: float) -> float:

@@ -1,0 +1,233 @@
+"""The machine goes: what is slow is left, everything is saved, the process ends in time with exit code 3."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer import budget
+from trainer.contract.cost import Cost
+from trainer.contract.events import read_events
+from trainer.contract.fields import dump_recipe
+from trainer.contract.files import write_text
+from trainer.contract.runs import RunFolder
+from trainer.requests import Requests
+
+from ..conftest import ROOT
+from .helpers import Script, recipe, train_here, weights_hash
+from .stand_in import Answer, stand_in
+
+
+class Later(Script):
+    """Asks for a stop after so many more looks, counted from when ``ready`` says so."""
+
+    def __init__(self, run: RunFolder, ready: Callable[[RunFolder], bool], looks: int) -> None:
+        super().__init__(run)
+        self._ready, self._looks = ready, looks
+
+    def stop(self) -> bool:
+        if self._looks and self._ready(self._run):
+            self._looks -= 1
+        return not self._looks
+
+
+def happened(kind: str, **wanted: Any) -> Callable[[RunFolder], bool]:
+    def look(run: RunFolder) -> bool:
+        return any(
+            event["kind"] == kind and all(event.get(key) == value for key, value in wanted.items())
+            for event in read_events(run.events)[0]
+        )
+
+    return look
+
+
+def long_pictures(tiny_base: Path, photos: Path, **more: Any) -> Any:
+    sections = {
+        "train": {"steps": 4},
+        "samples": {"prompts": ["zwx"], "every": 2, "steps": 8},
+        "checkpoints": {"every": 3},
+        "validation": {"every": 2, "share": 0.4},
+    }
+    return recipe(tiny_base, photos, **{**sections, **more})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, photos: Path) -> tuple[str, str]:
+    run = RunFolder(tmp_path_factory.mktemp("whole") / "run")
+    run.create(long_pictures(tiny_base, photos))
+    assert train_here(run)
+    return weights_hash(run, 4)
+
+
+@pytest.mark.parametrize(
+    ("where", "ready", "looks", "step"),
+    [
+        ("in the first picture of the base", happened("started"), 6, 0),
+        ("in a picture", happened("validation", step=2), 5, 2),
+        ("while measuring on held-out photos", happened("step", step=2), 3, 2),
+    ],
+)
+def test_what_is_slow_is_left_and_nothing_is_lost(
+    tmp_path: Path,
+    tiny_base: Path,
+    photos: Path,
+    whole: tuple[str, str],
+    where: str,
+    ready: Callable[[RunFolder], bool],
+    looks: int,
+    step: int,
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.create(long_pictures(tiny_base, photos))
+    assert not train_here(run, Later(run, ready, looks))
+    assert run.raw_status().state == "stopped" and run.raw_status().step == step, where
+    assert run.checkpoint(step).exists() is bool(step)
+    assert not run.sample(step, 0).exists()
+    assert train_here(run)
+    assert weights_hash(run, 4) == whole
+    assert all(run.sample(at, 0).exists() for at in (0, 2, 4))
+    kinds = [event["kind"] for event in read_events(run.events)[0]]
+    assert kinds[0] == "attempt" and kinds.count("attempt") == 2
+
+
+def test_a_stop_that_comes_last_does_not_keep_the_lora_back(
+    tmp_path: Path, tiny_base: Path, photos: Path
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.create(long_pictures(tiny_base, photos))
+    assert train_here(run, Script(run, "stop", 4))
+    assert run.result(run.config()).exists() and run.raw_status().state == "finished"
+
+
+def trainer_in(run: RunFolder, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainer", "resume", str(run.path)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(process: subprocess.Popen[str], true: Callable[[], bool], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no SIGTERM elsewhere")
+def test_sigterm_saves_and_tells_and_exits_3(tmp_path: Path, tiny_base: Path, photos: Path) -> None:
+    """The real process, asked by a signal and, the second time, by a cloud."""
+    gone = {"now": False}
+
+    def metadata(asked: Any) -> Answer:
+        answer = b"TRUE" if gone["now"] else b"FALSE"
+        return Answer(200, answer, {"Metadata-Flavor": "Google"})
+
+    with stand_in(lambda asked: Answer()) as hook, stand_in(metadata) as cloud:
+        config = recipe(
+            tiny_base,
+            photos,
+            train={"steps": 100_000},
+            samples={"prompts": []},
+            checkpoints={"every": 90_000},
+            machine={"notices": "gcp", "price_per_hour": 3600.0},
+            notify={"webhook": hook.url, "events": ["stopped", "started"]},
+        )
+        run = RunFolder(tmp_path / "run")
+        run.create(config)
+        process = trainer_in(run, STUDIO_METADATA=cloud.url)
+        wait_until(process, lambda: run.raw_status().step > 3)
+        process.send_signal(signal.SIGTERM)
+        errors = process.communicate(timeout=60)[1]
+        assert process.returncode == 3, errors
+        step = run.raw_status().step
+        assert run.checkpoint(step).exists() and f"Stopped and saved at step {step}" in errors
+        bodies = [json.loads(asked.body) for asked in hook.asked]
+        assert [body["event"] for body in bodies] == ["started", "stopped"] and bodies[1]["step"] == step
+        # A second costs a unit of money, so that the cost is the time.
+        status = run.raw_status()
+        took = read_events(run.events)[0][-1]["time"] - read_events(run.events)[0][0]["began"]
+        assert status.cost == pytest.approx(took, abs=0.5) and status.currency == "$"
+        assert "cost: $" in errors
+
+        gone["now"] = True
+        process = trainer_in(run, STUDIO_METADATA=cloud.url)
+        errors = process.communicate(timeout=90)[1]
+    assert process.returncode == 3, errors
+    assert "Google Cloud takes this machine away" in errors
+    assert run.raw_status().message.startswith("Google Cloud takes this machine away (preempted). Stopped")
+
+
+STUCK = """
+import sys, time
+import trainer.train
+trainer.train.find_base = lambda *arguments: time.sleep(600)
+from trainer.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no SIGTERM elsewhere")
+def test_what_does_not_end_is_ended_within_the_grace(tmp_path: Path, tiny_base: Path, photos: Path) -> None:
+    """A base that loads for ever: the run still has its last word, and the message is sent."""
+    with stand_in(lambda asked: Answer()) as hook:
+        config = recipe(
+            tiny_base,
+            photos,
+            machine={"grace_s": 5.0},
+            notify={"webhook": hook.url, "events": ["stopped"]},
+        )
+        run = RunFolder(tmp_path / "run")
+        run.create(config)
+        process = subprocess.Popen(
+            [sys.executable, "-c", STUCK, "resume", str(run.path)],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_until(process, lambda: run.raw_status().state == "downloading")
+        process.send_signal(signal.SIGTERM)
+        errors = process.communicate(timeout=30)[1]
+    assert process.returncode == 3, errors
+    status = run.raw_status()
+    assert status.state == "stopped" and "nothing was saved yet" in status.message
+    assert [event["kind"] for event in read_events(run.events)[0]].count("end") == 1
+    assert [json.loads(asked.body)["event"] for asked in hook.asked] == ["stopped"]
+
+
+def test_a_run_stops_saved_at_its_budget(
+    tmp_path: Path, tiny_base: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here a step costs one, the first of an attempt aside; and it is resumed once more money is given."""
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    monkeypatch.setattr(budget, "cost_of", lambda meter, price, left: Cost(meter.steps, left, 1000.0))
+    run = RunFolder(tmp_path / "run")
+    machine = {"price_per_hour": 1.0, "budget": 3.0}
+    run.create(recipe(tiny_base, photos, samples={"prompts": []}, machine=machine))
+    assert not train_here(run, Requests())
+    status = run.raw_status()
+    assert status.state == "stopped" and status.step == 4 and run.checkpoint(4).exists()
+    assert status.message.startswith("The budget of $3.00 is used up ($3.00); raise machine.budget")
+    assert (status.cost, status.cost_to_go, status.cost_per_1000) == (3, 4, 1000)
+    assert not train_here(run, Requests()) and run.raw_status().step == 4  # nothing more is spent
+    write_text(run.recipe, dump_recipe(run.config()).replace("budget = 3.0", "budget = 30.0"))
+    assert train_here(run, Requests())
+
+
+def test_without_a_price_there_is_no_cost(tmp_path: Path, tiny_base: Path, photos: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.create(recipe(tiny_base, photos, samples={"prompts": []}, train={"steps": 2}))
+    assert train_here(run)
+    assert run.raw_status().cost is None
