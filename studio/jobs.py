@@ -263,6 +263,13 @@ class Supervisor(Dispatcher):
                 book.remove(job_id)
                 self._forget(book, job)
 
+    def clear(self) -> None:
+        """Forget all that has ended."""
+        with self._changing() as book:
+            for job in book.ends():
+                book.remove(job.id)
+                self._forget(book, job)
+
     def pause(self, paused: bool) -> None:
         """Start nothing by itself, or go on doing so."""
         with self._changing() as book:
@@ -282,6 +289,11 @@ class Supervisor(Dispatcher):
                     raise RunError(f"{run.id} is not being trained now; there is nothing to stop.", "config")
                 job = self._adopt(book, run)
         self.cancel(job.id)
+
+    def hurry_run(self, run: RunFolder) -> None:
+        """:meth:`hurry` for the training of a run."""
+        if job := self.queue.look().of_run(run.id, "train"):
+            self.hurry(job.id)
 
     def ask(self, run: RunFolder, verb: Literal["save", "sample"]) -> None:
         """Ask the trainer for a checkpoint or for validation images now."""

@@ -16,6 +16,7 @@ from trainer.contract.events import current_events, read_events
 from trainer.contract.redact import redact
 from trainer.contract.runs import RunFolder
 
+from .board import board, going
 from .context import Studio
 from .diagnosis import explain
 from .machine import Gpu, disk_free_gib
@@ -34,22 +35,28 @@ def live_routes(studio: Studio) -> APIRouter:
         run: str = Query("", max_length=100),
         offset: int = Query(0, ge=0),
         log: int = Query(0, ge=0),
+        queue: str = Query("", max_length=20),
     ) -> dict[str, Any]:
         """News of ``run``; without one, of the project's active or newest run.
 
         ``run`` is the id that the answer is about, ``latest`` the one the project would show by itself:
         a page that follows the newest changes over when they differ. ``reset`` says that offsets did not
-        fit (another run, or a shorter file), so that the events and the log are from the start.
+        fit (another run, or a shorter file), so that the events and the log are from the start. ``queue``
+        is None while its tag is still the one that the page has.
         """
-        active = studio.jobs.active()
-        latest = _latest(studio, project, active)
+        latest = _latest(studio, project)
+        active = latest if latest in studio.jobs.trained_now() else studio.jobs.active()
         shown = _run(studio, run) or latest
+        tag, jobs = board(studio.jobs)
         answer: dict[str, Any] = {
             "run": shown.id if shown else None,
             "latest": latest.id if latest else None,
             "active": _summary(studio, active),
             "gpu": gpu.state(),
             "disk_free_gib": disk_free_gib(studio.workspace.root),
+            "queue_tag": tag,
+            "queue": None if tag == queue else jobs,
+            "going": going(studio.jobs),
         }
         if shown is None:
             empty: dict[str, Any] = {"events": [], "log": "", "status": None, "result": None, "attempt": 0}
@@ -93,11 +100,9 @@ def _run(studio: Studio, run_id: str) -> RunFolder | None:
         return None  # deleted meanwhile: the page is moved on to the latest
 
 
-def _latest(studio: Studio, project_id: str, active: RunFolder | None) -> RunFolder | None:
+def _latest(studio: Studio, project_id: str) -> RunFolder | None:
     """The project's active run, else its newest."""
-    if active and studio.workspace.project_of(active) == project_id:
-        return active
-    runs = studio.workspace.list_runs()
+    runs = [*studio.jobs.trained_now(), *studio.workspace.list_runs()]
     return next((run for run in runs if studio.workspace.project_of(run) == project_id), None)
 
 
@@ -106,8 +111,15 @@ def _summary(studio: Studio, run: RunFolder | None) -> dict[str, Any] | None:
     if run is None:
         return None
     status = studio.jobs.status(run)
+    job = studio.jobs.queue.look().of_run(run.id, "train")
+    stop = going(studio.jobs)[job.id]["stop"] if job and job.state == "running" else None
     wanted = {"state", "stage", "step", "total", "eta_s", "loss"}
-    return {"run": run.id, "project": studio.workspace.project_of(run), **status.model_dump(include=wanted)}
+    return {
+        "run": run.id,
+        "project": studio.workspace.project_of(run),
+        "stop": stop,
+        **status.model_dump(include=wanted),
+    }
 
 
 def result_name(run: RunFolder) -> str | None:

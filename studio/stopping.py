@@ -10,6 +10,7 @@ next studio. The supervisor's thread climbs it; no page has to be open.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,18 +65,21 @@ def at_stake(run: RunFolder, step: int) -> str:
 
 
 def told(job: Job, run: RunFolder | None, status: Status | None, left_s: float) -> dict[str, Any]:
-    """What a page shows of a stop that is under way: ``rung``, ``left_s``, ``text`` (… is put in where the
-    seconds go) and ``hurry``, what the button that skips ahead says ("" on the last rung)."""
+    """What a page shows of a stop that is under way: ``rung``, ``left_s`` (until the next rung), ``text``
+    and ``hurry``, what the button that skips ahead says ("" on the last rung)."""
     assert job.stop is not None
-    cost = f"; {at_stake(run, status.step)}" if run and status else ""
-    seconds = "{s}"
+    seconds = f"{math.ceil(left_s)} s"
+    cost = at_stake(run, status.step) if run and status else "what it was doing would be lost"
+    asked = "It finishes its step, saves and ends."
+    if run and not run.launch.exists():
+        asked += " It was started outside of the studio: if it does not listen, end it there."
+        return {"rung": "asked", "left_s": round(left_s, 1), "text": asked, "hurry": ""}
     text, hurry = {
-        "asked": (
-            f"It finishes its step, saves and ends. If it has not, it is told once more in {seconds}{cost}"
-            " if it had to be killed.",
-            "Stop now",
+        "asked": (f"{asked} If it has not in {seconds}, it is told with a signal.", "Stop now"),
+        "term": (
+            f"It was told to end with a signal. If it has not in {seconds}, it is killed: {cost}.",
+            "Kill now",
         ),
-        "term": (f"It did not end by itself and was told to. It is killed in {seconds}{cost}.", "Kill now"),
         "kill": ("It is being killed.", ""),
     }[job.stop.rung]
     return {"rung": job.stop.rung, "left_s": round(left_s, 1), "text": text, "hurry": hurry}

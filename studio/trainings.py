@@ -89,8 +89,10 @@ class Trainings:
             return status.model_copy(update=quiet | {"state": "starting", "attempt": attempt})
         if status.state == "lost" and alive:
             return run.raw_status()
-        job = None if alive else self.queue.look().of_run(run.id, "train")
-        if job and job.state == "waiting":
+        job = self.queue.look().of_run(run.id, "train")
+        if job and job.stop and not status.terminal:
+            return status.model_copy(update={"state": "stopping"})
+        if job and not alive and job.state == "waiting":
             return status.model_copy(update=quiet | {"state": "queued", "message": self._turn_of(job)})
         if status.state == "lost" or (launch and silent and not self.is_running(run)):
             status = autopsy(status, run.log, int(launch.get("log_start", 0)), launch.get("exit_code"))
@@ -118,7 +120,7 @@ class Trainings:
             return "It waits: the queue is paused."
         order = [job.id for job in book.waiting() if job.on_gpu]
         before = order.index(waiting.id) if waiting.id in order else 0
-        words = "Next in line" if not before else f"{before + 1}. in line"
+        words = "Next in line" if not before else f"Number {before + 1} in line"
         return f"{words}: it begins by itself. Photos and captions are taken as they are then."
 
     # Processes ----------------------------------------------------------------------------------

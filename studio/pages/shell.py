@@ -65,7 +65,7 @@ def build_app(studio: Studio) -> gr.Blocks:
             "frame.js",
             functions=served(studio, create_project, rename_project, badges),
         )
-        _panel("runbar", "live.js", "frame.js", functions=served(studio, stop))
+        _panel("runbar", "live.js", "frame.js", functions=served(studio, stop, hurry))
         _panel("stepper", "live.js", "frame.js")
         _panel("welcome", "live.js", "frame.js")
         pages: dict[str, Page] = {}
@@ -198,6 +198,11 @@ def stop(studio: Studio, message: Message) -> dict[str, Any]:
     return {}
 
 
+def hurry(studio: Studio, message: Message) -> dict[str, Any]:
+    studio.jobs.hurry_run(run_of(studio, message))
+    return {}
+
+
 def badges(studio: Studio, message: Message) -> dict[str, Any]:
     """✓ or ! for each step of a project, with a sentence."""
     return step_states(studio.jobs, project_of(studio, message))
@@ -237,6 +242,7 @@ def _outcome(jobs: Supervisor, runs: list[RunFolder]) -> tuple[tuple[str, str], 
     status = jobs.status(runs[0])
     train = {
         "finished": ("done", f"Finished, {status.total} steps"),
+        "queued": ("", "Waits for its turn"),
         "stopped": ("", f"Stopped at step {status.step}"),
         "failed": ("warn", status.message or "The training failed"),
         "lost": ("warn", status.message or "The training died"),

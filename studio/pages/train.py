@@ -17,7 +17,7 @@ from trainer.contract.families import known_base
 from trainer.contract.length import length_in_words
 from trainer.contract.presets import load_presets
 
-from . import Message, Page, project_of, run_of, served
+from . import Message, Page, project_of, run_of, served, text_of
 
 
 def build(studio: Studio, project_id: gr.Textbox) -> Page:
@@ -26,9 +26,9 @@ def build(studio: Studio, project_id: gr.Textbox) -> Page:
         html_template="",
         elem_id="studio-train",
         apply_default_css=False,
-        head=scripts("live.js", "frame.js", "chart.js", "samples.js", "train.js"),
+        head=scripts("live.js", "frame.js", "chart.js", "samples.js", "queue.js", "train.js"),
         js_on_load="studio.panels.train(element, server)",
-        server_functions=served(studio, act, plan),
+        server_functions=served(studio, act, plan, queue),
     )
     return Page()
 
@@ -44,11 +44,31 @@ def act(studio: Studio, message: Message) -> dict[str, Any]:
         studio.jobs.resume(run)
     elif verb == "stop":
         studio.jobs.stop(run)
+    elif verb == "hurry":
+        studio.jobs.hurry_run(run)
     elif verb == "save" or verb == "sample":
         studio.jobs.ask(run, verb)
     else:
         raise UserError(f"{str(verb)[:40]!r} is nothing that a training can be asked; reload the page.")
     return {"run": run.id}
+
+
+def queue(studio: Studio, message: Message) -> dict[str, Any]:
+    """Do what a button of the queue says: ``verb``, and the id of the ``job`` where it is about one."""
+    jobs, verb, job = studio.jobs, message.get("verb"), text_of(message, "job")
+    moves = {"up": -1, "down": +1}
+    verbs = {"cancel": jobs.cancel, "hurry": jobs.hurry, "retry": jobs.retry, "remove": jobs.remove}
+    if verb in moves:
+        jobs.move(job, moves[verb])
+    elif verb in verbs:
+        verbs[verb](job)
+    elif verb in ("pause", "go-on"):
+        jobs.pause(verb == "pause")
+    elif verb == "clear":
+        jobs.clear()
+    else:
+        raise UserError(f"{str(verb)[:40]!r} is nothing that the queue can be asked; reload the page.")
+    return {}
 
 
 def plan(studio: Studio, message: Message) -> dict[str, Any]:

@@ -103,48 +103,68 @@
 
   panels.runbar = (element, server) => {
     let bar = null;
-    let stopping = "";
+    let pressed = "";
     let announced = "";
     const announcer = h("span.visually-hidden", { "aria-live": "polite" });
     document.body.append(announcer);
 
+    const openQueue = () => studio.go("train");
+
+    /** Nothing is trained: the bar is there only while a paused queue holds something up. */
+    function idle(live, waiting) {
+      if (!live.queue.paused || !waiting) return void element.replaceChildren();
+      if (element.querySelector(".paused .number")?.textContent === String(waiting)) return;
+      element.replaceChildren(h("section.runbar.paused", { "aria-label": "The queue" }, h("span.pill.warn", null, icon("pause"), "Paused"),
+        h("span", null, h("b.number", null, String(waiting)), " waiting; nothing begins by itself."), h("button.btn.small", { type: "button", onclick: openQueue }, "Open the queue")));
+    }
+
     function build() {
       const parts = {
         pill: h("span"), name: h("span"), fill: h("i"), figures: h("div.gauges"),
-        stop: h("button.btn.danger", { type: "button" }, icon("stop"), "Stop"),
+        stop: h("button.btn.danger", { type: "button" }, icon("stop"), h("span", null, "Stop")),
       };
       parts.bar = h("div.bar", { role: "progressbar", "aria-label": "Progress of the training", "aria-valuemin": "0", "aria-valuemax": "100" }, parts.fill);
       const who = h("button.who", { type: "button", title: "Open this training", onclick: () => studio.open(studio.live.active.project, "train") }, parts.pill, parts.name);
+      parts.waits = h("button.btn.small", { type: "button", hidden: true, title: "Open the queue", onclick: openQueue });
       parts.stop.onclick = async () => {
-        stopping = studio.live.active?.run ?? "";
+        const { active } = studio.live;
+        pressed = `${active.run}/${active.stop?.rung ?? ""}`;
         show(studio.live);
-        if (!await studio.call(server.stop({ run: stopping }))) stopping = "";
+        const ask = active.stop ? server.hurry : server.stop;
+        if (!await studio.call(ask({ run: active.run }))) pressed = "";
+        studio.live.kick(false);
       };
-      element.replaceChildren(parts.root = h("section.runbar", { "aria-label": "Training in progress" }, who, parts.bar, parts.figures, parts.stop));
+      element.replaceChildren(parts.root = h("section.runbar", { "aria-label": "Training in progress" }, who, parts.bar, parts.figures, h("div.runbar-buttons", null, parts.waits, parts.stop)));
       return parts;
     }
 
     function show(live) {
       const active = working(live);
       title(live);
+      const waiting = live.queue.jobs.filter((job) => job.state === "waiting").length;
       if (!active) {
-        element.replaceChildren();
-        [bar, stopping] = [null, ""];
-        return;
+        [bar, pressed] = [null, ""];
+        return void idle(live, waiting);
       }
       bar ||= build();
-      const state = stopping === active.run ? "stopping" : active.state;
+      const here = `${active.run}/${active.stop?.rung ?? ""}`;
+      if (pressed !== here) pressed = "";
+      const state = pressed ? "stopping" : active.state;
       const share = active.total ? active.step / active.total : 0;
       if (bar.state !== state) bar.pill.replaceChildren(studio.statePill(bar.state = state));
       bar.name.textContent = live.projectName(active.project);
       bar.fill.style.width = `${(100 * share).toFixed(1)}%`;
       bar.bar.setAttribute("aria-valuenow", Math.round(100 * share));
       bar.bar.classList.toggle("unknown", !active.step && state !== "stopping");
-      bar.stop.disabled = state === "stopping";
+      bar.stop.disabled = Boolean(pressed) || Boolean(active.stop && !active.stop.hurry);
+      bar.stop.lastChild.textContent = active.stop?.hurry || "Stop";
+      bar.waits.hidden = !waiting;
+      bar.waits.textContent = `${waiting} waiting`;
       bar.figures.replaceChildren(...[
         active.total && active.step ? h("span", null, h("b", null, format.count(active.step)), ` / ${format.count(active.total)}`) : null,
         active.loss !== null && active.loss !== undefined ? h("span", null, "loss ", h("b", null, format.number(active.loss))) : null,
         active.eta_s !== null && active.eta_s !== undefined ? h("span", null, h("b", null, format.seconds(active.eta_s)), " left") : null,
+        active.stop ? h("span", { title: active.stop.text }, h("b", null, `${Math.ceil(active.stop.left_s)} s`), active.stop.rung === "asked" ? " to save and end" : " until it is killed") : null,
         live.online ? null : h("span", null, "reconnecting…"),
       ].filter(Boolean));
       if (announced !== state) announcer.textContent = `${bar.name.textContent}: ${STATE_WORDS[announced = state]}`;

@@ -78,7 +78,7 @@
   }
 
   const live = {
-    data: fresh(), active: null, gpu: null, disk: null, online: true, TERMINAL, fold, foldLog, fresh, kick,
+    data: fresh(), active: null, queue: { paused: false, notice: "", jobs: [] }, going: {}, gpu: null, disk: null, online: true, TERMINAL, fold, foldLog, fresh, kick,
     state: () => live.data.status?.state ?? "",
     /** Whether a trainer lives for the run that is followed. */
     alive: () => Boolean(live.data.run && live.data.status && !TERMINAL.includes(live.state()) && live.state() !== "queued"),
@@ -86,6 +86,7 @@
   };
   let offset = 0;
   let logOffset = 0;
+  let queueTag = "";
   let failures = 0;
   let timer = 0;
   let running = false;
@@ -109,7 +110,8 @@
     [offset, logOffset] = [answer.offset, answer.log_offset];
     Object.assign(data, { status: answer.status, result: answer.result });
     const activeBefore = live.active;
-    Object.assign(live, { active: answer.active, gpu: answer.gpu, disk: answer.disk_free_gib });
+    if (answer.queue) [live.queue, queueTag] = [answer.queue, answer.queue_tag];
+    Object.assign(live, { active: answer.active, going: answer.going, gpu: answer.gpu, disk: answer.disk_free_gib });
     if (before?.state !== data.status?.state || activeBefore?.run !== live.active?.run) {
       studio.emit("state", { from: before?.state, to: data.status?.state });
     }
@@ -119,7 +121,7 @@
     const project = studio.project();
     if (!project) return;
     if (live.data.project !== project) forget();
-    const query = new URLSearchParams({ project, run: live.data.run ?? "", offset, log: logOffset });
+    const query = new URLSearchParams({ project, run: live.data.run ?? "", offset, log: logOffset, queue: queueTag });
     const answer = await studio.fetchJSON(`/studio/live?${query}`);
     if (studio.project() !== project) return void (again = true);
     take(answer);

@@ -40,14 +40,15 @@
       const queued = state === "queued";
       const ending = live.active && live.active.run === live.data.run && !alive ? "The trainer is just ending; this takes a moment." : "";
       const working = ["training", "sampling", "saving"].includes(state);
+      const stopping = state === "stopping";
       const resumable = ["stopped", "failed", "lost"].includes(state);
       const soon = "This works as soon as the first step is done.";
       return {
         start: alive || queued ? null : this.plan ? this.plan.problem : "Looking at the project…",
         resume: resumable ? ending : null,
-        stop: alive || queued ? "" : null,
-        save: alive ? (working ? "" : soon) : null,
-        sample: alive ? (!this.plan || this.plan.run_prompts ? (working ? "" : soon) : "The recipe has no sample prompts; add some for the next run.") : null,
+        stop: stopping ? "It is stopping." : alive || queued ? "" : null,
+        save: alive && !stopping ? (working ? "" : soon) : null,
+        sample: alive && !stopping ? (!this.plan || this.plan.run_prompts ? (working ? "" : soon) : "The recipe has no sample prompts; add some for the next run.") : null,
       };
     }
 
@@ -128,7 +129,7 @@
   function rungOf(data) {
     const { state, stage, step, total } = data.status;
     if (state === "finished") return RUNGS.length;
-    if (["queued", "starting", "downloading"].includes(state)) return 0;
+    if (["starting", "downloading"].includes(state)) return 0;
     if (state === "preparing") return { captions: 2, load: 3 }[stage] ?? 1;
     if (state === "saving" && total && step >= total) return 5;
     if (step > 0 || ["training", "sampling", "saving"].includes(state)) return 4;
@@ -262,6 +263,24 @@
         h("button.btn", { type: "button", onclick: () => studio.go("recipe") }, "Change the recipe")));
   }
 
+  /** How far a stop has got, and the button that does not wait. */
+  class Stopping {
+    constructor(server) {
+      this.text = h("span");
+      this.button = h("button.btn.small.danger", { type: "button", id: "train-hurry", onclick: () => studio.call(server.act({ verb: "hurry", run: studio.live.data.run })).then(() => studio.live.kick(false)) });
+      this.element = h("div.notice.warn.stopping", { hidden: true, role: "status" }, icon("stop"), this.text, this.button);
+    }
+
+    update({ data, going }) {
+      const stop = going[studio.jobOf(data.run)?.id]?.stop;
+      this.element.hidden = !stop;
+      if (!stop) return;
+      this.text.textContent = stop.text;
+      this.button.textContent = stop.hurry;
+      this.button.hidden = !stop.hurry;
+    }
+  }
+
   function planCard(plan) {
     if (!plan?.summary.length) return null;
     const rows = plan.summary.map(([label, value]) => h("div", null, h("dt", null, label), h("dd", null, value)));
@@ -279,16 +298,18 @@
     const chart = new studio.LossChart();
     const matrix = new studio.SampleMatrix({ empty: "The first images are drawn before the first step, so that every later one can be compared with them." });
     const log = new Log();
+    const stopping = new Stopping(server);
     const pill = h("span");
     const name = h("h2");
     const message = h("p.muted.message");
     const figures = h("dl.figures");
     const failure = h("div");
     const plan = h("div");
+    const queue = new studio.QueueCard((message) => studio.call(server.queue(message)));
     const run = h("div.train-run", { hidden: true }, h("div.card", null, figures), h("div.train-columns", null, chart.element, ladder.element), matrix.element, log.element);
     element.replaceChildren(h("div.train", null,
       h("section.card.train-head", { "aria-label": "Training" }, h("div.train-title", null, h("div.train-name", null, name, pill), message), h("div", null, actions.row, actions.why)),
-      failure, plan, run));
+      failure, stopping.element, queue.element, plan, run));
     let shownState = null;
     let shownFailure = "";
 
@@ -302,9 +323,11 @@
       if (shownState !== state) pill.replaceChildren(studio.statePill(shownState = state));
       message.textContent = !data.run ? "Nothing has been trained in this project yet."
         : ["failed", "lost"].includes(state) ? "" : status.message;
-      run.hidden = !data.run;
+      run.hidden = !data.run || (state === "queued" && !data.attempt); // nothing to be seen of it yet
       const failed = ["failed", "lost"].includes(state) ? `${data.run}/${status.attempt}/${status.message}/${data.checkpoints.length}` : "";
       if (shownFailure !== failed) failure.replaceChildren(...((shownFailure = failed) ? [failureCard(data, actions)] : []));
+      queue.update(live);
+      stopping.update(live);
       plan.hidden = Boolean(data.run);
       if (!data.run) return;
       figures.replaceChildren(...numbers(data));

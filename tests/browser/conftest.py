@@ -48,6 +48,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 class StudioProcess:
     """``python app.py`` on a port of its own; ``kill`` and ``start`` again to restart it."""
 
+    program = ROOT / "app.py"
+
     def __init__(self, workspace: Path, *options: str, password: str = "", **environment: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -72,7 +74,7 @@ class StudioProcess:
         arguments = ["--port", str(self.port), "--workspace", str(self.workspace), *self._options]
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, str(ROOT / "app.py"), *arguments],
+                [sys.executable, str(self.program), *arguments],
                 cwd=ROOT,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,

@@ -69,7 +69,10 @@ def test_reorder_cancel_and_queue_again(supervise, project) -> None:
     jobs.move(job_of(jobs, running).id, +1)  # and what runs is not moved
     order = [job.run for job in jobs.queue.look().waiting()]
     assert order == [c.id, a.id, b.id]
-    assert [jobs.status(run).message.split(":")[0] for run in (a, b)] == ["2. in line", "3. in line"]
+    assert [jobs.status(run).message.split(":")[0] for run in (a, b)] == [
+        "Number 2 in line",
+        "Number 3 in line",
+    ]
 
     jobs.cancel(job_of(jobs, c).id)
     assert jobs.status(c).state == "stopped" and "out of the queue" in jobs.status(c).message

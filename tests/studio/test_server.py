@@ -134,6 +134,35 @@ def test_two_clients_and_a_late_one_see_the_same_training(serve, supervise, proj
     assert part.status_code == 206 and part.content == lora.content[5:10]
 
 
+def test_the_queue_is_told_once_and_its_progress_each_time(serve, supervise, project: Project) -> None:
+    jobs = supervise("deaf", steps=100_000)
+    studio = serve(jobs=jobs)
+    run = jobs.start(project, project.config())
+    later = jobs.start(project, parse(merge(to_tables(project.config()), {"train": {"seed": 9}})))
+    wait_for(lambda: jobs.status(run).step > 3)
+    with studio.client() as client:
+        query = {"project": project.id}
+        first = client.get("/studio/live", params=query).json()
+        assert [(row["run"], row["state"]) for row in first["queue"]["jobs"]] == [
+            (run.id, "running"),
+            (later.id, "waiting"),
+        ]
+        assert first["run"] == run.id and first["active"]["stop"] is None
+        query["queue"] = first["queue_tag"]
+        again = client.get("/studio/live", params=query).json()
+        assert again["queue"] is None and again["queue_tag"] == first["queue_tag"]
+        jobs.stop(run)
+        stopping = client.get("/studio/live", params=query).json()
+        assert stopping["status"]["state"] == stopping["active"]["state"] == "stopping"
+        stop = next(iter(stopping["going"].values()))["stop"]
+        assert stop["rung"] == "asked" and 50 < stop["left_s"] <= 60 and stop["hurry"] == "Stop now"
+        jobs.hurry_run(run)
+        stop = client.get("/studio/live", params=query).json()["active"]["stop"]
+        assert stop["rung"] == "term" and "would be lost" in stop["text"]
+        jobs.stop(later)
+        assert client.get("/studio/live", params=query).json()["queue"]["jobs"][1]["state"] == "cancelled"
+
+
 def test_long_run_is_thinned_and_a_poll_of_it_stays_cheap(serve, workspace, project: Project) -> None:
     run = make_run(workspace, project)
     lines = [{"seq": 1, "time": 1.0, "attempt": 1, "kind": "started", "step": 0, "total": 50_000}]

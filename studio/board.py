@@ -1,0 +1,53 @@
+"""The queue as the pages show it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from typing import Any
+
+from .jobs import Supervisor
+from .queue import Job
+from .redact import redact
+from .stopping import told
+
+ENDS_SHOWN = 8
+
+
+def board(jobs: Supervisor) -> tuple[str, dict[str, Any]]:
+    """(tag, {"paused", "notice", "jobs": [row, …]}): what runs, what waits in its order, what ended lately.
+
+    The tag changes when the rest does. What changes all the time is :func:`going`'s.
+    """
+    book = jobs.queue.look()
+    shown = [*book.running(), *book.waiting(), *book.ends()[:ENDS_SHOWN]]
+    answer = {"paused": book.paused, "notice": book.notice, "jobs": [_row(job) for job in shown]}
+    return hashlib.sha256(json.dumps(answer).encode()).hexdigest()[:12], answer
+
+
+def _row(job: Job) -> dict[str, Any]:
+    row = job.model_dump(include={"id", "kind", "project", "run", "detail", "state", "cause"})
+    row["message"] = redact(job.message)
+    row["when"] = _clock(job.ended) if job.over else ""
+    row["gpu"] = ", ".join(job.devices)
+    return row
+
+
+def _clock(seconds: float) -> str:
+    at = time.localtime(seconds)
+    return f"{at.tm_mday} {time.strftime('%b %H:%M', at)}"
+
+
+def going(jobs: Supervisor) -> dict[str, dict[str, Any]]:
+    """{job id: {"step", "total", "stop"}} of what runs; ``stop`` is None, or how far a stop has got."""
+    answer: dict[str, dict[str, Any]] = {}
+    for job in jobs.queue.look().running():
+        run = jobs.run_of(job) if job.kind == "train" else None
+        status = run.raw_status() if run else None
+        stop = None
+        if job.stop:
+            stop = told(job, run, status, jobs.patience.left(job.stop, status, time.time()))
+        progress = {"step": status.step, "total": status.total} if status else {"step": 0, "total": 0}
+        answer[job.id] = {**progress, "stop": stop}
+    return answer

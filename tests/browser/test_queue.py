@@ -1,0 +1,77 @@
+"""The queue in a browser, with a trainer that trains nothing: order, cancel, the next start, a slow stop."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import BrowserContext, expect
+
+from dataset_tools.ingest import ingest
+from studio.projects import Workspace
+
+from ..conftest import ROOT
+from ..pictures import draw_picture
+from .conftest import CHROMIUM, Console, StudioProcess
+
+PATIENT = 60_000
+
+
+class StandInStudio(StudioProcess):
+    program = ROOT / "tests" / "browser" / "stand_in_studio.py"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudioProcess]:
+    """A studio with three projects of one picture each, whose trainer goes on until it is told to stop."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    home = tmp_path_factory.mktemp("queue")
+    workspace = Workspace(home / "workspace")
+    for seed, name in enumerate(("Luna", "Milo", "Nala")):
+        ingest([draw_picture(home / f"{name}.png", seed)], workspace.create_project(name).root)
+    process = StandInStudio(workspace.root, STAND_IN="--behave hears-term --steps 100000")
+    process.start()
+    yield process
+    process.kill()
+    process.end_trainings()
+
+
+def test_two_are_queued_reordered_one_taken_out_and_the_other_begins(
+    server: StudioProcess, context: BrowserContext, console: Console
+) -> None:
+    page = console.watch(context.new_page())
+    for project in ("luna", "milo", "nala"):
+        page.goto(f"{server.url}/?project={project}&step=train")
+        start = page.locator("#train-start")
+        expect(start).to_have_attribute("aria-disabled", "false", timeout=PATIENT)
+        start.click()
+        expect(page.locator("#train-stop")).to_be_visible(timeout=PATIENT)
+    rows, waiting = page.locator(".queue li"), page.locator(".queue li.waiting")
+    expect(rows).to_have_text([re.compile("Luna"), re.compile("1.*Milo"), re.compile("2.*Nala")])
+    expect(page.locator(".train-head .message")).to_contain_text("Number 2 in line")
+    expect(page.locator(".runbar")).to_contain_text("Luna")
+    expect(page.locator(".runbar")).to_contain_text("2 waiting")
+
+    page.get_by_role("button", name="Earlier: Nala").click()
+    expect(waiting).to_have_text([re.compile("1.*Nala"), re.compile("2.*Milo")])
+    expect(page.locator(".train-head .message")).to_contain_text("Next in line")
+    page.get_by_role("button", name="Take out of the queue: Milo").click()
+    expect(waiting).to_have_text([re.compile("Nala")])
+    expect(page.locator(".queue li.cancelled")).to_contain_text("Milo")
+    page.set_viewport_size({"width": 380, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 380
+    page.set_viewport_size({"width": 1280, "height": 900})
+
+    # What runs does not listen: the countdown is seen, and one need not wait for it.
+    running = page.locator(".queue li.running")
+    running.get_by_role("button", name="Stop").click()
+    expect(running).to_contain_text(re.compile(r"saves and ends. If it has not in \d+ s"))
+    expect(page.locator(".runbar")).to_contain_text(re.compile(r"\d+ s to save and end"))
+    expect(running).to_contain_text("Luna")
+    running.get_by_role("button", name="Stop now").click()
+    expect(running).to_contain_text("Nala", timeout=PATIENT)
+    expect(page.locator(".queue li.stopped")).to_contain_text("Luna")
+    page.wait_for_function("() => studio.live.data.status?.state === 'training'", timeout=PATIENT)
+    expect(page.locator(".train-head .pill")).to_have_text("Training")
