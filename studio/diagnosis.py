@@ -17,7 +17,7 @@ from trainer.contract.runs import CAUSES, Status
 TAIL_BYTES = 64 * 1024
 
 REMEDIES: dict[str, str] = {
-    "gpu_oom": "Lower the batch size to 1, switch gradient checkpointing on, or lower the resolution.",
+    "gpu_oom": "Lower the resolution, the batch size or the rank, or choose a smaller base.",
     "host_oom": "Close other programs, or lower the batch size or the resolution, then resume.",
     "nan": "Halve the learning rate and resume from the last checkpoint.",
     "disk_full": "Free some space (old runs and checkpoints are the largest), then resume.",

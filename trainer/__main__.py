@@ -20,6 +20,7 @@ from .contract.errors import ConfigError, UserError
 from .contract.fields import RECORDS, load_recipe, parse, to_tables
 from .contract.runs import RunFolder, new_run_id
 from .processes import Crew, joined, leave, speaks, under_torchrun
+from .restart import AGAIN, Restart, begin_again, fit_allocator
 
 if TYPE_CHECKING:
     from .requests import Requests
@@ -36,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         for sentence in error.problems.values():
             print(f"error: {sentence}", file=sys.stderr)
         return BAD_RECIPE
+    except Restart:
+        return AGAIN
     except UserError as error:
         if speaks():
             print(f"error: {error}", file=sys.stderr)
@@ -198,6 +201,7 @@ def _resume(arguments: argparse.Namespace) -> int:
     requests = Requests()
     run = RunFolder(arguments.run_dir.resolve())
     run.config()
+    fit_allocator(run)
     with joined() as crew:
         return _run(run, requests, crew)
 
@@ -210,7 +214,8 @@ def _run(run: RunFolder, requests: Requests, crew: Crew) -> int:
 
         if (processes := wanted(config.machine.gpus)) > 1:
             return launch(run, processes)
-    with run.hold() if crew.main else nullcontext():
+    fit_allocator(run)
+    with run.hold() if crew.main else nullcontext() as lock:
         if crew.main:
             requests.attach(run)
         result = run.result(config)
@@ -233,6 +238,10 @@ def _run(run: RunFolder, requests: Requests, crew: Crew) -> int:
             if crew.main:
                 print(stopped, file=sys.stderr)
             return STOPPED
+        except Restart:
+            if lock is None or crew.world > 1:
+                raise  # which ends the others too; who has started us starts all of us again
+            return begin_again(run, lock)
     return FINISHED
 
 

@@ -69,7 +69,7 @@ def _checkpoint(run: RunFolder) -> Path:
 def sample_run(run: RunFolder, lines: list[str], out: Path | None, seed: int | None) -> int:
     """Draw each prompt with the run's newest weights; prints the files' names. Raises ConfigError for a
     prompt whose options are wrong."""
-    config = run.config()
+    config = run.amended()
     if seed is not None:
         config = parse(merge(to_tables(config), {"samples": {"seed": seed}}))
     config = parse(merge(to_tables(config), {"samples": {"prompts": lines}}))
@@ -100,7 +100,7 @@ def sample_run(run: RunFolder, lines: list[str], out: Path | None, seed: int | N
 
 def export_run(run: RunFolder, format: Format, out: Path, rank: int | None = None) -> int:
     """Write the run's newest weights to ``out`` in another program's key names, a DyLoRA's at any rank."""
-    config = run.config()
+    config = run.amended()
     require_nested(config.adapter, rank)
     checkpoint = _checkpoint(run)
     family, base_name = _load(run, config)

@@ -28,7 +28,7 @@ from .adapters import (
     start_from,
     use_rank,
 )
-from .contract.blocks import recounted
+from .contract.blocks import Block, recounted
 from .contract.config import TEXT_RATES, TrainConfig
 from .contract.errors import RunError
 from .contract.families import Family, assistant_of, block_maps
@@ -43,6 +43,7 @@ from .families.base import ModelFamily, load_family
 from .hub import Tell, fetch_lora
 from .lora_file import read_lora
 from .losses import require_prediction
+from .offload import offload
 from .source import BaseModel, local_path, looks_like_hub_id, resolve
 
 
@@ -156,7 +157,7 @@ def told_schedule(noise: NoiseSettings) -> dict[str, Any]:
 
 def assemble(family: ModelFamily, config: TrainConfig, beside: Path, tell: Tell = lambda text: None) -> Model:
     """Load the denoiser, put on what the recipe says. Relative paths are looked up in ``beside``."""
-    denoiser = family.load_denoiser()
+    denoiser = family.load_denoiser(in_ram=config.machine.offload)
     known = _adaptable(family.denoiser_part, denoiser)
     placed = place(config.adapter, family.row, denoiser)
     add_lora(denoiser, config.adapter, targets_in(denoiser, family, config), config.train.seed, placed)
@@ -165,6 +166,8 @@ def assemble(family: ModelFamily, config: TrainConfig, beside: Path, tell: Tell 
     if assistant := assistant_of(config.model.family, config.model.base, config.model.assistant):
         weights = read_lora(_lora_path(assistant, beside, tell), family, known)
         add_assistant(denoiser, {name.partition(".")[2]: lora for name, lora in weights.items()})
+    if config.machine.offload:
+        offload(denoiser, placed.blocks, family.device)
     parts = {family.denoiser_part: denoiser}
     if rates := config.text_encoder_rates():
         encoders = family.text_encoders()
@@ -189,14 +192,26 @@ def place(adapter: AdapterSettings, row: Family, denoiser: nn.Module) -> Placing
 
     Raises RunError(config) where a list has another length.
     """
-    counts = {
-        name: len(child) for name, child in denoiser.named_children() if isinstance(child, nn.ModuleList)
-    }
     try:
-        return placing(adapter, recounted(row.blocks, counts))
+        return placing(adapter, _blocks(row, denoiser))
     except ValueError as error:
         setting, sentence = error.args
         raise RunError(f"adapter.{setting}: {sentence}", "config") from None
+
+
+def _blocks(row: Family, denoiser: nn.Module) -> tuple[Block, ...]:
+    counts = {
+        name: len(child) for name, child in denoiser.named_children() if isinstance(child, nn.ModuleList)
+    }
+    return recounted(row.blocks, counts)
+
+
+def base_of(family: ModelFamily, config: TrainConfig) -> Model:
+    """The base without any LoRA."""
+    denoiser = family.load_denoiser(in_ram=config.machine.offload)
+    if config.machine.offload:
+        offload(denoiser, _blocks(family.row, denoiser), family.device)
+    return Model(denoiser, {})
 
 
 def targets_in(denoiser: nn.Module, family: ModelFamily, config: TrainConfig) -> str | list[str]:

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .contract.files import read_json, staged, sync_folder, write_json
+from .moments import is_ours, put_back
 
 MANIFEST = "MANIFEST.json"
 ADAPTER, AVERAGE, IDENTITY = "adapter.safetensors", "average.safetensors", "identity.json"
@@ -69,11 +70,21 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Put it back into a fresh optimizer of the same parameters, bit for bit.
 
     Not by ``load_state_dict``, which casts every state to its parameter's number format. Checkpoints from
-    before there was an optimizer.json have tensors alone.
+    before there was an optimizer.json have tensors alone. One that keeps fewer bits takes over what a larger
+    one kept (:mod:`trainer.moments`).
     """
     tensors = load_file(folder / "optimizer.safetensors")
     file = folder / "optimizer.json"
     plain = read_json(file) if file.exists() else {"state": {}, "groups": []}
+    if is_ours(optimizer):
+        states: dict[int, dict[str, Any]] = {}
+        for key, value in [*tensors.items(), *plain["state"].items()]:
+            number, name = key.split(".", 1)
+            states.setdefault(int(number), {})[name] = value
+        put_back(optimizer, states)
+        for group, saved in zip(optimizer.param_groups, plain["groups"], strict=False):
+            group.update({name: value for name, value in saved.items() if name in group})
+        return
     parameters = _parameters_of(optimizer)
     on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     for key, value in [*tensors.items(), *plain["state"].items()]:

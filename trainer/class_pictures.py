@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .assemble import Model
+from .assemble import base_of
 from .cache import TextCache
 from .contract.class_set import with_class_set
 from .contract.config import TrainConfig
@@ -80,7 +80,7 @@ def _drawn(
     texts.fill([*prompts, settings.negative], stages("captions", "Encoding captions"))
     family.free_encoders()
     report.stage("load", 0, 0, "Loading the denoiser for the class pictures")
-    model = Model(family.load_denoiser(), {})
+    model = base_of(family, config)
     progress = stages("class", "Drawing class pictures")
     for done, number in enumerate(missing, config.prior.pictures - len(missing)):
         progress(done, config.prior.pictures)

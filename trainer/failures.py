@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-
 from dataset_tools.images import ImageError
 
 from .contract.errors import RunError, UserError
 from .contract.files import is_disk_full
+from .ladder import gpu_is_full
 
 
 def explain(error: BaseException) -> tuple[str, str, str]:
@@ -16,7 +15,7 @@ def explain(error: BaseException) -> tuple[str, str, str]:
     evidence = f"{type(error).__name__}: {text.splitlines()[-1]}"[:500]
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted; what was saved before is still there, resume to go on.", "killed", evidence
-    if isinstance(error, torch.cuda.OutOfMemoryError):
+    if gpu_is_full(error):
         return "The GPU ran out of memory; lower the batch size or the resolution.", "gpu_oom", evidence
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
         return "The computer ran out of memory; lower the batch size or the resolution.", "host_oom", evidence

@@ -23,18 +23,19 @@ from .contract.lint_masks import masks_in_words
 from .contract.settings.loss import LossSettings, MaskMode
 
 
-def mask_weights(mask_B1HW: Tensor, mode: MaskMode, floor: float) -> Tensor:
+def mask_weights(mask_B1HW: Tensor, mode: MaskMode, floor: float, masks_N1HW: Tensor | None = None) -> Tensor:
     """The factor (B, 1, h, w) on the loss of every place, before the mean over a sample.
 
     With m = max(mask, floor): "kohya" is m, so that a small mask makes a small loss (and step);
     "normalised" m / mean(m) of each sample (OneTrainer's), "batch" m / mean(m) of the whole batch
-    (ai-toolkit's). Where a mean is 0 so are the weights.
+    (ai-toolkit's), whose masks are ``masks_N1HW`` where these are only some. Where a mean is 0 so are the
+    weights.
     """
     m_B1HW = mask_B1HW.clamp_min(floor)
     if mode == "normalised":
         mean = m_B1HW.mean(dim=(1, 2, 3), keepdim=True)
     elif mode == "batch":
-        mean = m_B1HW.mean()
+        mean = m_B1HW.mean() if masks_N1HW is None else masks_N1HW.clamp_min(floor).mean()
     else:
         return m_B1HW
     return torch.where(mean > 0, m_B1HW / mean.clamp_min(1e-12), m_B1HW)

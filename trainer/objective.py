@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ class Batch:
         noise_BCHW, seen_BCHW: the noise that the target is made of, and the noise that is mixed in.
         t_B: how much of it, from 0 (clean) to 1 (noise).
         mask_B1HW: what the masks show of the pictures, from 0 to 1.
+        masks_N1HW: those of the whole batch of the plan that they are a part of.
     """
 
     clean_BCHW: Tensor
@@ -43,6 +44,7 @@ class Batch:
     seen_BCHW: Tensor
     t_B: Tensor
     mask_B1HW: Tensor
+    masks_N1HW: Tensor
     embeds: list[TextEmbeds]
     geometry: list[Geometry]
 
@@ -54,6 +56,7 @@ class Batch:
             self.seen_BCHW[numbers],
             self.t_B[numbers],
             self.mask_B1HW[numbers],
+            self.masks_N1HW,
             embeds,
             [self.geometry[number] for number in numbers],
         )
@@ -66,6 +69,7 @@ class Batch:
             torch.cat([self.seen_BCHW, other.seen_BCHW]),
             torch.cat([self.t_B, other.t_B]),
             torch.cat([self.mask_B1HW, other.mask_B1HW]),
+            self.masks_N1HW,
             self.embeds + other.embeds,
             self.geometry + other.geometry,
         )
@@ -135,7 +139,9 @@ class Objective:
         """The same, weighted by place."""
         mode, floor = self.config.loss.mask, self.config.loss.mask_floor
         losses_BCHW = self.elementwise(prediction_BCHW, batch)
-        return losses_BCHW if mode == "off" else losses_BCHW * mask_weights(batch.mask_B1HW, mode, floor)
+        if mode == "off":
+            return losses_BCHW
+        return losses_BCHW * mask_weights(batch.mask_B1HW, mode, floor, batch.masks_N1HW)
 
     def unlearnt(self, losses_B: Tensor, batch: Batch, samples: list[Sample]) -> Tensor:
         """What is minimised of them to unlearn (``train.unlearn``): regularisation pictures stay learnt."""
@@ -177,7 +183,19 @@ class Objective:
         views = [sample.view(self.config.dataset) for sample in samples]
         embeds = embeds or self.texts.embeds([self.captions.of(one) for one in samples])
         u = [one.uniform("t") for one in samples]
-        return self.assembled(samples, views, embeds, u, self.config.noise)
+        batch = self.assembled(samples, views, embeds, u, self.config.noise)
+        return replace(batch, masks_N1HW=self.masks_of_batch(samples)) if self.in_part(samples) else batch
+
+    def in_part(self, samples: Sequence[Sample]) -> bool:
+        """Whether these are only some of a batch whose masks are to be seen together."""
+        whole = self.captions.plan.batch(samples[0].batch) if self.config.loss.mask == "batch" else samples
+        return len(samples) < len(whole)
+
+    def masks_of_batch(self, samples: Sequence[Sample]) -> Tensor:
+        """The masks of the plan's batch that the samples are of, (N, 1, h, w)."""
+        whole = self.captions.plan.batch(samples[0].batch)
+        masks = [self.latents.mask(one.image.id, one.view(self.config.dataset)) for one in whole]
+        return torch.stack(masks).to(self.device)
 
     def assembled(
         self,
@@ -194,12 +212,14 @@ class Objective:
         masks = [self.latents.mask(*look) for look in looks]
         noise = [drawn_noise(settings, one, latent) for one, latent in zip(samples, clean, strict=True)]
         seen = [perturbed(settings, one, drawn) for one, drawn in zip(samples, noise, strict=True)]
+        mask_B1HW = torch.stack(masks).to(self.device)
         return Batch(
             torch.stack(clean).to(self.device),
             torch.stack(noise).to(self.device),
             torch.stack(seen).to(self.device),
             self.times(u, clean[0]).to(self.device),
-            torch.stack(masks).to(self.device),
+            mask_B1HW,
+            mask_B1HW,
             embeds,
             [one.image.geometry(view) for one, view in zip(samples, views, strict=True)],
         )

@@ -20,6 +20,7 @@ from .checkpoints import list_checkpoints, step_of
 from .contract.cost import Cost
 from .contract.events import EventLog
 from .contract.files import is_disk_full
+from .contract.ladder import Amendment
 from .contract.runs import RunFolder, State, Status
 from .memory import describe, memory_use
 
@@ -101,6 +102,10 @@ class Reporter:
         self._write(force=True)
         if message:
             self.say(message)
+
+    def enter(self, stage: str) -> None:
+        """A stage begins, of which there is no progress to tell yet."""
+        self._update(stage=stage)
 
     def stage(self, name: str, done: int, total: int, text: str = "") -> None:
         """Progress of a long stage."""
@@ -187,6 +192,11 @@ class Reporter:
         self._tell("saved", step=step, file=file)
         self.say(f"saved {file}")
 
+    def adapted(self, change: Amendment) -> None:
+        """Lack of GPU memory has changed how the run goes on."""
+        self._tell("adapted", rung=change.rung, changes=change.changes, text=change.sentence)
+        self.say(change.sentence)
+
     def warning(self, text: str) -> None:
         """Said once, however often it happens, by any thread; after the last word on the terminal alone."""
         if text in self._warned:
@@ -195,14 +205,25 @@ class Reporter:
         self._tell("warning", text=text)
         self.say(f"warning: {text}")
 
+    def pause(self, message: str) -> None:
+        """The last word of a process whose run another one goes on with at once."""
+        with self._turn:
+            self._close_bar()
+            self.state("starting", message)
+            self._ended = True
+            self._events.close()
+
+    def _close_bar(self) -> None:
+        if self._bar:
+            self._bar.close()
+            self._bar = None
+
     def end(self, state: State, message: str, cause: str = "", evidence: str = "") -> None:
         """The run's last word; once it is said, nothing more is."""
         with self._turn:
             if self._ended:
                 return
-            if self._bar:
-                self._bar.close()
-                self._bar = None
+            self._close_bar()
             self._update(state=state, stage="", message=message, cause=cause, evidence=evidence, eta_s=None)
             step = self._status.step
             with suppress(OSError):

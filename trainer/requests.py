@@ -12,6 +12,7 @@ import psutil
 
 from .contract.runs import RunFolder, Verb
 from .processes import under_torchrun
+from .restart import STOPS, hear_again
 
 
 class Stopped(Exception):
@@ -46,8 +47,9 @@ class Requests:
         """When it was said that the machine goes, by time.monotonic."""
         self.goes: float | None = None
         """When it goes, by time.monotonic, where that was said, too."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPS:
             signal.signal(number, self.on_signal)
+        hear_again()
 
     def attach(self, run: RunFolder) -> None:
         """Read the control files of ``run``, whose lock the caller holds.

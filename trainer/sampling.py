@@ -19,12 +19,14 @@ from .assemble import Model
 from .cache import Texts
 from .contract.config import TrainConfig
 from .contract.files import staged
+from .contract.ladder import amended, read_ladder
 from .contract.prompt import Prompt, prompts_of
 from .contract.randomness import derived_seed
 from .contract.runs import RunFolder
 from .contract.settings.samples import SampleSettings
 from .contract.sizes import square_side
 from .families.base import ModelFamily
+from .ladder import climb, gpu_is_full, release
 from .report import Reporter
 from .requests import Asks
 
@@ -70,17 +72,7 @@ class Drawings:
                     kept = self.cache / f"{self._baseline_key(prompt, number, side)}.webp"
                     baseline = step == 0 and not self.config.adapter.start_from
                     if not (baseline and _copied(kept, file)):
-                        with self.autocast():
-                            image = draw(
-                                self.family,
-                                self.model,
-                                self.texts,
-                                self.config.samples,
-                                prompt,
-                                number=number,
-                                side=side,
-                                stop=self.requests.stop,
-                            )
+                        image = self._drawn(prompt, number, side)
                         save_sample(image, file)
                         if baseline:
                             save_sample(image, kept)
@@ -90,6 +82,35 @@ class Drawings:
             return  # a resumed run draws it
         except (RuntimeError, MemoryError, ValueError, TypeError, OSError) as error:
             self.report.warning(f"drawing samples at step {step} failed ({error}); the training goes on")
+
+    def _drawn(self, prompt: Prompt, number: int, side: int) -> Image.Image:
+        """One drawing, decoded in tiles where it does not fit otherwise: from then on in this run."""
+        whole = amended(self.config, read_ladder(self.run.ladder)).samples
+
+        def one(settings: SampleSettings) -> Image.Image:
+            with self.autocast():
+                return draw(
+                    self.family,
+                    self.model,
+                    self.texts,
+                    settings,
+                    prompt,
+                    number=number,
+                    side=side,
+                    stop=self.requests.stop,
+                )
+
+        try:
+            return one(whole)
+        except RuntimeError as error:
+            if whole.tiling or not gpu_is_full(error):
+                raise
+            release(error)
+        change = climb(self.run, self.config, self.report.status, "draw")
+        if change:
+            self.report.adapted(change)
+            whole = amended(self.config, [change]).samples
+        return one(whole)
 
     def _baseline_key(self, prompt: Prompt, number: int, side: int) -> str:
         """Of everything that a picture by the base alone depends on: runs over one base share theirs."""

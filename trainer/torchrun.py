@@ -33,6 +33,7 @@ from .contract.runs import RunFolder
 from .failures import explain
 from .processes import CODE_FILE, Crew, PeerLost
 from .requests import Stopped
+from .restart import AGAIN
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for another that lives: encoding and drawing take hours, and one that has died is
@@ -216,7 +217,10 @@ def launch(run: RunFolder, processes: int) -> int:
             signals_to_handle="SIGQUIT",  # not those that we pass on
         )
         try:
-            elastic_launch(config, sys.executable)("-m", "trainer", "resume", str(run.path))
+            again = True
+            while again:  # with less memory (trainer/ladder.py)
+                elastic_launch(config, sys.executable)("-m", "trainer", "resume", str(run.path))
+                again = code.read_text(encoding="utf-8") == str(AGAIN)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"

@@ -6,6 +6,7 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,18 @@ from .concepts import apart
 from .contract.config import TrainConfig
 from .contract.disk import require_space
 from .contract.errors import RunError
+from .contract.ladder import at_once
 from .contract.length import in_steps
 from .contract.prompt import prompts_of
 from .contract.runs import RunFolder
 from .contract.schedule import lr_scale
 from .contract.settings.train import TrainSettings
-from .data import BatchPlan, frozen_images, frozen_trigger, photo_folder
+from .data import BatchPlan, frozen_images, frozen_trigger, photo_folder, split
 from .failures import explain
 from .fused import FusedBackward
 from .identity import identity_of
 from .keeper import Keeper, make_ready
+from .ladder import begin_again_with_less, losing_no_step, tell
 from .learned import Pictures, Weights, say_verdict
 from .lora_file import save_and_read_back
 from .losses import require_finite
@@ -71,7 +74,7 @@ def train(run: RunFolder, requests: Asks, crew: Crew = ALONE) -> None:
     Returns when the LoRA is finished. Raises Stopped when asked to stop, RunError or UserError when
     the training cannot go on, anything else for a bug. The first process's caller holds the run's lock.
     """
-    config = run.config()
+    config = crew.same(run.amended())
     folders = Folders.of(run)
     device = pick_device()
     dtype = pick_dtype(config.model.precision, device)
@@ -80,6 +83,7 @@ def train(run: RunFolder, requests: Asks, crew: Crew = ALONE) -> None:
     report = Reporter(run, attempt, known, device) if crew.main else Silent()
     with alongside(run, config, report, requests) if crew.main else nullcontext():
         try:
+            tell(run, report)
             _train(run, config, folders, device, dtype, report, requests, crew)
             report.end("finished", f"Finished: {run.result(config).name}")
         except Stopped as stopped:
@@ -90,6 +94,8 @@ def train(run: RunFolder, requests: Asks, crew: Crew = ALONE) -> None:
             raise  # not the end: torchrun starts all of them again
         except BaseException as error:
             message, cause, evidence = explain(error)
+            if cause == "gpu_oom" and crew.main:
+                message = begin_again_with_less(run, config, report, requests, error)
             report.end("failed", message, cause, evidence)
             if cause == "unknown" or isinstance(error, KeyboardInterrupt):
                 raise
@@ -120,6 +126,7 @@ def _train(
             report.stage(stage, done, total, text)
             go_on()
 
+        report.enter(stage)
         return progress
 
     # The base model, and the pictures as it wants them.
@@ -143,7 +150,7 @@ def _train(
         root = photo_folder(run, config)
         trained, held_out = apart(images)
         plan = BatchPlan(trained, config.train.batch_size, config.train.seed)
-        identity = identity_of(config, images, family)
+        identity = identity_of(run.config(), images, family)
         config = in_steps(config, plan.batches_per_epoch)
         keeper = Keeper(run, config.checkpoints, identity, report)
         settings = config.train
@@ -230,14 +237,15 @@ def _train(
         loss = 0.0
         batches = plan.step(state.step, settings.gradient_accumulation)
         looks = [sample for batch in batches for sample in batch]
-        for batch in crew.share(batches):
-            with accelerator.autocast():
-                losses_B = objective.losses(batch)
-            require_finite("loss", losses_B, state.step + 1, batch)
-            part = losses_B.sum() / len(looks)  # every picture counts the same, in batches of any size
-            accelerator.backward(part)
-            loss += part.item()
-        loss = crew.add_up(parameters.values(), loss)
+        with losing_no_step(partial(save, state), unchanged=not fused and state.step > 0):
+            for batch in split(crew.share(batches), at_once(config)):
+                with accelerator.autocast():
+                    losses_B = objective.losses(batch)
+                require_finite("loss", losses_B, state.step + 1, batch)
+                part = losses_B.sum() / len(looks)  # every picture counts the same, in batches of any size
+                accelerator.backward(part)
+                loss += part.item()
+            loss = crew.add_up(parameters.values(), loss)
         clip = accelerator.clip_grad_norm_
         grad_norm = fused.grad_norm() if fused else clip(parameters.values(), limit)
         if accelerator.scaler is None:

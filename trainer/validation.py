@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .concepts import TrainImage
 from .contract.config import TrainConfig
+from .contract.ladder import at_once
 from .data import Sample
 from .losses import require_finite
 from .objective import Objective
@@ -63,7 +64,7 @@ class Validation:
     def losses(self, image: TrainImage) -> Tensor:
         """The loss of one photo at each noise level, on the CPU; no more of them at once than in training."""
         looks = [Sample(image, 0, number, SEED) for number in range(len(QUANTILES))]
-        size = self.config.train.batch_size
+        size = at_once(self.config)
         parts = [
             self.objective.fixed_losses(looks[start : start + size], QUANTILES[start : start + size])
             for start in range(0, len(looks), size)

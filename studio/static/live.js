@@ -12,7 +12,7 @@
     return {
       run, project: studio.project(), attempt: 0, status: null, result: null, end: null, revision: 0,
       series: { step: [], loss: [], lr: [] },
-      samples: new Map(), prompts: new Map(), stages: new Map(), validation: [], checkpoints: [], warnings: [], resumes: [],
+      samples: new Map(), prompts: new Map(), stages: new Map(), validation: [], checkpoints: [], warnings: [], adapted: [], resumes: [],
       log: [], logTail: "", logCount: 0,
     };
   }
@@ -56,6 +56,9 @@
       case "checkpoint":
         data.checkpoints = data.checkpoints.filter((checkpoint) => checkpoint.step !== event.step);
         data.checkpoints.push({ step: event.step, time: event.time });
+        break;
+      case "adapted": // holds for all attempts that follow
+        data.adapted.push(event.text);
         break;
       case "warning":
         data.warnings.push(event.text);

@@ -239,7 +239,7 @@
       const tail = data.logTail.replace(/\r+$/, "").split("\r").pop();
       if (this.tail.textContent !== tail) this.tail.textContent = tail;
       if (atBottom) this.pane.scrollTop = this.pane.scrollHeight;
-      const pins = [...new Set(data.warnings)].slice(-5);
+      const pins = [...new Set([...data.adapted, ...data.warnings])].slice(-5);
       if (this.pins !== pins.join("\n")) {
         this.pins = pins.join("\n");
         this.pinned.replaceChildren(...pins.map((text) => h("p.notice.warn", null, icon("alert"), h("span", null, text))));

@@ -10,6 +10,17 @@ PRODIGY = {"train.optimizer": "prodigy", "train.learning_rate": 1.0, "train.warm
 WSD = {"train.scheduler": "warmup_stable_decay"}
 
 CASES = [
+    Case(
+        "polynomial_is_linear",
+        {"train.scheduler": "polynomial"},
+        {"train.scheduler": "polynomial", "train.power": 0.5},
+    ),
+    Case(
+        "power_does_nothing",
+        {"train.power": 2},
+        {"train.power": 2, "train.scheduler": "polynomial"},
+        says=("cosine ignores it",),
+    ),
     Case("rate_beside_an_estimate", {**PRODIGY, "train.learning_rate": 1e-4}, PRODIGY, says=("0.0001",)),
     Case(
         "one_rate_beside_text_rates",

@@ -203,6 +203,7 @@ AWAY: dict[str, Any] = {
     "train.text_encoder_2_lr": 2e-5,
     "train.scheduler": "cosine_with_restarts",
     "train.restarts": 5,
+    "train.power": 2.0,
     "train.warmup": 0.07,
     "train.optimizer": "adafactor",
     "train.optimizer_args": "eps=1e-30,1e-4 clip_threshold=0.5",
@@ -270,6 +271,9 @@ AWAY: dict[str, Any] = {
     "checkpoints.keep_best": 2,
     "output.name": "my_cat-v1.2",
     "machine.gpus": 2,
+    "machine.on_oom": "stop",
+    "machine.pictures_at_once": 1,
+    "machine.offload": True,
 }
 
 

@@ -320,7 +320,6 @@ CASES = [
         {"train.scheduler": "cosine_with_restarts", "train.restarts": 3},
         says=("37 steps",),
     ),
-    Case("polynomial_is_linear", {"train.scheduler": "polynomial"}, {"train.scheduler": "linear"}),
     Case("no_prompts", {"samples.prompts": []}, {}),
     Case(
         "trigger_in_no_prompt",

@@ -19,11 +19,14 @@ def test_agrees_with_transformers(scheduler: str, warmup: float) -> None:
     torch = pytest.importorskip("torch")
     from transformers import get_scheduler
 
-    train = TrainSettings(steps=40, warmup=warmup, scheduler=scheduler, learning_rate=2e-3, restarts=3)
+    train = TrainSettings(
+        steps=40, warmup=warmup, scheduler=scheduler, learning_rate=2e-3, restarts=3, power=2.5
+    )
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=train.learning_rate)
     name = "constant_with_warmup" if scheduler == "constant" else scheduler
     extra = {
         "cosine_with_restarts": {"num_cycles": 3},
+        "polynomial": {"power": 2.5},
         "warmup_stable_decay": {"num_decay_steps": decay_steps(train)},
     }.get(scheduler)
     theirs = get_scheduler(name, optimizer, warmup_steps(train), train.steps, extra)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
+from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
+import tomlkit
+import yaml
 
 from trainer.contract.errors import ConfigError
+from trainer.contract.fields import parse
 from trainer.contract.foreign.importing import read_foreign
+
+from .helpers import HERE
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{name}: &{name} [{','.join(['*' + before] * 9)}]\n"
@@ -66,3 +77,37 @@ def test_values_out_of_range_do_not_spoil_the_rest(tmp_path: Path) -> None:
     missed = {line.option: str(line) for line in found.lines if line.outcome == "missing"}
     assert "adapter.rank = 99999 is not allowed" in missed["network_dim"]
     assert "is not a number" in missed["max_train_steps"]
+
+
+@pytest.mark.parametrize(
+    "name", ["ai_toolkit.yaml", "kohya_gui.json", "onetrainer.json", "kohya_dataset.toml"]
+)
+def test_any_value_anywhere_ends_in_a_recipe_or_a_sentence(tmp_path: Path, name: str) -> None:
+    """A number where a text is meant, a list where a table is: told in a line, or the file is refused."""
+    text = (HERE / "examples" / name).read_text(encoding="utf-8")
+    whole = yaml.safe_load(text) if name.endswith(".yaml") else None
+    dump = tomlkit.dumps if name.endswith(".toml") else json.dumps  # ai-toolkit's pages have JSON
+    values = ["", "x", -1, "nan", True, [], {}, ["a"], {"a": 1}, "10%", 10**30, 1.5]
+    whole = whole or (tomllib.loads(text) if name.endswith(".toml") else json.loads(text))
+    places = list(_places(whole))
+    random = Random(name)
+    for number in range(60):
+        tables: Any = deepcopy(whole)
+        *way, last = random.choice(places)
+        table = tables
+        for step in way:
+            table = table[step]
+        table[last] = values[number % len(values)]
+        file = tmp_path / name.replace(".yaml", ".json")
+        file.write_text(dump(tables), encoding="utf-8")
+        try:
+            parse(read_foreign(file).tables)
+        except ConfigError as error:
+            assert str(error)
+
+
+def _places(data: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        yield (*way, key)
+        yield from _places(value, (*way, key))

@@ -61,6 +61,15 @@ def test_lists_as_kohya_completes_them(tmp_path: Path, arguments: str, weights: 
     assert sdxl(tmp_path, f'"{arguments}"')[0].adapter.block_weights == weights
 
 
+def test_weights_up_to_the_threshold_train_nothing(tmp_path: Path) -> None:
+    arguments = "down_lr_weight=.05,0.1,0.1001,1,1e-2,1,1,1,1 mid_lr_weight=zeros+0.05"
+    config, imported = sdxl(tmp_path, f"{arguments} block_lr_zero_threshold=0.1")
+    assert config.adapter.block_weights.startswith("0,0,0.1001,1,0,1,1,1,1 / zeros+0.05 / ")
+    assert line(imported, "network_args block_lr_zero_threshold").outcome == "ignored"
+    alone = sdxl(tmp_path, "block_lr_zero_threshold=0.1")[1]
+    assert line(alone, "network_args block_lr_zero_threshold").outcome == "ignored"
+
+
 def test_blocks_of_flux(tmp_path: Path) -> None:
     def ranks(arguments: str) -> str:
         command = f"accelerate launch flux_train_network.py --network_args {arguments}"

@@ -96,7 +96,7 @@ def test_there_and_back(tmp_path: Path) -> None:
     [
         {"train": {"scheduler": "constant", "warmup": 0.1}},
         {"train": {"scheduler": "constant", "warmup": 0.0}},
-        {"train": {"scheduler": "polynomial", "optimizer": "adamw"}},
+        {"train": {"scheduler": "polynomial", "power": 2.0, "optimizer": "adamw"}},
         {"train": {"text_encoder_lr": 0.0, "text_encoder_2_lr": 0.0}},
         {"adapter": {"targets": "transformer+conv", "conv_rank": 8, "conv_alpha": 4.0}},
         {"adapter": {"type": "lokr", "lokr_factor": 8, "targets": "attention", "dropout": 0.0}},

@@ -112,14 +112,19 @@ def test_a_failed_drawing_costs_neither_checkpoint_nor_run(
     monkeypatch.setattr(trainer.sampling, "draw", fails)
     monkeypatch.setattr(Family, "free_encoders", free)
     assert train_here(run)
-    assert freed == 3  # after caching, and after each drawing that failed
+    assert freed == 3  # after caching, and after each drawing that failed, whole and in tiles
     warnings = [e["text"] for e in read_events(run.events)[0] if e["kind"] == "warning"]
     assert len(warnings) == 2 and "drawing samples at step 0 failed" in warnings[0]
     assert run.result(run.config()).exists()
     assert draw is not fails
 
 
-def test_running_out_of_gpu_memory_is_told_apart(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_gpu_memory_is_told_apart(
+    tiny_base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path / "runs" / "full")
+    run.create(recipe(tiny_base, photos, machine={"on_oom": "stop"}))
+
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 

@@ -60,7 +60,9 @@ def dense_weight(layer: Any) -> Tensor:
     """The frozen weight of an adapted layer in fp32, however it is stored."""
     base = layer.get_base_layer()
     weight = base.weight
-    if type(weight).__name__ in ("Params4bit", "Int8Params"):
+    if hasattr(base, "fetch"):  # it lies in RAM (trainer.offload)
+        weight = base.fetch()
+    elif type(weight).__name__ in ("Params4bit", "Int8Params"):
         weight = dequantize_module_weight(base)
     elif hasattr(weight, "dequantize") and type(weight) not in (Tensor, nn.Parameter):
         weight = weight.dequantize()

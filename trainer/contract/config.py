@@ -106,6 +106,9 @@ class TrainConfig(Section):
             if train.gradient_accumulation > 1:
                 sentence = "gradients that are freed cannot be added up; set it to 1, or raise the batch size"
                 raise _problem("train.gradient_accumulation", f"with train.fused_backward {sentence}")
+            if 0 < self.machine.pictures_at_once < train.batch_size:
+                sentence = "each weight takes its step at once, so a batch cannot be split; set it to 0"
+                raise _problem("machine.pictures_at_once", f"with train.fused_backward {sentence}")
             if row.one_rate or row.averages:
                 sentence = f"{train.optimizer} steps all weights together; switch it off"
                 raise _problem("train.fused_backward", sentence)

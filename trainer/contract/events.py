@@ -14,6 +14,7 @@ checkpoint    step, folder
 measured      step, prompt, text, trigger (whether the prompt has it), likeness, change, copied, photo
 weights       step, norm, blocks          how far the LoRA has moved the base's weights, by block
 saved         step, file                  the LoRA itself
+adapted       rung, changes ({setting: value}), text      GPU memory ran out; see ladder.json
 warning       text
 end           state (finished, stopped, failed), step, message, cause, evidence
 ============  ==========================================================================
@@ -42,6 +43,7 @@ KINDS = (
     "measured",
     "weights",
     "saved",
+    "adapted",
     "warning",
     "end",
 )

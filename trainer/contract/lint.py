@@ -20,6 +20,7 @@ from . import (  # noqa: F401 (registers the rules)
     lint_optim,
     lint_photos,
     lint_prior,
+    lint_schedule,
     lint_training,
     lint_validation,
 )

@@ -16,6 +16,7 @@ from .caption_pipeline import encoded_captions
 from .config import TrainConfig
 from .cost import money
 from .families import CATALOGUE, DEMO_BASE, assistant_of, block_maps, first_base, known_base
+from .ladder import at_once
 from .length import batches_of, in_steps
 from .optimizers import OPTIMIZERS
 from .retention import most_at_once
@@ -45,6 +46,8 @@ CAPTIONS_IN_MEMORY_GIB = 1.0
 """Encoded captions that are held in RAM; more stay on disk."""
 HEADROOM = 0.95
 """Share of a card's memory that may be used."""
+STAYS = 0.1
+"""Of a base that lies in RAM: its first and last layers, norms, biases, and the layer that is at work."""
 TILE = 512
 """Side in pixels of the tiles that a picture is decoded in."""
 
@@ -141,15 +144,16 @@ def estimate(
     checkpointing = config.train.gradient_checkpointing
     recompute = checkpointing == "on" or (checkpointing == "auto" and on_gpu)
     # To keep what the base draws, pictures are shown twice, in the same pass.
-    samples = area * config.train.batch_size * (2 if config.prior.method == "output" else 1)
+    samples = area * at_once(config) * (2 if config.prior.method == "output" else 1)
     activations = (checkpointed_gib if recompute else stored_gib) * samples
     if recompute:
         # One block is recomputed, and so stored, at a time: about a tenth of the network.
         activations += 0.1 * stored_gib * samples
-    text_activations = TEXT_ACTIVATION_GIB * trained_text_m / 1e3 * config.train.batch_size
+    text_activations = TEXT_ACTIVATION_GIB * trained_text_m / 1e3 * at_once(config)
     activations += text_activations * (0.1 if recompute else 1.0)
     activations += size.rebuilt * plain / GIB * (0.1 if recompute else 1.0)
-    denoiser = weights(denoiser_m, config.model.quantize, family.linear_share)
+    base_gib = weights(denoiser_m, config.model.quantize, family.linear_share)
+    denoiser = base_gib * STAYS if config.machine.offload and on_gpu else base_gib
     encoders = weights(encoder_m, config.model.quantize_text, TEXT_LINEAR_SHARE)
     vae = weights(vae_m)
     kept_text = encoders if trained_text_m else 0.0  # encoders that learn are needed at every step
@@ -193,6 +197,7 @@ def estimate(
         phases["sample"] = 0.0
     # With a GPU the parts pass through RAM one after the other; what is kept there is kept beside them.
     in_ram = (optimizer if chosen.paged else 0.0) + (average if config.train.ema_on_cpu else 0.0)
+    in_ram += base_gib - denoiser
     peak = max(phases.values())
     passing = weights(max(denoiser_m, encoder_m)) + 2.0 if on_gpu else peak + 1.0
     fits = None if machine.vram_gib is None else peak <= machine.vram_gib * HEADROOM

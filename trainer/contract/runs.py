@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .config import TrainConfig
 from .errors import RunError
 from .fields import dump_recipe, load_recipe
 from .files import read_json, replace_json, write_json, write_text
+from .ladder import amended, read_ladder
 
 State = Literal[
     "queued",
@@ -54,6 +55,29 @@ CAUSES: dict[str, str] = {
 }
 
 Verb = Literal["stop", "save", "sample"]
+
+INHERITED_LOCK = "TRAINER_LOCK_DESCRIPTOR"
+"""The environment's word on the open file through which a process was handed its run's lock."""
+
+
+class InheritedLock:
+    """A run's lock, held since before this process took the place of the one that acquired it."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_inheritable(descriptor, False)
+        self._descriptor = descriptor
+
+    def __enter__(self) -> InheritedLock:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        os.close(self._descriptor)
+
+
+RunLock = BaseFileLock | InheritedLock
 
 
 class Status(BaseModel):
@@ -105,6 +129,11 @@ class RunFolder:
     @property
     def recipe(self) -> Path:
         return self.path / "recipe.toml"
+
+    @property
+    def ladder(self) -> Path:
+        """What was changed since the recipe was frozen, see :mod:`.ladder`."""
+        return self.path / "ladder.json"
 
     @property
     def dataset(self) -> Path:
@@ -183,10 +212,16 @@ class RunFolder:
             raise RunError(f"{self.path} holds no run (no recipe.toml); name a run folder", cause="config")
         return load_recipe(self.recipe)
 
+    def amended(self) -> TrainConfig:
+        """The recipe as it is trained: the frozen one with what lack of memory has changed since."""
+        return amended(self.config(), read_ladder(self.ladder))
+
     # Liveness -----------------------------------------------------------------------------------
 
-    def hold(self) -> FileLock:
+    def hold(self) -> RunLock:
         """Take the run's lock for this process. Raises RunError when a trainer already has it."""
+        if handed := os.environ.pop(INHERITED_LOCK, ""):
+            return InheritedLock(int(handed))
         lock = FileLock(self.lock)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The learning-rate schedule: one pure function that the trainer follows and the form draws.
 
 The definitions are those of ``transformers.get_scheduler`` (steps count from 0, the warm-up starts at
-zero, ``polynomial`` has power 1 and ends at 1e-7, ``warmup_stable_decay`` falls along half a cosine), so
+zero, ``polynomial`` ends at 1e-7, ``warmup_stable_decay`` falls along half a cosine), so
 that curves agree with the other trainers.
 """
 
@@ -48,7 +48,7 @@ def lr_scale(train: TrainSettings, step: int) -> float:
             return 1.0 - progress
         case "polynomial":
             end = POLYNOMIAL_END / train.learning_rate
-            return (1.0 - end) * (1.0 - progress) + end
+            return (1.0 - end) * math.pow(1.0 - progress, train.power) + end
         case "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * progress))
         case "cosine_with_restarts":

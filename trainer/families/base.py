@@ -71,6 +71,7 @@ class ModelFamily(Protocol):
 
     Attributes:
         row: the family's row in the catalogue.
+        device: where it computes.
         noise: the process that the base was trained under, known once constructed.
         resolution: native side of this base in pixels.
         tokens: how many tokens of a caption this base reads.
@@ -84,6 +85,7 @@ class ModelFamily(Protocol):
     """
 
     row: ClassVar[catalogue.Family]
+    device: torch.device
     noise: Noise
     resolution: int
     tokens: int
@@ -158,8 +160,8 @@ class ModelFamily(Protocol):
         """WHEN: after caching. Drops the text encoders, moves the VAE off the device."""
         ...
 
-    def load_denoiser(self) -> nn.Module:
-        """WHEN: after caching. OUT: the denoiser on the device, frozen, in ``dtype``."""
+    def load_denoiser(self, in_ram: bool = False) -> nn.Module:
+        """WHEN: after caching. OUT: the denoiser, frozen, in ``dtype``, on the device or ``in_ram``."""
         ...
 
     def is_read(self, module: str) -> bool:

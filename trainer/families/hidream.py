@@ -93,8 +93,8 @@ class Family(NativeFamily):
             for one, layers, pool in zip(t5, llama.transpose(0, 1), pooled, strict=True)
         ]
 
-    def load_denoiser(self) -> nn.Module:
-        denoiser = super().load_denoiser()
+    def load_denoiser(self, in_ram: bool = False) -> nn.Module:
+        denoiser = super().load_denoiser(in_ram)
         denoiser.register_to_config(force_inference_output=True)  # type: ignore[operator]
         for module in denoiser.modules():
             if isinstance(module, MOEFeedForwardSwiGLU):

@@ -251,10 +251,10 @@ class PipelineFamily:
                 "model_missing",
             ) from None
 
-    def place(self, module: Any, quantization: Quantization) -> Any:
-        """The module on the device, frozen, its linear layers quantised where asked."""
-        module = quantize(module.eval().requires_grad_(False), quantization, self.device)
-        return module.to(self.device)
+    def place(self, module: Any, quantization: Quantization, device: torch.device | None = None) -> Any:
+        """The module frozen, its linear layers quantised where asked, on ``device`` or on the family's."""
+        device = device or self.device
+        return quantize(module.eval().requires_grad_(False), quantization, device).to(device)
 
     # Encoding -------------------------------------------------------------------------------------
 
@@ -343,9 +343,10 @@ class PipelineFamily:
 
     # Training and sampling ------------------------------------------------------------------------
 
-    def load_denoiser(self) -> nn.Module:
+    def load_denoiser(self, in_ram: bool = False) -> nn.Module:
         denoiser = self.load_part(self.denoiser_class, self.denoiser_part)
-        module: nn.Module = self.place(denoiser, self._quantized)
+        device = torch.device("cpu") if in_ram else self.device
+        module: nn.Module = self.place(denoiser, self._quantized, device)
         return module
 
     def _build_pipeline(self, given: dict[str, Any]) -> Any:

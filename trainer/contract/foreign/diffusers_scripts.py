@@ -35,6 +35,7 @@ from .shared import (
     take_folders,
     take_optimizer,
     take_optimizer_arguments,
+    take_power,
     take_scheduler,
     take_share,
     take_text_rate,
@@ -119,7 +120,6 @@ _TABLE: Table = {
     "train_text_encoder_frac": Absent("text encoders are trained to the end, or not at all", (1, "1", "1.0")),
     "skip_final_inference": Ignored("pictures are always drawn at the end"),
     "max_sequence_length": LENGTH,
-    "lr_power": Ignored("the polynomial scheduler has its usual power"),
     "caption_column": Absent("captions are .txt files beside the photos"),
     "image_column": Absent("photos are files in a folder"),
     "dataset_name": Absent("download the data set into a folder, and name that in dataset.path"),
@@ -317,6 +317,7 @@ def _take_rates(found: Imported, options: dict[str, Any], usual: Script) -> None
 def _take_schedule(found: Imported, options: dict[str, Any]) -> None:
     name = options.pop("lr_scheduler", None)
     take_scheduler(found, "lr_scheduler", name, "constant", "the script")
+    take_power(found, "lr_power", options.pop("lr_power", None))
     warmup, cycles = options.pop("lr_warmup_steps", None), options.pop("lr_num_cycles", None)
     if found.get("train.scheduler") == "constant" and name != "constant_with_warmup":
         found.put("train.warmup", 0)

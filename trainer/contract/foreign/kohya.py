@@ -30,6 +30,7 @@ from .shared import (
     take_folders,
     take_optimizer,
     take_optimizer_arguments,
+    take_power,
     take_scheduler,
     take_share,
 )
@@ -60,6 +61,8 @@ def read_kohya(options: dict[str, Any], beside: Beside, script: str = "") -> Imp
     follow(found, options, kohya_tables.ALL)
     if found.has("loss.mask"):
         found.assume("loss.mask_floor", 0, "kohya's masks hide all that lies outside")
+    if not found.has("model.precision"):
+        found.note("No mixed_precision: kohya then trains in fp32; here model.precision chooses by the GPU.")
     if not found.has("dataset.resolution"):
         found.note("kohya has no usual resolution; the base's own is taken.")
     found.unknown(options)
@@ -241,14 +244,8 @@ def _take_schedule(found: Imported, options: dict[str, Any]) -> None:
         take_share(found, "lr_decay_steps", decay, "train.decay")
     elif decay is not None:
         found.leave("lr_decay_steps", decay, "off, as it is here")
-    for option, usual in (("lr_scheduler_power", 1), ("lr_scheduler_min_lr_ratio", 0)):
-        value = options.pop(option, None)
-        if value in (None, "") or is_off(value) or str(value) in (str(usual), f"{usual}.0"):
-            if value is not None:
-                found.leave(option, value, "as it is here")
-        else:
-            found.miss(option, value, "the scheduler's usual value is used")
-    for option in ("lr_scheduler_timescale", "lr_scheduler_args"):
+    take_power(found, "lr_scheduler_power", options.pop("lr_scheduler_power", None))
+    for option in ("lr_scheduler_min_lr_ratio", "lr_scheduler_timescale", "lr_scheduler_args"):
         if (value := options.pop(option, None)) is not None:
             if is_off(value):
                 found.leave(option, value, "off, as it is here")
@@ -366,7 +363,10 @@ def _take_samples(found: Imported, options: dict[str, Any], beside: Beside) -> N
 
 def _take_saving(found: Imported, options: dict[str, Any]) -> None:
     if name := options.pop("output_name", None):
-        found.keep("output_name", name, "output.name", safe_name(str(name)))
+        try:
+            found.keep("output_name", name, "output.name", safe_name(str(name)))
+        except Unusable as problem:
+            found.miss("output_name", name, str(problem))
     steps, epochs = options.pop("save_every_n_steps", None), options.pop("save_every_n_epochs", None)
     last = options.pop("save_last_n_steps", None)
     leave_off(found, save_every_n_steps=steps, save_every_n_epochs=epochs, save_last_n_steps=last)

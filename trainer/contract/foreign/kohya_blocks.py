@@ -11,13 +11,15 @@ from typing import Any
 
 from ..blocks import RANGE, WORDS, Block, guide_list
 from ..families import block_maps
-from .report import Imported, is_off
+from .report import Imported, is_off, number
 from .rules import words
 
 _LISTS = {"block_dims": "adapter.block_ranks", "block_alphas": "adapter.block_alphas"}
 _WEIGHTS = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
 _CHOICES = {"train_double_block_indices": 0, "train_single_block_indices": 1, "train_block_indices": 0}
 """Which of a transformer's lists of blocks an option chooses from."""
+_NUMBER = re.compile(r"(?<![\w.+])-?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?")
+"""A weight; not what lifts a word, as in sine+0.25."""
 _APART = words(
     "img_attn_dim txt_attn_dim img_mlp_dim txt_mlp_dim img_mod_dim txt_mod_dim single_dim "
     "single_mod_dim in_dims emb_dims context_attn_dim context_mlp_dim context_mod_dim x_attn_dim "
@@ -69,11 +71,14 @@ def _take_weights(found: Imported, arguments: dict[str, Any], blocks: tuple[Bloc
     if not why:
         lists = [_cut(text, size) for text, size in zip(lists, sizes, strict=True)]
         text = " / ".join(lists)
-    negative = any(float(item) < 0 for item in re.findall(r"-?[\d.]+(?:e-?\d+)?", text))
-    if negative:
-        text = re.sub(r"-[\d.]+(?:e-?\d+)?", "0", text)
+    threshold = arguments.pop("block_lr_zero_threshold", None)
+    least = 0.0 if is_off(threshold) else number(threshold)
+    raised = _NUMBER.sub(lambda match: match[0] if float(match[0]) > least else "0", text)
+    if [item for item in _NUMBER.findall(text) if float(item) < 0]:
         why = f"{why} Negative weights are 0 to kohya.".strip()
-    found.keep(option, list(told.values()), "adapter.block_weights", text, why)
+    found.keep(option, list(told.values()), "adapter.block_weights", raised, why)
+    if threshold is not None:
+        found.leave("network_args block_lr_zero_threshold", threshold, "numbers up to it are written as 0")
 
 
 def _list(text: str, size: int) -> str:
@@ -128,9 +133,9 @@ def _chosen(text: str) -> set[int]:
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:
     """[0, 1, 2, 5] -> [(0, 2), (5, 5)]."""
     runs: list[tuple[int, int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number - 1:
-            runs[-1] = (runs[-1][0], number)
+    for place in numbers:
+        if runs and runs[-1][1] == place - 1:
+            runs[-1] = (runs[-1][0], place)
         else:
-            runs.append((number, number))
+            runs.append((place, place))
     return runs

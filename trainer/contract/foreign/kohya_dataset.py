@@ -31,15 +31,18 @@ def take_dataset(
     """``reg_weight``: the command's prior_loss_weight. What a ``command`` says of photos is taken out of it;
     the file wins over it."""
     tables = dict(tables)
-    general = dict(tables.pop("general", {}) or {})
-    datasets = [dict(table) for table in tables.pop("datasets", []) if isinstance(table, dict)]
+    general, rows = tables.pop("general", {}), tables.pop("datasets", [])
+    if not isinstance(general, dict):
+        found.miss("general", general, "it should be a table of options")
+        general = {}
+    datasets = _tables(rows)
     found.unknown(tables)
     for name in _SUBSET_ONLY:
         if name in general:
             found.note(f"{name} under [general]: kohya refuses it there; it belongs to [[datasets.subsets]].")
     if not datasets:
         found.note("the dataset file has no [[datasets]]; it names no photos.")
-    subsets = [[dict(row) for row in table.pop("subsets", []) if isinstance(row, dict)] for table in datasets]
+    subsets = [_tables(table.pop("subsets", [])) for table in datasets]
     below = _below(found, command or {}, [general, *datasets, *(row for rows in subsets for row in rows)])
     levels = [below | general | table for table in datasets or [{}]]
     merged = levels[0] | _take_subsets(found, levels, subsets, reg_weight)
@@ -56,6 +59,10 @@ def take_dataset(
     if "network_multiplier" in merged:
         found.miss("network_multiplier", merged.pop("network_multiplier"), "not offered")
     found.unknown(merged)
+
+
+def _tables(rows: Any) -> list[dict[str, Any]]:
+    return [dict(row) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
 def _shared(level: dict[str, Any]) -> dict[str, Any]:

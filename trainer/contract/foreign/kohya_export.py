@@ -276,7 +276,9 @@ def _put_training(made: Exported, config: TrainConfig) -> None:
     made.put("training", "lr_scheduler", name, "train.scheduler", train.scheduler)
     if train.warmup:
         made.put("training", "lr_warmup_steps", train.warmup, "train.warmup", train.warmup)
-    made.told.update(("train.warmup", "train.restarts"))
+    made.told.update(("train.warmup", "train.restarts", "train.power"))
+    if train.scheduler == "polynomial":
+        made.put("training", "lr_scheduler_power", train.power, "train.power", train.power)
     if train.scheduler == "cosine_with_restarts":
         made.put("training", "lr_scheduler_num_cycles", train.restarts, "train.restarts", train.restarts)
     if train.scheduler == "warmup_stable_decay":

@@ -147,7 +147,9 @@ TRAINING: Table = {
 }
 
 NETWORK: Table = {
-    "network_dropout": To("adapter.dropout"),
+    "network_dropout": To(
+        "adapter.dropout", None, "here of a layer's inputs, in kohya's scripts of the LoRA's inner values"
+    ),
     "network_weights": To("adapter.start_from"),
     "dim_from_weights": Absent("set adapter.rank to the file's rank; where they differ it is changed by SVD"),
     "base_weights": Absent(
@@ -168,9 +170,7 @@ NETWORK_ARGS: Table = {
     "factor": To("adapter.lokr_factor"),
     "dora_wd": To("adapter.dora"),
     "rs_lora": To("adapter.rslora"),
-    "block_lr_zero_threshold": Ignored(
-        "a weight of 0 trains nothing of a block; others are taken as they are"
-    ),
+    "block_lr_zero_threshold": Ignored("only weights that are given by block are cut off by it"),
     "split_qkv": Ignored("queries, keys and values are adapted apart wherever the base has them apart"),
     "train_t5xxl": Absent("T5 is not trained"),
     "use_tucker": Absent("Tucker decomposition of convolutions is not offered"),

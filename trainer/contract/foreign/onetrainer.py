@@ -21,6 +21,7 @@ from .rules import follow
 from .shared import (
     Folder,
     leave_off,
+    number_or,
     safe_name,
     take_alpha,
     take_folders,
@@ -87,7 +88,7 @@ def _take_adapter(found: Imported, options: dict[str, Any]) -> None:
         targets["full"] = "transformer+conv"
     if preset is None:
         found.take("adapter.targets", targets["full"], 'OneTrainer\'s default, "full"', "default")
-    elif preset in targets:
+    elif str(preset) in targets:
         found.keep("layer_filter_preset", preset, "adapter.targets", targets[preset])
         if (layers := options.pop("layer_filter", None)) is not None:
             found.leave("layer_filter", layers, "what the preset stands for")
@@ -224,7 +225,9 @@ def _take_loss(found: Imported, options: dict[str, Any]) -> None:
     """A weighted sum of losses there, one loss here; and what weighs the timesteps."""
     usual = {"mse": 1.0, "mae": 0.0, "log_cosh": 0.0, "huber": 0.0, "vb_loss": 1.0}
     given = {name: options.pop(f"{name}_strength", None) for name in usual}
-    strengths = {name: usual[name] if value is None else number(value) for name, value in given.items()}
+    strengths = {
+        name: number_or(found, f"{name}_strength", value, usual[name]) for name, value in given.items()
+    }
     told = {f"{name}_strength": value for name, value in given.items() if value is not None}
     on = [name for name in ("mse", "mae", "log_cosh", "huber") if strengths[name]]
     if told and on in (["mse"], ["mae"]) and strengths[on[0]] == 1:
@@ -294,7 +297,7 @@ def _take_timesteps(found: Imported, options: dict[str, Any]) -> None:
             found.keep("timestep_distribution", name, "noise.timesteps", ours)
         elif flow:
             found.take("noise.timesteps", ours, "OneTrainer's default", "default")
-    if shift is not None:
+    if shift is not None and number_or(found, "timestep_shift", shift, None) is not None:
         if flow and number(shift) != 1 and is_off(dynamic):
             found.keep("timestep_shift", shift, "noise.shift", shift)
         else:
@@ -303,7 +306,7 @@ def _take_timesteps(found: Imported, options: dict[str, Any]) -> None:
         ("noising_weight", weight, "noise.logit_std", 1.0),
         ("noising_bias", bias, "noise.logit_mean", 0.0),
     ):
-        if value is None:
+        if number_or(found, option, value, None) is None:
             continue
         if ours == "logit_normal" and is_off(dynamic):
             found.keep(option, value, setting, number(value) + usual, "OneTrainer adds 1" if usual else "")
@@ -367,7 +370,7 @@ def _take_concepts(found: Imported, options: dict[str, Any], beside: Beside) -> 
         folders.append(Folder(names, path, repeats=whole, weight=weight, regularisation=regular))
         if where:
             for part in ("image", "text"):
-                mine, theirs = ({**(one.pop(part, None) or {})} for one in (concept, dict(first)))
+                mine, theirs = (_part(one, part) for one in (concept, dict(first)))
                 tell_differences(found, f"{prefix}{part}.", mine, theirs, where, tables.CONCEPT)
             plain = {name: value for name, value in first.items() if name not in ("image", "text")}
             tell_differences(found, prefix, concept, plain, where, tables.CONCEPT)
@@ -384,10 +387,16 @@ def _take_concepts(found: Imported, options: dict[str, Any], beside: Beside) -> 
     take_folders(found, folders)
 
 
+def _part(concept: dict[str, Any], name: str) -> dict[str, Any]:
+    table = concept.pop(name, None)
+    return table if isinstance(table, dict) else {}
+
+
 def _whole(found: Imported, prefix: str, repeats: Any) -> Any:
-    if repeats is None or number(repeats) == int(number(repeats)):
-        return repeats
-    ours = max(1, round(number(repeats)))
+    given = number_or(found, f"{prefix}balancing", repeats, None)
+    if given is None or given == int(given):
+        return given and int(given)
+    ours = max(1, round(given))
     found.note(f"{prefix}balancing = {shown(repeats)}: repeats are whole numbers here, so {ours}.")
     return ours
 

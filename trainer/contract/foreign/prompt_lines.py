@@ -134,7 +134,7 @@ def take_prompts(
     ``names``: the program's options by our field, where prompts are no lines with flags.
     """
     if names is not None:
-        prompts = [_with_flags(prompt) for prompt in prompts]
+        prompts = [_with_flags(_of_its_types(found, names, prompt)) for prompt in prompts]
     told = [_ours(found, option, prompt) for prompt in prompts if prompt.prompt]
     if len(told) > MOST:
         found.miss(option, f"{len(told)} prompts", f"the first {MOST} are taken; more cannot be drawn")
@@ -157,6 +157,18 @@ def take_prompts(
         found.note(
             "kohya draws at 512 × 512 where a line has no --w and --h; here it is the training's size."
         )
+
+
+def _of_its_types(found: Imported, names: Mapping[str, str], prompt: PromptLine) -> PromptLine:
+    """A prompt out of a file, which may have anything anywhere; what is no number or no text is left out."""
+    wrong: dict[str, Any] = {}
+    for field in FIELDS:
+        value = getattr(prompt, field)
+        right = (str,) if field in ("negative", "sampler") else (int, float)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, right)):
+            found.miss(names.get(field, field), value, "no number" if int in right else "no text")
+            wrong[field] = None
+    return replace(prompt, **wrong)
 
 
 def _with_flags(prompt: PromptLine) -> PromptLine:

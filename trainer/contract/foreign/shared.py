@@ -24,6 +24,17 @@ def safe_name(name: str) -> str:
     return plain
 
 
+def number_or(found: Imported, option: str, value: Any, usual: Any) -> Any:
+    """A number; ``usual`` where there is none, with a line where there is something else."""
+    if value is None:
+        return usual
+    try:
+        return number(value)
+    except Unusable as problem:
+        found.miss(option, value, str(problem))
+        return usual
+
+
 def take_share(found: Imported, option: str, value: Any, setting: str, why: str = "") -> None:
     """A number of steps, a ratio below 1 or "10%" -> a setting that takes steps or a share."""
     try:
@@ -50,6 +61,16 @@ def take_scheduler(found: Imported, option: str, name: Any, default: str, progra
     except Unusable as problem:
         found.miss(option, name, str(problem))
         found.put("train.scheduler", "constant")
+
+
+def take_power(found: Imported, option: str, value: Any) -> None:
+    """train.power, of the polynomial scheduler."""
+    if value in (None, ""):
+        return
+    if found.get("train.scheduler") == "polynomial":
+        found.keep(option, value, "train.power", value)
+    else:
+        found.leave(option, value, "only the polynomial scheduler has a power")
 
 
 def take_alpha(found: Imported, option: str, value: Any, default: float | None) -> None:
@@ -180,6 +201,9 @@ def take_folders(found: Imported, folders: list[Folder]) -> None:
     for folder in folders:
         given = {name: getattr(folder, name) for name in ("trigger", "repeats", "weight")}
         given = {name: value for name, value in given.items() if value not in (None, "")}
+        for count in ("repeats", "weight"):
+            if count in given and number_or(found, folder.names[count], given[count], None) is None:
+                del given[count]
         if folder is own:
             found.keep(folder.names["path"], folder.path, "dataset.path", folder.path)
             for name, value in given.items():

@@ -20,10 +20,12 @@ from .rules import follow
 from .shared import (
     Folder,
     leave_off,
+    number_or,
     take_alpha,
     take_folders,
     take_optimizer,
     take_optimizer_arguments,
+    take_power,
     take_scheduler,
     take_share,
     take_text_rate,
@@ -130,7 +132,7 @@ def _take_lycoris(found: Imported, settings: Any, beside: Beside) -> None:
         found.miss("lycoris algo", algorithm, "this kind of adapter is not offered; a LoRA is trained")
     rank = table.pop("linear_dim", None)
     if rank is not None:
-        whole = number(rank) > 1024
+        whole = number_or(found, "lycoris linear_dim", rank, 0) > 1024
         found.keep(
             "lycoris linear_dim", rank, "adapter.rank", 1024 if whole else rank, "full rank" if whole else ""
         )
@@ -177,6 +179,7 @@ def _take_training(found: Imported, options: dict[str, Any]) -> None:
         found.take("train.batch_size", 4, "SimpleTuner's default", "default")
     name = options.pop("lr_scheduler", None)
     take_scheduler(found, "lr_scheduler", name, "constant", "SimpleTuner")
+    take_power(found, "lr_power", options.pop("lr_power", None))
     warmup = options.pop("lr_warmup_steps", None)
     if is_off(warmup):
         found.take("train.warmup", 0, "SimpleTuner warms up only where told to", "default")
@@ -283,11 +286,12 @@ def _take_data(found: Imported, options: dict[str, Any], beside: Beside) -> None
         if folder in [each.path for each in folders]:
             _take_larger(found, f"{prefix}resolution", *size)
             continue
-        count = None if repeats is None else int(number(repeats)) + 1
+        more = number_or(found, f"{prefix}repeats", repeats, None)
+        count = None if more is None else int(more) + 1
         names = {"path": "instance_data_dir", "trigger": "instance_prompt", "repeats": "repeats"}
         names = {ours: prefix + option for ours, option in names.items()}
         folders.append(Folder(names, folder, word, count, regularisation=regular))
-        if repeats is not None:
+        if count is not None:
             found.note(f"{prefix}repeats = {repeats}: 0 is once there, so it is {count} here.")
         if where or regular:
             tell_differences(found, prefix, row, own, where, tables.BACKEND)
@@ -304,8 +308,8 @@ def _take_resolution(found: Imported, option: str, value: Any, kind: Any) -> Non
     if value is None or is_off(value):
         return
     try:
-        megapixels = str(kind) == "area" or number(value) < 16
-        pixels = round((number(value) * 2**20) ** 0.5 / 64) * 64 if megapixels else side(value)
+        megapixels = str(kind) == "area" or 0 < number(value) < 16
+        pixels = round((abs(number(value)) * 2**20) ** 0.5 / 64) * 64 if megapixels else side(value)
     except Unusable as problem:
         found.miss(option, value, str(problem))
         return

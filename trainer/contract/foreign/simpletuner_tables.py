@@ -80,7 +80,6 @@ CONFIG: Table = {
     "max_grad_norm": To("train.max_grad_norm"),
     "grad_clip_method": Ignored("the length of the whole gradient is what train.max_grad_norm holds"),
     "lr_end": Absent("schedulers end at 0"),
-    "lr_power": Ignored("the polynomial scheduler has its usual power"),
     "lr_scale": Absent("the learning rate is taken as it is given"),
     "lora_dropout": To("adapter.dropout"),
     "lora_init_type": To("adapter.init"),

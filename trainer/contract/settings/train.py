@@ -52,6 +52,9 @@ class TrainSettings(Section):
     decay: float = setting(0.2, label="Decay", ge=0, le=1_000_000)
     """Over how much of the run's end "warmup_stable_decay" falls to zero, along a cosine: a share below 1, a
     number of steps from 1 on. 0.1 to 0.2 is usual; the other schedulers ignore it."""
+    power: float = setting(1.0, label="Power", ge=0.1, le=10)
+    """How "polynomial" falls: 1 is a straight line, 2 is fast at first and slow in the end, 0.5 the other way
+    round; the other schedulers ignore it."""
     optimizer: str = setting("adamw", label="Optimizer", choices=tuple(OPTIMIZERS))
     """AdamW is the usual choice. The 8-bit ones (bitsandbytes) keep a quarter of its state; paged ones let it
     move to RAM where the GPU is full. AdEMAMix remembers gradients for longer, Lion wants a third to a tenth
