@@ -7,9 +7,10 @@ import json
 import time
 from typing import Any
 
+from trainer.contract.redact import redact
+
 from .jobs import Supervisor
 from .queue import Job
-from .redact import redact
 from .stopping import told
 
 ENDS_SHOWN = 8
