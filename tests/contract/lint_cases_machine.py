@@ -17,7 +17,20 @@ CASES = [
         {"machine.budget": 5, "machine.price_per_hour": 0.5},
         says=("A budget of $5.00",),
     ),
-    Case("budget_without_a_price", {"machine.budget": 5}, {"machine.price_per_hour": 0.5}),
+    Case(
+        "budget_without_a_price",
+        {"machine.budget": 5},
+        {"machine.price_per_hour": 0.5},
+        HOME,
+        says=("RTX 4090 was rented out for $0.29 to $0.69 in 2026; check yours",),
+    ),
+    Case(
+        "price_is_unusual",
+        {"machine.price_per_hour": 30},
+        {"machine.price_per_hour": 0.44},
+        HOME,
+        says=("look whether $30.00 is the price of an hour",),
+    ),
     Case(
         "budget_is_below_the_cost",
         {"machine.budget": 2, "machine.price_per_hour": 0.5, "train.steps": 1500},

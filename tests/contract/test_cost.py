@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trainer.contract.cost import Cost, Meter, cost_of, in_words, money, used_up
+from trainer.contract.cost import Cost, Meter, cost_of, in_words, money, used_up, usual_rent
 
 
 def event(kind: str, time: float, attempt: int = 1, **data: Any) -> dict[str, Any]:
@@ -92,3 +92,21 @@ def test_the_bill_in_words() -> None:
 )
 def test_money_has_as_many_digits_as_matter(amount: float, text: str) -> None:
     assert money(amount) == text
+
+
+@pytest.mark.parametrize(
+    ("gpu", "rent"),
+    [
+        ("NVIDIA GeForce RTX 4090", (0.29, 0.69)),
+        ("NVIDIA A100-SXM4-80GB", (1.19, 1.79)),
+        ("NVIDIA A100 80GB PCIe", (1.19, 1.79)),
+        ("NVIDIA A100-PCIE-40GB", (0.80, 1.99)),
+        ("NVIDIA H100 80GB HBM3", (2.69, 3.99)),
+        ("NVIDIA L4", (0.39, 0.39)),
+        ("NVIDIA L40S", None),
+        ("CPU", None),
+        ("", None),
+    ],
+)
+def test_what_a_card_is_rented_out_for(gpu: str, rent: tuple[float, float] | None) -> None:
+    assert usual_rent(gpu) == rent

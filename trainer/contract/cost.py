@@ -6,6 +6,7 @@ last event. Pure functions; the trainer, the pages and the command line show the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,3 +121,27 @@ def used_up(budget: float, cost: Cost, currency: str) -> str:
         f"The budget of {money(budget, currency)} is used up ({money(cost.so_far, currency)}); "
         "raise machine.budget to go on."
     )
+
+
+RENTS: tuple[tuple[str, float, float], ...] = (
+    (r"RTX 3090\b", 0.16, 0.18),
+    (r"RTX 4090\b", 0.29, 0.69),
+    (r"RTX 5090\b", 0.67, 0.67),
+    (r"RTX PRO 6000\b", 1.45, 2.04),
+    (r"RTX A6000\b", 0.82, 0.82),
+    (r"\bL4\b", 0.39, 0.39),
+    (r"\bA100.*40GB", 0.80, 1.99),
+    (r"\bA100.*80GB", 1.19, 1.79),
+    (r"\bH100 PCIe", 1.99, 2.89),
+    (r"\bH100 80GB HBM3", 2.69, 3.99),
+    (r"\bH200\b", 4.45, 4.59),
+)
+"""Dollars an hour that one card by itself was listed at, lowest and highest: (pattern of its name, …). From
+price lists of RunPod, Akash, OpenRelay, Lambda and Verda, June to November 2026; AWS, Google and Azure take
+two to four times as much."""
+RENTS_ARE_OF = "2026"
+
+
+def usual_rent(gpu: str) -> tuple[float, float] | None:
+    """(lowest, highest) that a card was rented out at, in dollars an hour; None for one that is not known."""
+    return next(((low, high) for name, low, high in RENTS if re.search(name, gpu)), None)

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from .addresses import is_private, service_of
 from .config import TrainConfig
-from .cost import money
+from .cost import RENTS_ARE_OF, money, usual_rent
 from .findings import Facts, Finding, rule
 
 HOME_CARDS = ("GeForce", "TITAN", "Apple")
@@ -17,14 +17,37 @@ HOME_CARDS = ("GeForce", "TITAN", "Apple")
 @rule
 def budget_without_a_price(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     machine = config.machine
-    if machine.budget and not machine.price_per_hour:
-        limit = money(machine.budget, machine.currency)
+    if not machine.budget or machine.price_per_hour:
+        return
+    limit = money(machine.budget, machine.currency)
+    sentence = f"A budget of {limit} is kept only where the price per hour is known; give it"
+    if machine.currency == "$" and (rent := usual_rent(facts.gpu or "")):
+        high = rent[1]
+        sentence += (
+            f". A {facts.gpu} was rented out for {_span(rent)} in {RENTS_ARE_OF}; check your provider."
+        )
+        fix, label = {"machine.price_per_hour": high}, f"Use {money(high)}"
+        yield Finding("error", "machine.budget", sentence, fix, label)
+        return
+    fix_none = {"machine.budget": None}
+    yield Finding("error", "machine.budget", f"{sentence}, or no budget.", fix_none, "Without a budget")
+
+
+def _span(rent: tuple[float, float]) -> str:
+    low, high = rent
+    return money(low) if low == high else f"{money(low)} to {money(high)}"
+
+
+@rule
+def price_is_unusual(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    machine, rent = config.machine, usual_rent(facts.gpu or "")
+    price = machine.price_per_hour
+    if price and rent and machine.currency in ("$", "€", "£") and not rent[0] / 5 < price < 5 * rent[1]:
         yield Finding(
-            "error",
-            "machine.budget",
-            f"A budget of {limit} is kept only where the price per hour is known; give it, or no budget.",
-            {"machine.budget": None},
-            "Without a budget",
+            "hint",
+            "machine.price_per_hour",
+            f"The {facts.gpu} was rented out for {_span(rent)} an hour in {RENTS_ARE_OF}; look whether "
+            f"{money(price, machine.currency)} is the price of an hour.",
         )
 
 
