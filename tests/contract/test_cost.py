@@ -62,6 +62,12 @@ def test_events_of_earlier_versions_count_from_the_first() -> None:
     assert Meter.of(FIRST[1:]).seconds == 62
 
 
+def test_a_process_that_goes_on_as_another_attempt_is_paid_once() -> None:
+    again = [event("attempt", 1110, 2, began=1000), event("stage", 1120, 2, stage="load")]
+    meter = Meter.of(FIRST + again)
+    assert (meter.seconds, meter.attempts) == (120, 2)
+
+
 def test_a_clock_that_is_set_back_makes_nothing_cheaper() -> None:
     assert Meter.of([event("stage", 100, stage="a"), event("stage", 40, stage="a")]).seconds == 0
 

@@ -54,7 +54,8 @@ class Meter:
         kind = event["kind"]
         if event["attempt"] != self._attempt:
             self._attempt, self._in_loop = event["attempt"], False
-            self._last = event.get("began", event["time"])
+            # A process can go on as another attempt; its own beginning is then long paid.
+            self._last = max(event.get("began", event["time"]), self._last)
             self.attempts += 1
         took = max(0.0, event["time"] - self._last)  # clocks are set back now and then
         self._last = event["time"]

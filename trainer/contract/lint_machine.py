@@ -23,9 +23,7 @@ def budget_without_a_price(config: TrainConfig, facts: Facts) -> Iterator[Findin
     sentence = f"A budget of {limit} is kept only where the price per hour is known; give it"
     if machine.currency == "$" and (rent := usual_rent(facts.gpu or "")):
         high = rent[1]
-        sentence += (
-            f". A {facts.gpu} was rented out for {_span(rent)} in {RENTS_ARE_OF}; check your provider."
-        )
+        sentence += f". The {facts.gpu} was rented out for {_span(rent)} in {RENTS_ARE_OF}; check yours."
         fix, label = {"machine.price_per_hour": high}, f"Use {money(high)}"
         yield Finding("error", "machine.budget", sentence, fix, label)
         return
