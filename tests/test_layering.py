@@ -93,7 +93,10 @@ def test_the_contract_loads_nothing_heavy() -> None:
 
 
 def test_a_check_loads_little() -> None:
-    loaded = loaded_by("import trainer.__main__, trainer.check")
+    """Of a real recipe with its photos; importing torch alone would take longer than it may."""
+    recipe = ["check", "presets/sdxl-subject.toml", "--set", "dataset.path=demo/photos"]
+    loaded = loaded_by(f"from trainer.__main__ import main; assert main({recipe}) == 0")
+    assert "trainer.contract.lint" in loaded
     assert not loaded & {"torch", "numpy", "psutil", "gradio", "huggingface_hub"}
 
 

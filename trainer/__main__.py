@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from .contract.config import TrainConfig
 from .contract.errors import ConfigError, UserError
 from .contract.fields import RECORDS, load_recipe, parse, to_tables
+from .contract.presets import load_recipe_or_preset
 from .contract.runs import RunFolder, new_run_id
 from .processes import Crew, joined, leave, speaks, under_torchrun
 from .restart import AGAIN, Restart, begin_again, fit_allocator
@@ -133,8 +134,8 @@ def _settings_help() -> str:
 
 
 def _load(arguments: argparse.Namespace) -> TrainConfig:
-    """The recipe with its overrides, its local paths made absolute."""
-    config = load_recipe(arguments.recipe, tuple(arguments.set))
+    """The recipe, or the preset, with its overrides, its local paths made absolute."""
+    config = load_recipe_or_preset(arguments.recipe, tuple(arguments.set))
     return _absolute(config, arguments.recipe.resolve().parent)
 
 

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
+from tests.pictures import draw_picture
+from trainer.__main__ import main
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError
 from trainer.contract.families import DEMO_BASE, known_base
 from trainer.contract.fields import flatten, merge, parse, to_tables
 from trainer.contract.lint import Facts, lint
-from trainer.contract.presets import PRESETS_DIR, load_preset, load_presets
+from trainer.contract.presets import PRESETS_DIR, load_preset, load_presets, load_recipe_or_preset
 
 FILES = sorted(PRESETS_DIR.glob("*.toml"))
 PRESETS = {preset.key: preset for preset in load_presets()}
@@ -129,6 +132,23 @@ GUIDES: dict[str, dict[str, object]] = {
 def test_a_guides_recipe_has_the_guides_numbers(key: str) -> None:
     values = flatten(PRESETS[key].apply(mine()))
     assert {path: values[path] for path in GUIDES[key]} == GUIDES[key]
+
+
+@pytest.mark.parametrize("key", [*GUIDES, "sdxl-salad"])
+def test_a_guides_recipe_is_checked_as_it_lies_there(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """python -m trainer check presets/KEY.toml --set dataset.path=… --set dataset.trigger=…"""
+    for number in range(8):
+        draw_picture(tmp_path / "photos" / f"{number}.png", number)
+    file = ROOT / "presets" / f"{key}.toml"
+    mine = ("--set", f"dataset.path={tmp_path / 'photos'}", "--set", "dataset.trigger=zwx dog")
+    assert main(["check", str(file), *mine]) == 0
+    assert "error" not in capsys.readouterr().out
+    config = load_recipe_or_preset(file, (*mine[1::2], "train.batch_size=2"))
+    assert config.dataset.trigger == "zwx dog" and config.train.batch_size == 2
+    assert any("zwx dog" in prompt for prompt in config.samples.prompts)
+    assert config.adapter == PRESETS[key].apply(TrainConfig()).adapter
 
 
 def test_apply_keeps_what_is_mine_and_drops_the_last_choice() -> None:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .config import TrainConfig
 from .errors import ConfigError
 from .families import DEMO_BASE, known_base
-from .fields import SECTIONS, merge, parse, read_tables, to_tables
+from .fields import SECTIONS, load_recipe, merge, override, parse, read_tables, to_tables
 
 PRESETS_DIR = Path(__file__).resolve().parents[2] / "presets"
 
@@ -148,6 +148,21 @@ def load_preset(path: Path) -> Preset:
         prompts=head.prompts,
         values=values,
     )
+
+
+def load_recipe_or_preset(path: Path, assignments: tuple[str, ...] = ()) -> TrainConfig:
+    """A recipe file with ``--set`` assignments over it; a file of presets/ is put over their photos and
+    trigger first. Raises ConfigError."""
+    if "preset" not in read_tables(path):
+        return load_recipe(path, assignments)
+    over: dict[str, Any] = {}
+    for assignment in assignments:
+        over = merge(over, override(assignment))
+    own = {
+        section: {name: over[section][name] for name in names if name in over.get(section, {})}
+        for section, names in OWN.items()
+    }
+    return parse(merge(to_tables(load_preset(path).apply(parse(own))), over))
 
 
 def load_presets(folder: Path = PRESETS_DIR) -> list[Preset]:
