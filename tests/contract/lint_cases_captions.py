@@ -54,6 +54,18 @@ CASES = [
         read("red ||| zwx cat, sofa"),
         read("zwx cat ||| sofa, red"),
     ),
+    Case(
+        "affixes_are_moved",
+        {**SHUFFLE, "captions.prefix": "photo,", "captions.protect": False},
+        {**KEPT, "captions.prefix": "photo,", "captions.protect": False},
+        says=("are shuffled like",),
+    ),
+    Case(
+        "affixes_are_moved",
+        {"captions.tag_dropout": 0.1, "captions.suffix": ", 4k", "captions.protect": False},
+        {"captions.tag_dropout": 0.1, "captions.suffix": ", 4k"},
+        says=("are dropped like",),
+    ),
     Case("kept_tags_never_move", {"captions.keep_tokens": 1}, KEPT),
     Case(
         "kept_twice",

@@ -15,11 +15,28 @@ CASES = [
         {"train.scheduler": "polynomial"},
         {"train.scheduler": "polynomial", "train.power": 0.5},
     ),
-    Case(
-        "power_does_nothing",
-        {"train.power": 2},
-        {"train.power": 2, "train.scheduler": "polynomial"},
-        says=("cosine ignores it",),
+    *(
+        Case("nothing_reads_it", {setting: value}, {setting: value, **read}, says=(said,))
+        for setting, value, read, said in (
+            ("train.restarts", 5, {"train.scheduler": "cosine_with_restarts"}, "restarts"),
+            ("train.decay", 0.3, {"train.scheduler": "warmup_stable_decay"}, "decay"),
+            ("train.power", 2, {"train.scheduler": "polynomial"}, "power"),
+            ("train.unlearn_limit", 3, {"train.unlearn": True}, "train.unlearn is off"),
+            ("loss.huber_schedule", "constant", {"loss.type": "huber"}, "huber"),
+            ("loss.mask_floor", 0.2, {"loss.mask": "normalised"}, "loss.mask is off"),
+            ("noise.multires_discount", 0.2, {"noise.multires_iterations": 6}, "is 0"),
+            ("captions.warmup_min", 3, {"captions.warmup_steps": 0.1}, "warm-up"),
+            ("captions.protect", False, {"captions.shuffle": True}, "no tags"),
+            ("dataset.variants", 4, {"dataset.rotate": 3}, "neither turned"),
+            ("prior.weight", 0.5, {"prior.method": "output", "prior.class_name": "cat"}, "is none"),
+            ("prior.share", 0.5, {"prior.method": "output", "prior.class_name": "cat"}, "not output"),
+            (
+                "prior.pictures",
+                50,
+                {"prior.method": "class_pictures", "prior.class_name": "cat"},
+                "no class pictures",
+            ),
+        )
     ),
     Case("rate_beside_an_estimate", {**PRODIGY, "train.learning_rate": 1e-4}, PRODIGY, says=("0.0001",)),
     Case(

@@ -13,6 +13,7 @@ from . import (  # noqa: F401 (registers the rules)
     lint_captions,
     lint_dataset,
     lint_families,
+    lint_idle,
     lint_loss,
     lint_machine,
     lint_masks,

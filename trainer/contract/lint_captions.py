@@ -118,6 +118,26 @@ def trigger_is_moved(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
 
 
 @rule
+def affixes_are_moved(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    """trigger_is_moved tells of those with the trigger in them."""
+    settings = config.captions
+    affixes = f"{settings.prefix} {settings.suffix}"
+    if settings.protect or not (settings.shuffle or settings.tag_dropout) or not affixes.strip():
+        return
+    _, in_front, _ = split_tags(settings.prefix, settings)
+    if settings.suffix or in_front:
+        moved = "shuffled" if settings.shuffle else "dropped"
+        yield Finding(
+            "hint",
+            "captions.protect",
+            f"Prefix and suffix are {moved} like other tags, as in kohya's scripts; protected, they stay "
+            "where they are.",
+            {"captions.protect": True},
+            "Protect them",
+        )
+
+
+@rule
 def kept_tags_never_move(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     if config.captions.keep_tokens and not moves_tags(config.captions):
         yield Finding(

@@ -102,15 +102,3 @@ def polynomial_is_linear(config: TrainConfig, facts: Facts) -> Iterator[Finding]
             {"train.power": 2.0},
             "Power 2",
         )
-
-
-@rule
-def power_does_nothing(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    if config.train.scheduler != "polynomial" and config.train.power != 1:
-        yield Finding(
-            "hint",
-            "train.power",
-            f"Only polynomial has a power; {config.train.scheduler} ignores it.",
-            {"train.scheduler": "polynomial"},
-            "Use polynomial",
-        )
