@@ -91,6 +91,12 @@ def test_kept_tags_are_counted_without_empty_ones_and_need_no_separator() -> Non
     assert together == {"a, b, c", "c, a, b"}
 
 
+def test_the_separator_goes_before_the_number_of_kept_tags() -> None:
+    both = {"keep_tokens": 1, "keep_tokens_separator": "|||", "shuffle": True}
+    assert outcomes("a, b ||| c", **both) == {"a, b, c"}
+    assert outcomes("a, b, c", **both) == {"a, b, c", "a, c, b"}, "the number where there is no separator"
+
+
 def test_dropout_ends_the_pipeline() -> None:
     config = recipe(prefix="zwx", dropout=0.25, tag_dropout=0.5, shuffle=True)
     looks = [Look(1, "a", epoch) for epoch in range(2000)]

@@ -100,6 +100,7 @@ GUIDES: dict[str, dict[str, object]] = {
         "train.fused_backward": True,
         "train.epochs": 10,
         "checkpoints.every_epochs": 2,
+        "model.precision": "auto",  # the guide's "no" saves memory in full fine-tunes alone
     },
     "flux-guide-2025": {
         "adapter.rank": 128,

@@ -112,6 +112,8 @@ def test_rates_of_the_parts(tmp_path: Path) -> None:
     assert rates("--learning_rate 1e-4 --unet_lr 3e-4 --text_encoder_lr 5e-5") == (3e-4, 5e-5, 5e-5)
     # the network for SDXL takes the first of several for both encoders
     assert rates("--learning_rate 1e-4 --text_encoder_lr 1e-5 2e-5") == (1e-4, 1e-5, 1e-5)
+    told = read(tmp_path, "t.sh", "accelerate launch sdxl_train_network.py --text_encoder_lr 1e-5 2e-5")[1]
+    assert "takes the first for both" in said(told)
     sd3 = read(tmp_path, "t.sh", "accelerate launch sd3_train_network.py --text_encoder_lr 1e-5 2e-5")[0]
     assert (sd3.train.text_encoder_lr, sd3.train.text_encoder_2_lr) == (1e-5, 2e-5)
     flux = read(tmp_path, "t.sh", "accelerate launch flux_train_network.py --text_encoder_lr 1e-5")[1]
@@ -248,6 +250,12 @@ def test_options_alone_as_the_guide_prints_them(tmp_path: Path) -> None:
     config, _ = read(tmp_path, "t.sh", "# Negative learning rate (use = sign)\n--learning_rate=-1e-7\n")
     assert config.train.learning_rate == 1e-7 and config.train.unlearn
     assert read(tmp_path, "t.sh", "# Enable alpha mask training\n--alpha_mask\n")[0].loss.mask == "kohya"
+
+
+def test_endings_of_captions(tmp_path: Path) -> None:
+    for ending, outcome in ((".txt", "ignored"), (".caption", "ignored"), (".tags", "missing")):
+        command = f"accelerate launch train_network.py --caption_extension={ending}"
+        assert line(read(tmp_path, "t.sh", command)[1], "caption_extension").outcome == outcome
 
 
 def test_how_many_checkpoints_kohya_keeps(tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ from .rules import (
 
 
 def _extension(value: Any) -> None:
-    if str(value).strip().lstrip(".").lower() != "txt":
-        raise Unusable("captions are read from .txt files here; rename yours")
+    if str(value).strip().lstrip(".").lower() not in ("txt", "caption"):
+        raise Unusable("captions are read from .txt files here, or .caption ones; rename yours")
 
 
 def _loss(value: Any) -> str:
@@ -75,7 +75,7 @@ SAVE: Table = {
 }
 DATASET: Table = {
     "type": Ignored("pictures"),
-    "caption_ext": Only(_extension),
+    "caption_ext": Only(_extension, "such files are read here"),
     "caption_dropout_rate": To("captions.dropout"),
     "shuffle_tokens": To("captions.shuffle"),
     "token_dropout_rate": To("captions.tag_dropout"),

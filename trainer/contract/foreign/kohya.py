@@ -316,7 +316,7 @@ def _take_photos(found: Imported, options: dict[str, Any], beside: Beside) -> No
     elif "caption_extension" not in options and "caption_extention" not in options:
         found.note(
             "No caption_extension: kohya then reads .caption files, so that .txt captions have no effect "
-            "there. Here captions are .txt."
+            "there. Here .txt is read, and .caption where there is none."
         )
     if (repeats := options.pop("dataset_repeats", None)) is not None:
         found.leave("dataset_repeats", repeats, "there is no train_data_dir that it could be of")

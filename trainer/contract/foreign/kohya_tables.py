@@ -46,8 +46,8 @@ def _token_length(value: Any) -> None:
 
 
 def _extension(value: Any) -> None:
-    if str(value).strip().lstrip(".").lower() != "txt":
-        raise Unusable("captions are read from .txt files here; rename yours")
+    if str(value).strip().lstrip(".").lower() not in ("txt", "caption"):
+        raise Unusable("captions are read from .txt files here, or .caption ones; rename yours")
 
 
 def _guidance(value: Any) -> None:
@@ -282,8 +282,8 @@ CAPTIONS: Table = {
 IMAGES: Table = {
     "flip_aug": To("dataset.flip"),
     "resolution": To("dataset.resolution", side),
-    "caption_extension": Only(_extension),
-    "caption_extention": Only(_extension),
+    "caption_extension": Only(_extension, "such files are read here"),
+    "caption_extention": Only(_extension, "such files are read here"),
     "color_aug": To("dataset.colour", switched(0.1)),
     "random_crop": To("dataset.random_crop", switched(0.1)),
     "face_crop_aug_range": Absent("photos are cropped by the face when they are taken in"),
