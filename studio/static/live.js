@@ -12,7 +12,7 @@
     return {
       run, project: studio.project(), attempt: 0, status: null, result: null, end: null, revision: 0,
       series: { step: [], loss: [], lr: [] },
-      samples: new Map(), prompts: new Map(), stages: new Map(), validation: [], checkpoints: [], warnings: [], adapted: [], resumes: [],
+      samples: new Map(), prompts: new Map(), controls: new Set(), stages: new Map(), validation: [], checkpoints: [], warnings: [], adapted: [], resumes: [],
       log: [], logTail: "", logCount: 0,
     };
   }
@@ -52,6 +52,9 @@
           step: event.step, prompt: event.prompt,
           url: `/studio/sample/${data.run}/${encodeURIComponent(event.file.split("/").pop())}?v=${event.seq}`,
         });
+        break;
+      case "measured": // a prompt without the trigger word shows what the LoRA does to all else
+        if (!event.trigger) data.controls.add(event.prompt);
         break;
       case "checkpoint":
         data.checkpoints = data.checkpoints.filter((checkpoint) => checkpoint.step !== event.step);

@@ -17,7 +17,7 @@
 
     /** `data`: run, samples (Map), prompts (Map), as studio.live folds them. */
     update(data) {
-      const shape = `${data.run}/${[...data.samples.values()].map((sample) => sample.url).join()}`;
+      const shape = `${data.run}/${data.controls.size}/${[...data.samples.values()].map((sample) => sample.url).join()}`;
       this.data = data;
       if (shape === this.shape) return;
       this.shape = shape;
@@ -40,11 +40,17 @@
         h("thead", null, h("tr", null, h("th", { scope: "col" }, h("span.visually-hidden", null, "Prompt")),
           steps.map((step) => h("th.number", { scope: "col" }, step === 0 ? "before" : format.count(step))))),
         h("tbody", null, rows.map((prompt) => h("tr", null,
-          h("th", { scope: "row", title: data.prompts.get(prompt) }, h("span", null, data.prompts.get(prompt))),
+          h("th", { scope: "row", title: data.prompts.get(prompt) }, h("span", null, data.prompts.get(prompt)), this.control(prompt)),
           steps.map((step) => h("td", null, this.cell(step, prompt, still)))))));
       for (const key of this.cells.keys()) if (!still.has(key)) this.cells.delete(key);
       this.count.textContent = `${rows.length} prompt${rows.length === 1 ? "" : "s"} × ${steps.length} step${steps.length === 1 ? "" : "s"}`;
       return this.body.replaceChildren(table);
+    }
+
+    /** Prompts without the trigger word are marked, where others have it. */
+    control(prompt) {
+      const { controls, prompts } = this.data;
+      return controls.has(prompt) && controls.size < prompts.size ? h("small.muted", { title: "Without the trigger word: it should stay as the base draws it" }, "control") : null;
     }
 
     /** A picture is made once and moved, not loaded again, when the table grows. */

@@ -136,6 +136,22 @@ def test_the_page_keeps_the_events_that_still_count(page: Page, server: StudioPr
             assert set(shown[f"{kind}s"]) == expected
         assert len(set(shown["validations"])) == len(shown["validations"])
 
+    marked = page.evaluate(
+        """prompts => {
+            const data = studio.live.fresh("run"), matrix = new studio.SampleMatrix();
+            for (const [prompt, text] of prompts.entries()) {
+                const event = { attempt: 1, step: 5, prompt, text, file: "a.webp", seq: prompt };
+                studio.live.fold(data, { ...event, kind: "sample" });
+                studio.live.fold(data, { ...event, kind: "measured", trigger: text.startsWith("zwx") });
+            }
+            matrix.update(data);
+            const cells = [...matrix.element.querySelectorAll("tbody th")];
+            return cells.map((cell) => cell.querySelector("small")?.textContent ?? "");
+        }""",
+        ["zwx cat", "a house"],
+    )
+    assert marked == ["", "control"], "prompts without the trigger are marked"
+
 
 def test_a_zoomed_chart_stays_put_while_the_run_goes_on(page: Page, server: StudioProcess) -> None:
     open_page(page, server, "failed", "train")
