@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -186,7 +187,18 @@ def save_lora(
     metadata = _metadata(tensors, family, config, trigger, step, base_name, rank)
     if format == "diffusers":
         metadata["lora_adapter_metadata"] = json.dumps(_peft_metadata(weights, family), sort_keys=True)
-    write_bytes(path, save(tensors, metadata=metadata))
+    write_bytes(path, in_order(save(tensors, metadata=metadata)))
+
+
+def in_order(data: bytes) -> bytes:
+    """A safetensors file with its metadata in alphabetical order: the library writes it in another one each
+    time, so that the same LoRA would never be the same file."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def _peft_metadata(weights: Mapping[str, AdapterWeights], family: ModelFamily) -> dict[str, Any]:
@@ -239,11 +251,17 @@ def _metadata(
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.title": config.output.name,
         "modelspec.resolution": f"{width}x{height}",
-        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(_now())),
         "modelspec.trigger_phrase": trigger,
         "sshs_model_hash": _hash_of_tensors(tensors, ss),
         "format": "pt",
     }
+
+
+def _now() -> float:
+    """Unix seconds; SOURCE_DATE_EPOCH, as reproducible builds have it, for files that are the same byte for
+    byte whenever they are written."""
+    return float(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
 
 
 def network_metadata(adapter: AdapterSettings, cut: int | None = None) -> dict[str, str]:

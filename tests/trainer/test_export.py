@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file, save
 
 import trainer.lora_file
 from tests.conftest import ROOT
@@ -22,7 +22,7 @@ from trainer.after import weights_in
 from trainer.contract.errors import RunError
 from trainer.contract.runs import RunFolder
 from trainer.data import frozen_trigger
-from trainer.export import save_lora
+from trainer.export import in_order, save_lora
 from trainer.families.sdxl import Family
 from trainer.lora_file import read_lora, save_and_read_back
 from trainer.source import resolve
@@ -173,3 +173,16 @@ def family_of(base: Path) -> Family:
 def read_back(run: RunFolder) -> dict[str, Any]:
     """The finished LoRA's weights, as they were trained."""
     return weights_in(run.checkpoint(8), run.config())
+
+
+def test_the_same_lora_is_the_same_file() -> None:
+    """The library writes metadata in another order each time."""
+    tensors = {"b": torch.ones(3), "a": torch.arange(4)}
+    metadata = {f"name {number}": "é" * number for number in range(9)}
+    files = {in_order(save(tensors, metadata=metadata)) for _ in range(8)}
+    assert len(files) == 1
+    data = files.pop()
+    found = load(data)
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {"b": [1, 1, 1], "a": [0, 1, 2, 3]}
+    end = 8 + int.from_bytes(data[:8], "little")
+    assert end % 8 == 0 and json.loads(data[8:end])["__metadata__"] == metadata
