@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .contract.amend import amend
 from .contract.config import TrainConfig
 from .contract.errors import ConfigError, UserError
 from .contract.fields import RECORDS, load_recipe, parse, to_tables
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 
     resume = verbs.add_parser("resume", help="go on with a run from its newest checkpoint")
     resume.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    _add_set(resume)
     resume.set_defaults(verb=_resume)
 
     plan = verbs.add_parser("plan", help="what a recipe will need: memory, disk, steps")
@@ -204,6 +206,9 @@ def _resume(arguments: argparse.Namespace) -> int:
     run.config()
     fit_allocator(run)
     with joined() as crew:
+        with crew.in_turn():
+            if crew.main:
+                amend(run, arguments.set)
         return _run(run, requests, crew)
 
 

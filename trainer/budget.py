@@ -31,8 +31,8 @@ class Budget:
     def _look(self) -> Cost:
         status = self._report.status
         cost = cost_of(self._meter, self._price, max(0, status.total - status.step))
-        self._report.costs(cost, self._machine.currency)
         budget = self._machine.budget
+        self._report.costs(cost, budget, self._machine.currency)
         why = used_up(budget, cost, self._machine.currency) if budget else ""
         if why and isinstance(self._requests, Requests):
             self._requests.ask_to_stop(why)

@@ -86,10 +86,14 @@ class Reporter:
         for listener in self.listeners:
             listener(event)
 
-    def costs(self, cost: Cost, currency: str) -> None:
+    def costs(self, cost: Cost, budget: float | None, currency: str) -> None:
         """What the run has cost, for the next status."""
         self._update(
-            cost=round(cost.so_far, 6), cost_to_go=cost.to_go, cost_per_1000=cost.per_1000, currency=currency
+            cost=round(cost.so_far, 6),
+            cost_to_go=cost.to_go,
+            cost_per_1000=cost.per_1000,
+            budget=budget,
+            currency=currency,
         )
 
     def say(self, text: str) -> None:

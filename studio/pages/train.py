@@ -11,6 +11,7 @@ from studio.machine import Gpu
 from studio.projects import Project
 from studio.recipes import draft, verdict
 from studio.theme import scripts
+from trainer.contract.amend import amend
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import UserError
 from trainer.contract.families import known_base
@@ -41,6 +42,8 @@ def act(studio: Studio, message: Message) -> dict[str, Any]:
         return {"run": studio.jobs.start(project, draft(project, load_presets(), Gpu().state())).id}
     run = run_of(studio, message)
     if verb == "resume":
+        if budget := text_of(message, "budget"):
+            amend(run, [f"machine.budget={budget}"])
         studio.jobs.resume(run)
     elif verb == "stop":
         studio.jobs.stop(run)

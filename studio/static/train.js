@@ -93,7 +93,7 @@
       return data.samples.size > samples;
     }
 
-    async press(verb) {
+    async press(verb, more = {}) {
       if (this.buttons[verb].button.getAttribute("aria-disabled") === "true") return;
       const { data } = studio.live;
       const patience = verb === "stop" ? 120 : verb === "sample" ? 60 : 15;
@@ -102,7 +102,7 @@
         until: Date.now() + 1000 * patience,
       };
       this.show();
-      const answer = await studio.call(this.server.act({ verb, project: studio.project(), run: data.run ?? "" }));
+      const answer = await studio.call(this.server.act({ verb, project: studio.project(), run: data.run ?? "", ...more }));
       if (!answer) this.pending = null;
       else studio.live.kick(verb === "start");
       this.show();
@@ -178,13 +178,14 @@
 
   // Numbers ---------------------------------------------------------------------------------------
 
+  const money = (amount, currency) => currency + amount.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: amount < 0.1 ? 4 : 2 });
+
   /** What the run has cost, what is to come, and 1,000 steps; nothing for a machine without a price. */
   function cost(status, alive) {
     if (status.cost === null || status.cost === undefined) return [];
-    const money = (amount) => `${status.currency}${amount.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: amount < 0.1 ? 4 : 2 })}`;
-    const { cost_to_go: toGo, cost_per_1000: per1000 } = status;
-    const more = [alive && toGo !== null ? `${money(toGo)} to go` : "", per1000 !== null ? `${money(per1000)} per 1,000 steps` : ""];
-    return [["Cost", money(status.cost), more.filter(Boolean).join(" · ")]];
+    const { cost_to_go: toGo, cost_per_1000: per1000, currency } = status;
+    const more = [alive && toGo !== null ? `${money(toGo, currency)} to go` : "", per1000 !== null ? `${money(per1000, currency)} per 1,000 steps` : ""];
+    return [["Cost", money(status.cost, currency), more.filter(Boolean).join(" · ")]];
   }
 
   function numbers(data) {
@@ -263,6 +264,18 @@
         h("button.btn", { type: "button", onclick: () => studio.go("recipe") }, "Change the recipe")));
   }
 
+  const atBudget = ({ state, cost, budget }) => state === "stopped" && budget && cost >= budget;
+
+  /** A run that stopped at its budget goes on with more. */
+  function budgetCard({ status: { cost, budget, currency } }, actions) {
+    const input = h("input", { type: "text", inputMode: "decimal", id: "train-budget", value: (2 * budget).toFixed(2) });
+    return h("section.card.budget", { "aria-label": "Budget" },
+      h("div.card-head", null, h("h3", null, "The budget is used up")),
+      h("p", null, `The run has cost ${money(cost, currency)}. Everything is saved; with a larger budget it goes on.`),
+      h("div.buttons", null, h("label", { htmlFor: "train-budget" }, `Budget in all, ${currency}`), input,
+        h("button.btn.primary", { type: "button", id: "budget-resume", onclick: () => actions.press("resume", { budget: input.value }) }, icon("play"), "Resume")));
+  }
+
   /** How far a stop has got, and the button that does not wait. */
   class Stopping {
     constructor(server) {
@@ -324,8 +337,9 @@
       message.textContent = !data.run ? "Nothing has been trained in this project yet."
         : ["failed", "lost"].includes(state) ? "" : status.message;
       run.hidden = !data.run || (state === "queued" && !data.attempt); // nothing to be seen of it yet
-      const failed = ["failed", "lost"].includes(state) ? `${data.run}/${status.attempt}/${status.message}/${data.checkpoints.length}` : "";
-      if (shownFailure !== failed) failure.replaceChildren(...((shownFailure = failed) ? [failureCard(data, actions)] : []));
+      const ended = ["failed", "lost"].includes(state) || (data.run && atBudget(status));
+      const failed = ended ? `${data.run}/${status.attempt}/${status.message}/${data.checkpoints.length}` : "";
+      if (shownFailure !== failed) failure.replaceChildren(...((shownFailure = failed) ? [(atBudget(status) ? budgetCard : failureCard)(data, actions)] : []));
       queue.update(live);
       stopping.update(live);
       plan.hidden = Boolean(data.run);

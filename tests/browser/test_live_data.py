@@ -57,11 +57,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudioProcess]:
     home = tmp_path_factory.mktemp("live")
     workspace = Workspace(home / "workspace")
     photo = draw_picture(home / "photo.png", 1)
-    for name in ("Failed", f"Finished {NASTY}"):
+    for name in ("Failed", f"Finished {NASTY}", "Stopped"):
         project = workspace.create_project(name)
         ingest([photo], project.root)
         project.set_trigger("zwx blob")
-    failed, finished = sorted(workspace.list_projects(), key=lambda each: each.id)
+    failed, finished, stopped = sorted(workspace.list_projects(), key=lambda each: each.id)
     past_run(
         failed,
         "failed",
@@ -70,6 +70,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudioProcess]:
         message=f"The computer ran out of memory {NASTY}.",
         evidence=f"MemoryError: {NASTY}",
     )
+    costs = {"cost": 5.02, "cost_per_1000": 12.5, "budget": 5.0, "currency": "€"}
+    past_run(stopped, "stopped", 400, message="The budget of €5.00 is used up (€5.02).", **costs)
     past_run(finished, "finished", 900).result(finished.config()).write_bytes(b"weights")
     process = StudioProcess(workspace.root)
     process.start()
@@ -295,3 +297,14 @@ def test_the_chosen_theme_survives_a_reload(page: Page, server: StudioProcess) -
     expect(page.locator("body.dark")).to_have_count(1)
     page.reload()
     expect(page.locator("body.dark.booted")).to_have_count(1)
+
+
+def test_costs_are_shown_and_a_used_up_budget_is_raised(page: Page, server: StudioProcess) -> None:
+    open_page(page, server, "stopped", "train")
+    expect(page.locator(".figures")).to_contain_text("Cost€5.02 €12.50 per 1,000 steps")
+    card = page.locator(".card.budget")
+    expect(card).to_contain_text("The run has cost €5.02.")
+    expect(page.locator("#train-budget")).to_have_value("10.00")
+    page.locator("#train-budget").fill("many")
+    page.locator("#budget-resume").click()
+    expect(page.get_by_text("machine.budget = 'many' is not allowed").first).to_be_visible()

@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 from trainer import budget
+from trainer.contract.amend import amend
 from trainer.contract.cost import Cost
 from trainer.contract.events import read_events
-from trainer.contract.fields import dump_recipe
-from trainer.contract.files import write_text
 from trainer.contract.runs import RunFolder
 from trainer.requests import Requests
 
@@ -221,8 +220,9 @@ def test_a_run_stops_saved_at_its_budget(
     assert status.state == "stopped" and status.step == 4 and run.checkpoint(4).exists()
     assert status.message.startswith("The budget of $3.00 is used up ($3.00); raise machine.budget")
     assert (status.cost, status.cost_to_go, status.cost_per_1000) == (3, 4, 1000)
+    assert (status.budget, status.currency) == (3, "$")
     assert not train_here(run, Requests()) and run.raw_status().step == 4  # nothing more is spent
-    write_text(run.recipe, dump_recipe(run.config()).replace("budget = 3.0", "budget = 30.0"))
+    amend(run, ["machine.budget=30"])
     assert train_here(run, Requests())
 
 

@@ -104,6 +104,7 @@ class Status(BaseModel):
     cost: float | None = None
     cost_to_go: float | None = None
     cost_per_1000: float | None = None
+    budget: float | None = None
     currency: str = ""
     heartbeat: float = 0.0
     attempt: int = 0

@@ -1,0 +1,42 @@
+"""A run's recipe is frozen but for what does not decide the LoRA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer.contract.amend import amend
+from trainer.contract.errors import ConfigError, RunError
+from trainer.contract.fields import parse
+from trainer.contract.runs import RunFolder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "run")
+    run.create(parse({"machine": {"price_per_hour": 0.5, "budget": 5}, "train": {"steps": 70}}))
+    return run
+
+
+def test_a_budget_is_raised(run: RunFolder) -> None:
+    amend(run, ["machine.budget=12.5", "notify.events=['failed']"])
+    config = run.config()
+    assert (config.machine.budget, config.machine.price_per_hour, config.train.steps) == (12.5, 0.5, 70)
+    assert config.notify.events == ("failed",)
+    amend(run, ["machine.budget="])
+    assert run.config().machine.budget is None
+
+
+@pytest.mark.parametrize("assignment", ["train.steps=80", "samples.every=7", "machine.budgets=7"])
+def test_what_decides_the_lora_stays(run: RunFolder, assignment: str) -> None:
+    before = run.recipe.read_text()
+    with pytest.raises(ConfigError, match=r"cannot change in a run|is not a setting"):
+        amend(run, ["machine.budget=9", assignment])
+    assert run.recipe.read_text() == before
+
+
+def test_a_run_that_trains_is_left_alone(run: RunFolder) -> None:
+    with run.hold(), pytest.raises(RunError, match="is being trained"):
+        amend(run, ["machine.budget=9"])
+    assert run.config().machine.budget == 5
