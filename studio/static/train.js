@@ -272,7 +272,7 @@
     return h("section.card.budget", { "aria-label": "Budget" },
       h("div.card-head", null, h("h3", null, "The budget is used up")),
       h("p", null, `The run has cost ${money(cost, currency)}. Everything is saved; with a larger budget it goes on.`),
-      h("div.buttons", null, h("label", { htmlFor: "train-budget" }, `Budget in all, ${currency}`), input,
+      h("div.buttons", null, h("label", { htmlFor: "train-budget", style: "align-self: center" }, `Budget in all, ${currency}`), input,
         h("button.btn.primary", { type: "button", id: "budget-resume", onclick: () => actions.press("resume", { budget: input.value }) }, icon("play"), "Resume")));
   }
 
