@@ -39,6 +39,7 @@ SECTION_TITLES = {
     "validation": "Validation",
     "samples": "Sample images",
     "checkpoints": "Checkpoints",
+    "storage": "Storage",
     "output": "Result",
     "machine": "Machine",
     "notify": "Webhooks",

@@ -27,6 +27,7 @@ from trainer.contract.plan import Machine, Plan, estimate
 from trainer.contract.presets import Preset
 from trainer.contract.retention import kept_in_words
 from trainer.contract.steps import calculation
+from trainer.contract.storage_facts import storage_problem
 
 from .projects import Project
 
@@ -71,6 +72,7 @@ def facts_of(project: Project, config: TrainConfig, gpu: dict[str, Any] | None) 
         vram_gib=gpu["total_gib"] if gpu else None,
         seconds_per_step=seconds_per_step(config, gpu["name"] if gpu else "", project.runs()),
         **start_from_facts(config.adapter.start_from, project.root),
+        storage_problem=storage_problem(config.storage.url),
     )
 
 

@@ -21,6 +21,7 @@ from .contract.errors import ConfigError, UserError
 from .contract.fields import RECORDS, load_recipe, parse, to_tables
 from .contract.presets import load_recipe_or_preset
 from .contract.runs import RunFolder, new_run_id
+from .contract.same_run import differing
 from .processes import Crew, joined, leave, speaks, under_torchrun
 from .restart import AGAIN, Restart, begin_again, fit_allocator
 
@@ -68,7 +69,14 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(verb=_train)
 
     resume = verbs.add_parser("resume", help="go on with a run from its newest checkpoint")
-    resume.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    resume.add_argument("run", metavar="RUN_DIR", help="or the address where it is stored: s3://bucket/run")
+    resume.add_argument(
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help="where a stored run goes on (default: workspace/runs/…)",
+    )
+    resume.add_argument("--endpoint", default="", metavar="URL", help="of a stored run: as storage.endpoint")
     _add_set(resume)
     resume.set_defaults(verb=_resume)
 
@@ -141,12 +149,17 @@ def _load(arguments: argparse.Namespace) -> TrainConfig:
     return _absolute(config, arguments.recipe.resolve().parent)
 
 
-def _absolute(config: TrainConfig, beside: Path) -> TrainConfig:
-    """The recipe with paths that hold wherever it lies; relative ones are looked up beside it first."""
+def _absolute(config: TrainConfig, beside: Path, *, with_photos: bool = True) -> TrainConfig:
+    """The recipe with paths that hold wherever it lies; relative ones are looked up beside it first.
+
+    ``with_photos``: whether the folders of photos have to be there.
+    """
     from .source import local_path
 
     def folder(text: str, setting: str) -> str:
         found = local_path(text, beside)
+        if found is None and not with_photos:
+            return str((beside / text).resolve())
         if found is None or not found.is_dir():
             wrong = "is no folder" if found else "does not exist"
             raise ConfigError({setting: f"{setting} = {text!r} {wrong}; name the folder of photos"})
@@ -175,38 +188,64 @@ def _train(arguments: argparse.Namespace) -> int:
     from .requests import Requests
 
     requests = Requests()
-    config = _load(arguments)
+    config = load_recipe(arguments.recipe, tuple(arguments.set))
     with joined() as crew:
-        home = Path(os.environ.get("STUDIO_WORKSPACE", "workspace"))
-        folder = arguments.run_dir or home / "runs" / new_run_id(config.output.name)
+        stored = crew.same(_stored(config, arguments.run_dir) if crew.main else "")
+        folder = arguments.run_dir or _runs() / (stored or new_run_id(config.output.name))
         run = RunFolder(crew.same(folder.resolve()))
         with crew.in_turn():
-            _make(run, config)
+            _make(run, config, arguments.recipe.resolve().parent, bool(stored))
         return _run(run, requests, crew)
 
 
-def _make(run: RunFolder, config: TrainConfig) -> None:
-    """Freeze the recipe in the run's folder, unless it is there. Raises ConfigError for another one's run."""
+def _stored(config: TrainConfig, run_dir: Path | None) -> str:
+    """The id of the run that a recipe has in its storage, when none is here yet; "" where it has none."""
+    if not config.storage.url or (run_dir and RunFolder(run_dir).recipe.exists()):
+        return ""
+    from .stored import find
+
+    stored = find(config, run_dir)
+    return stored.run_id if stored else ""
+
+
+def _make(run: RunFolder, config: TrainConfig, beside: Path, stored: bool) -> None:
+    """Freeze the recipe in the run's folder, unless it is there. Raises ConfigError for another one's run.
+
+    The photos of a ``stored`` run come from its storage, where they are not on this machine.
+    """
+    apart = stored or run.pictures.is_dir()
+    config = run.own(_absolute(config, beside, with_photos=not apart))
     if run.path == Path(config.dataset.path).resolve():
         raise ConfigError({"--run-dir": f"{run.path} is the folder of photos; choose another for the run"})
     if run.recipe.exists():
         # The same command again goes on with the run, which is what a restarted machine does.
-        if _absolute(run.config(), run.path) != config:
+        frozen = _absolute(run.config(), run.path, with_photos=not apart)
+        if differing(frozen, config) if apart else frozen != config:
             sentence = f"{run.path} holds a run of another recipe; choose another folder, or resume it"
             raise ConfigError({"--run-dir": sentence})
     else:
         run.create(config)
 
 
+def _runs() -> Path:
+    return Path(os.environ.get("STUDIO_WORKSPACE", "workspace")) / "runs"
+
+
 def _resume(arguments: argparse.Namespace) -> int:
     from .requests import Requests
 
     requests = Requests()
-    run = RunFolder(arguments.run_dir.resolve())
-    run.config()
-    fit_allocator(run)
+    stored = "://" in arguments.run
+    if not stored:
+        run = RunFolder(Path(arguments.run).resolve())
+        run.config()
+        fit_allocator(run)
     with joined() as crew:
         with crew.in_turn():
+            if stored:
+                from .stored import begin
+
+                run = begin(arguments.run, arguments.endpoint, arguments.run_dir, _runs())
             if crew.main:
                 amend(run, arguments.set)
         return _run(run, requests, crew)
@@ -220,10 +259,15 @@ def _run(run: RunFolder, requests: Requests, crew: Crew) -> int:
 
         if (processes := wanted(config.machine.gpus)) > 1:
             return launch(run, processes)
-    fit_allocator(run)
     with run.hold() if crew.main else nullcontext() as lock:
         if crew.main:
             requests.attach(run)
+        with crew.in_turn():  # every machine needs the photos
+            if config.storage.url and crew.local_rank == 0:
+                from .stored import catch_up
+
+                catch_up(run)
+        fit_allocator(run)
         result = run.result(config)
         if crew.same(run.raw_status().state == "finished" and result.exists()):
             if crew.main:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from .budget import Budget
 from .contract.config import TrainConfig
 from .contract.runs import RunFolder
-from .grace import guarded, last_moment
+from .grace import gone_at, guarded, last_moment
 from .notices import Notice, Notices
+from .processes import PeerLost
 from .report import Reporter
 from .requests import Asks, Requests
+from .restart import Restart
+from .storage import Mirror
 from .webhooks import open_webhooks
 
-MESSAGES_S = 30.0
-"""For the last messages, where the machine stays."""
+UPLOADS_S, MESSAGES_S = 600.0, 30.0
+"""For what is left to upload at the end, and for the last messages, where the machine stays."""
+BEFORE_MESSAGES_S = 1.0
+"""Where it goes, uploads end so much earlier: the last message tells of them."""
 
 
 @contextmanager
@@ -27,16 +33,44 @@ def alongside(run: RunFolder, config: TrainConfig, report: Reporter, requests: A
     on or from ending.
     """
     machine = config.machine
+    mirror = Mirror(run, config, report) if config.storage.url else None
     with ExitStack() as beside:
         if machine.price_per_hour is not None:
             report.listeners.append(Budget(run, machine, report, requests).hear)
-        if hooks := open_webhooks(run, config, report.warning):
+        if hooks := open_webhooks(run, config, report.warning, mirror):
             report.listeners.append(hooks.hear)
             beside.callback(lambda: hooks.close(last_moment(requests, machine.grace_s, MESSAGES_S)))
         if machine.notices != "off" and isinstance(requests, Requests):
             beside.callback(_notices(machine.notices, report, requests).close)
+        if mirror:
+            beside.enter_context(_mirrored(mirror, requests, machine.grace_s))
         with guarded(run, machine.grace_s, report, requests, beside.close):
             yield
+
+
+@contextmanager
+def _mirrored(mirror: Mirror, requests: Asks, grace_s: float) -> Iterator[None]:
+    mirror.start()
+    try:
+        yield
+    except (Restart, PeerLost):
+        mirror.abandon()  # the process that goes on with the run does so with its storage
+        raise
+    except BaseException:
+        _flush(mirror, requests, grace_s)
+        raise
+    else:
+        _flush(mirror, requests, grace_s)
+
+
+def _flush(mirror: Mirror, requests: Asks, grace_s: float) -> None:
+    end = time.monotonic() + UPLOADS_S
+
+    def until() -> float:
+        gone = gone_at(requests, grace_s)
+        return end if gone is None else last_moment(requests, grace_s, 0) - BEFORE_MESSAGES_S
+
+    mirror.close(until)
 
 
 def _notices(cloud: str, report: Reporter, requests: Requests) -> Notices:

@@ -15,6 +15,7 @@ from .contract.families import CATALOGUE, known_base
 from .contract.findings import Facts
 from .contract.lint import lint
 from .contract.lora_header import start_from_facts
+from .contract.storage_facts import storage_problem
 
 
 def check_recipe(config: TrainConfig, show_captions: int = 0) -> bool:
@@ -47,7 +48,9 @@ def facts_of(config: TrainConfig) -> tuple[Facts, tuple[str, ...]]:
         found = survey(concepts, buckets, drawn=drawn)
     except UserError as error:
         raise ConfigError({"dataset.path": str(error)}) from None
-    return Facts(**found.facts, **start_from_facts(config.adapter.start_from, Path())), found.notes
+    problem = storage_problem(config.storage.url)
+    start = start_from_facts(config.adapter.start_from, Path())
+    return Facts(**found.facts, **start, storage_problem=problem), found.notes
 
 
 def _caption_lines(config: TrainConfig, facts: Facts, show: int) -> list[str]:

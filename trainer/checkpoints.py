@@ -12,11 +12,10 @@ nothing is removed before the rename is on the disk.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .contract.files import read_json, staged, sync_folder, write_json
+from .contract.whole import MANIFEST, is_whole, list_checkpoints, newest_whole, sha256_of, step_of
 from .moments import is_ours, put_back
 
-MANIFEST = "MANIFEST.json"
+__all__ = ["MANIFEST", "is_whole", "list_checkpoints", "newest_whole", "step_of"]  # looked for here
+
 ADAPTER, AVERAGE, IDENTITY = "adapter.safetensors", "average.safetensors", "identity.json"
 
 
@@ -137,7 +138,7 @@ def save_checkpoint(
         files = sorted(file for file in staging.iterdir())
         write_json(
             staging / MANIFEST,
-            {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files},
+            {file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)} for file in files},
         )
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -153,42 +154,6 @@ def save_checkpoint(
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     with staged(path) as temporary:
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether every file of a checkpoint is there as its manifest says."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return bool(manifest) and all(
-            (folder / name).stat().st_size == entry["size"] and _sha256(folder / name) == entry["sha256"]
-            for name, entry in manifest.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The step-… folders, oldest first, whole or not."""
-    found = [path for path in folder.glob("step-*") if path.is_dir()]
-    return sorted((path for path in found if path.name.removeprefix("step-").isdigit()), key=step_of)
-
-
-def newest_whole(folder: Path, on_damaged: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is whole; each newer damaged one is told of."""
-    for path in reversed(list_checkpoints(folder)):
-        if is_whole(path):
-            return path
-        on_damaged(f"the checkpoint {path.name} is damaged; the one before it is used")
-    return None
 
 
 def load_checkpoint(folder: Path, adapter: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> TrainState:

@@ -172,8 +172,9 @@ def frozen_trigger(path: Path) -> str:
 
 
 def photo_folder(run: RunFolder, config: TrainConfig) -> Path:
-    """The folder of photos; a frozen recipe names it relative to the run or absolutely."""
-    return (run.path / config.dataset.path).resolve()
+    """The folder of photos: the run's own where they came with it from its storage, else that of the frozen
+    recipe, which names it relative to the run or absolutely."""
+    return run.pictures if run.pictures.is_dir() else (run.path / config.dataset.path).resolve()
 
 
 def frozen_images(

@@ -52,6 +52,8 @@ class Reporter:
         self._reserve = run.path / RESERVE
         with suppress(OSError):
             self._reserve.write_bytes(os.urandom(RESERVE_BYTES))  # zeros may take no room
+        self.mirror = ""
+        """How far the run is stored elsewhere, for the next status; :mod:`trainer.storage` says it."""
         self._tell("attempt", began=psutil.Process().create_time(), device=describe(device))
         self._write(force=True)
 
@@ -67,7 +69,7 @@ class Reporter:
         if not force and now - self._written < 1:
             return
         use = memory_use(self._device)
-        self._update(heartbeat=now, vram=use.vram, vram_total=use.vram_total, ram=use.ram)
+        self._update(heartbeat=now, vram=use.vram, vram_total=use.vram_total, ram=use.ram, mirror=self.mirror)
         with self._turn:
             if self._ended:
                 return

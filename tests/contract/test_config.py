@@ -274,6 +274,10 @@ AWAY: dict[str, Any] = {
     "machine.on_oom": "stop",
     "machine.pictures_at_once": 1,
     "machine.offload": True,
+    "storage.url": "s3://bucket/folder/{run}",
+    "storage.endpoint": "https://account.r2.example.com",
+    "storage.keep": 5,
+    "storage.photos": False,
 }
 
 

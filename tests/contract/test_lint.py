@@ -17,6 +17,7 @@ from lint_cases_masks import CASES as MASK_CASES
 from lint_cases_memory import CASES as MEMORY_CASES
 from lint_cases_optim import CASES as OPTIM_CASES
 from lint_cases_optim import PRODIGY
+from lint_cases_storage import CASES as STORAGE_CASES
 from lint_cases_validation import CASES as VALIDATION_CASES
 
 from trainer.contract.config import TrainConfig
@@ -396,6 +397,7 @@ CASES = [
     *VALIDATION_CASES,
     *MACHINE_CASES,
     *MEMORY_CASES,
+    *STORAGE_CASES,
 ]
 
 

@@ -30,6 +30,7 @@ from .settings.notify import NotifySettings
 from .settings.prior import PriorSettings
 from .settings.samples import SampleSettings
 from .settings.section import Section
+from .settings.storage import StorageSettings
 from .settings.train import TrainSettings
 from .settings.validation import ValidationSettings
 
@@ -67,6 +68,7 @@ class TrainConfig(Section):
     validation: ValidationSettings = Field(default_factory=ValidationSettings)
     samples: SampleSettings = Field(default_factory=SampleSettings)
     checkpoints: CheckpointSettings = Field(default_factory=CheckpointSettings)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
     output: OutputSettings = Field(default_factory=OutputSettings)
     machine: MachineSettings = Field(default_factory=MachineSettings)
     notify: NotifySettings = Field(default_factory=NotifySettings)
@@ -199,6 +201,14 @@ class TrainConfig(Section):
             if getattr(settings, name) != usual:
                 back = {None: "leave it empty", False: "switch it off"}.get(usual, f"set it to {usual}")
                 raise _problem(path, f"is for models {kinds}, which {row.label} is not; {back}")
+        return self
+
+    @model_validator(mode="after")
+    def _only_s3_has_an_endpoint(self) -> TrainConfig:
+        storage = self.storage
+        if storage.endpoint and not storage.url.startswith(("s3://", "s3a://")):
+            sentence = "is for URLs that begin with s3://; leave it empty"
+            raise _problem("storage.endpoint", sentence)
         return self
 
     @model_validator(mode="after")

@@ -34,6 +34,7 @@ class Facts:
         seconds_per_step: of an earlier run like this one, on this machine.
         start_from_families, start_from_problem: the families that the LoRA to go on from can be for, and
             why it cannot be used.
+        storage_problem: why nothing can be stored where the recipe says.
     """
 
     images: int | None = None
@@ -52,6 +53,7 @@ class Facts:
     seconds_per_step: float | None = None
     start_from_families: tuple[str, ...] = ()
     start_from_problem: str = ""
+    storage_problem: str = ""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,8 @@ class Status(BaseModel):
 
     ``vram`` is GiB of GPU memory at its peak (None without a GPU), ``ram`` GiB of the process;
     ``heartbeat`` is Unix seconds. ``loss`` is an exponential mean. Costs are None for a machine without a
-    price, in ``currency``, over all attempts (:mod:`trainer.contract.cost`).
+    price, in ``currency``, over all attempts (:mod:`trainer.contract.cost`). ``mirror`` says how far the run
+    is stored elsewhere, "" where it is not.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -111,6 +112,7 @@ class Status(BaseModel):
     message: str = ""
     cause: str = ""
     evidence: str = ""
+    mirror: str = ""
 
     @property
     def terminal(self) -> bool:
@@ -176,6 +178,11 @@ class RunFolder:
     def stars(self) -> Path:
         return self.path / "starred.json"
 
+    @property
+    def pictures(self) -> Path:
+        """The photos, where they came with the run from its storage; else they lie where the recipe says."""
+        return self.path / "pictures"
+
     def sample(self, step: int, prompt: int) -> Path:
         return self.samples / f"s{step:06d}_p{prompt:02d}.webp"
 
@@ -187,7 +194,7 @@ class RunFolder:
         return self.path / f"{config.output.name}.safetensors"
 
     def create(self, config: TrainConfig) -> None:
-        """Make the folder and freeze the recipe. Raises RunError if a run is already there."""
+        """Make the folder and freeze the recipe as the run's own. Raises RunError where one is there."""
         if self.recipe.exists():
             raise RunError(
                 f"{self.path} already holds a run; resume it, or choose another folder", cause="config"
@@ -195,9 +202,13 @@ class RunFolder:
         try:
             for folder in (self.control, self.samples, self.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
-            write_text(self.recipe, dump_recipe(config))
+            write_text(self.recipe, dump_recipe(self.own(config)))
         except OSError as error:
             raise self._not_writable(error) from None
+
+    def own(self, config: TrainConfig) -> TrainConfig:
+        """A recipe as this run freezes it."""
+        return config.model_copy(update={"storage": config.storage.for_run(self.id)})
 
     def _not_writable(self, error: OSError) -> RunError:
         if error.errno == errno.ENOSPC:
