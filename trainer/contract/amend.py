@@ -23,7 +23,7 @@ def amend(run: RunFolder, assignments: Sequence[str]) -> TrainConfig:
     tables = to_tables(before)
     for assignment in assignments:
         tables = merge(tables, override(assignment))
-    after = parse(tables)
+    after = run.own(parse(tables))
     old, new = flatten(before), flatten(after)
     for path in old:
         if old[path] != new[path] and path.partition(".")[0] not in SECTIONS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
+from .amend import SECTIONS
 from .config import TrainConfig
 from .fields import flatten
 
@@ -11,14 +12,12 @@ FOLDERS = ("dataset.path", "dataset.subsets", "validation.path", "prior.path")
 """Where photos lie. Which they are is told by the frozen dataset."""
 FILES = ("model.base", "model.vae", "model.assistant", "adapter.start_from")
 """A file by its name, wherever it lies."""
-APART = ("storage", "machine", "notify")
-"""Sections on where a run trains and who hears of it."""
 
 
 def differing(one: TrainConfig, other: TrainConfig) -> list[str]:
     """The settings in which two recipes differ, where things lie aside."""
     first, second = flatten(one), flatten(other)
-    told = [name for name in first if name not in FOLDERS and name.partition(".")[0] not in APART]
+    told = [name for name in first if name not in FOLDERS and name.partition(".")[0] not in SECTIONS]
     return [
         name
         for name in told
