@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from random import Random
 from typing import Any
 
 import pytest
@@ -52,6 +53,27 @@ def test_no_separator_is_read_though_nothing_is_shuffled(
     text: str, settings: dict[str, Any], expected: str
 ) -> None:
     assert outcomes(text, looks=3, **settings) == {expected}
+
+
+def test_no_separator_is_ever_read() -> None:
+    """Whatever is put together of captions, affixes, marks and settings."""
+    random = Random(7)
+    for number in range(500):
+        mark = random.choice([",", "·"])
+        pieces = ["a", "b c", "", " ", "\n", "{x|y}", mark, mark, "|||", "|||", ";;;", ";;;"]
+        text, prefix, suffix = ("".join(random.choices(pieces, k=k)) for k in (9, 3, 3))
+        settings = {
+            "prefix": prefix,
+            "suffix": suffix,
+            "separator": mark,
+            "keep_tokens_separator": "|||",
+            "secondary_separator": ";;;",
+            "keep_tokens": random.randrange(3),
+            **{name: random.random() < 0.5 for name in ("shuffle", "wildcards", "protect")},
+            "tag_dropout": random.choice([0, 0.3]),
+        }
+        (caption,) = outcomes(text, looks=1, **settings)
+        assert not any(one in caption for one in ("|||", ";;;", "·")), (text, settings, number)
 
 
 @pytest.mark.parametrize("text", ["A cat,sleeping.  It dreams", "line one\nline two", "{a|b} {{c}}", " , ,"])

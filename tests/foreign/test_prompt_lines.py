@@ -60,6 +60,17 @@ def test_samplers_and_limits(tmp_path: Path) -> None:
     assert "pndm: pictures are drawn with the base's own sampler" in told
 
 
+def test_what_kohya_draws_with_where_nothing_is_said(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a cat\na dog --s 12\n")
+    command = "accelerate launch {}_train_network.py --sample_prompts=p.txt"
+    config, imported = read(tmp_path, "t.sh", command.format("sdxl"))
+    assert (config.samples.steps, config.samples.guidance) == (30, 7.5)
+    assert "draws with ddim" in said(imported)
+    assert config.samples.prompts == ("a cat", "a dog --s 12")
+    flow, _ = read(tmp_path, "t.sh", command.format("flux"))
+    assert flow.samples.guidance != 7.5
+
+
 def test_embedded_guidance_is_the_guidance_of_bases_that_have_it(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a cat --g 3.5 --l 1 --ss ddim\n")
     command = "accelerate launch flux_train_network.py --sample_prompts=p.txt --sample_sampler=euler"

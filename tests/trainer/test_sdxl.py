@@ -165,6 +165,7 @@ def test_zero_terminal_snr_is_read_from_the_scheduler(tmp_path: Path) -> None:
     from tests.tiny import tiny_sdxl
 
     base = tiny_sdxl(tmp_path / "base")
+    plain_snr = resolve("sdxl", str(tiny_sdxl(tmp_path / "plain")))
     plain = resolve("sdxl", str(base))
     assert Family(plain, CPU, torch.float32).noise.alphas_cumprod[-1] > 0.004
     # The repository's scheduler is plain SDXL's; the catalogue knows better.
@@ -182,6 +183,10 @@ def test_zero_terminal_snr_is_read_from_the_scheduler(tmp_path: Path) -> None:
         assert torch.equal(noise.target(picture, pure, last), -picture)
         assert family.sampler().config.rescale_betas_zero_snr
         assert family.metadata()["ss_v_parameterization"] == "True"
+        # q = √ā, from q_0 to 0 instead of to q_T: (q - q_T) q_0 / (q_0 - q_T)
+        q = Family(plain_snr, CPU, torch.float32).noise.alphas_cumprod.sqrt()
+        stretched = (q - q[-1]) * q[0] / (q[0] - q[-1])
+        assert torch.allclose(noise.alphas_cumprod.sqrt(), stretched, atol=1e-5)
     assert corrected.sampler().config.timestep_spacing == "trailing"
 
 

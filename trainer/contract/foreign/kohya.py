@@ -351,6 +351,8 @@ def _take_samples(found: Imported, options: dict[str, Any], beside: Beside) -> N
             found.keep("sample_sampler", name, "samples.sampler", ours)
         elif ours:
             found.leave("sample_sampler", name, "the prompts name theirs")
+    elif found.has("samples.prompts") and CATALOGUE[found.get("model.family")].process != "flow":
+        found.note("No sample_sampler: kohya then draws with ddim, which is samples.sampler = ddim here.")
     if not is_off(epochs):
         found.keep("sample_every_n_epochs", epochs, "samples.every_epochs", epochs)
         if not is_off(steps):

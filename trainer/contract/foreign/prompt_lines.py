@@ -147,6 +147,9 @@ def take_prompts(
         if values and values[0] is not None:
             name = (names or {}).get(field, f"{option} --{_flag(field)}")
             found.keep(name, values[0], f"samples.{field}", values[0])
+    if names is None and told and CATALOGUE[found.get("model.family")].process != "flow":
+        for setting, usual in (("samples.steps", 30), ("samples.guidance", 7.5)):
+            found.assume(setting, usual, "kohya's default where a line does not say it")
     texts = [f"{prompt.prompt}{_own_flags(found, prompt)}" for prompt in told]
     if texts:
         found.keep(option, [prompt.prompt for prompt in told], "samples.prompts", texts)
