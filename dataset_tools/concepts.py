@@ -27,6 +27,9 @@ class Concept:
     repeats: int = 1
     regularisation: bool = False
     weight: float = 1.0
+    prefix: str | None = None
+    suffix: str | None = None
+    """instead of those of [captions], where they are not None."""
     held_share: float = 0.0
     """of the pictures, that are not trained on but measured on (:func:`trainer.contract.held_out.held_out`);
     1 for the folder of validation.path."""
@@ -45,6 +48,8 @@ def concepts_of(
             one.repeats,
             one.regularisation,
             one.weight,
+            one.prefix,
+            one.suffix,
             0.0 if one.regularisation else share,
         )
         for one in settings.subsets

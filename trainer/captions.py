@@ -36,6 +36,8 @@ class Captions:
             repeats=sample.image.repeats,
             step=sample.batch // self.config.train.gradient_accumulation,
             regularisation=sample.image.regularisation,
+            prefix=sample.image.prefix,
+            suffix=sample.image.suffix,
         )
         return stages(sample.image.caption, self.config, look, dropout=dropout).caption
 

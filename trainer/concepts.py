@@ -21,9 +21,9 @@ class TrainImage(ImageRecord):
     """A picture as a run froze it: with its caption, bucket and crop.
 
     ``folder`` is where ``file`` lies, seen from dataset.path: "" for the pictures of that folder itself.
-    ``trigger`` is the word of its concept; ``weight`` multiplies its loss. ``held_out`` pictures are not
-    trained on but measured on. ``mask`` is the file of its mask,
-    beside ``file``; "" where there is none or none is used.
+    ``trigger`` is the word of its concept; ``weight`` multiplies its loss; ``prefix`` and ``suffix``, where
+    they are not None, go around its caption. ``held_out`` pictures are not trained on but measured on.
+    ``mask`` is the file of its mask, beside ``file``; "" where there is none or none is used.
     """
 
     caption: str
@@ -31,6 +31,8 @@ class TrainImage(ImageRecord):
     trigger: str = ""
     regularisation: bool = False
     weight: float = 1.0
+    prefix: str | None = None
+    suffix: str | None = None
     held_out: bool = False
     mask: str = ""
     mask_sha256: str = ""

@@ -81,6 +81,8 @@ def freeze_dataset(
         shared = {
             "folder": seen_from(root, concept.folder) if number else "",
             "trigger": frozen.trigger or ("" if concept.regularisation or not images else images[0].trigger),
+            "prefix": concept.prefix,
+            "suffix": concept.suffix,
         }
         chosen = held_out([image.sha256 for image in frozen.images], concept.held_share)
         for image in frozen.images:

@@ -34,7 +34,7 @@ def identity_of(config: TrainConfig, images: Sequence[TrainImage], family: Model
     ``config`` is the recipe as it is frozen in the run.
     """
     where = {"folder", "file", "original_name", "mask"}  # of photo and mask the hashes tell more
-    rows = [image.model_dump(mode="json", exclude=where) for image in images]
+    rows = [image.model_dump(mode="json", exclude=where, exclude_none=True) for image in images]
     settings = {
         name: value
         for name, value in flatten(config).items()

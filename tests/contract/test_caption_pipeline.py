@@ -113,6 +113,18 @@ def test_kept_tags_are_counted_without_empty_ones_and_need_no_separator() -> Non
     assert together == {"a, b, c", "c, a, b"}
 
 
+def test_a_folder_has_a_prefix_and_suffix_of_its_own() -> None:
+    config = recipe(prefix="photo of zwx,", suffix="end")
+
+    def caption(**look: Any) -> str:
+        return stages("a cat", config, Look(1, "a", **look)).caption
+
+    assert caption(prefix="drawing of qrt,") == "drawing of qrt, a cat end"
+    assert caption(prefix="", suffix="") == "a cat"
+    assert caption(regularisation=True) == "a cat"
+    assert caption(regularisation=True, suffix="indoors") == "a cat indoors"
+
+
 def test_the_separator_goes_before_the_number_of_kept_tags() -> None:
     both = {"keep_tokens": 1, "keep_tokens_separator": "|||", "shuffle": True}
     assert outcomes("a, b ||| c", **both) == {"a, b, c"}

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from trainer.contract.fields import parse
+
 from .helpers import line, read, said
 
 TWO = """
@@ -35,10 +37,29 @@ def test_kohya(tmp_path: Path) -> None:
     assert config.dataset.flip and config.captions.prefix == "zwx," and config.captions.keep_tokens == 1
     flip = line(imported, "subsets[1] flip_aug")
     assert flip.outcome == "missing" and "subsets[0] has true, which is taken" in flip.why
-    assert line(imported, "subsets[1] caption_prefix").outcome == "missing"
+    (other,) = config.dataset.subsets
+    assert (other.path, other.prefix, other.suffix) == ("b", "", None), (
+        "the prefix is the first folder's alone"
+    )
     assert "subsets[0] has 1" in line(imported, "subsets[1] keep_tokens").why
     assert line(imported, "subsets[1] shuffle_caption").outcome == "ignored", "it is the same for both"
     assert line(imported, "subsets[1] cache_info").outcome == "ignored", "it makes no difference"
+
+
+def test_every_folder_of_kohya_has_its_prefix(tmp_path: Path) -> None:
+    more = '[[datasets.subsets]]\nimage_dir = "c"\ncaption_prefix = "qrt,"\ncaption_suffix = ", 4k"\n'
+    same = '[[datasets.subsets]]\nimage_dir = "d"\ncaption_prefix = "zwx,"\nflip_aug = true\n'
+    config, imported = read(tmp_path, "d.toml", TWO + more + same)
+    assert [one.line for one in config.dataset.subsets] == [
+        "b | prefix =",
+        "c | prefix = qrt, | suffix = , 4k",
+        "d",
+    ]
+    assert line(imported, "subsets[2] caption_prefix").outcome == "ignored"  # as it is in that subset
+    assert not [one for one in imported.lines if one.outcome == "missing" and "caption_" in one.option]
+    assert parse({"dataset": {"subsets": [one.line for one in config.dataset.subsets]}}).dataset.subsets == (
+        config.dataset.subsets
+    )
 
 
 def test_further_datasets_of_kohya(tmp_path: Path) -> None:

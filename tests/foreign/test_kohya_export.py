@@ -114,6 +114,15 @@ def test_there_and_back(tmp_path: Path) -> None:
         {"train": {"epochs": 12}, "checkpoints": {"every_epochs": 2}, "samples": {"every_epochs": 3}},
         {"loss": {"mask": "kohya", "mask_floor": 0.0}},
         {"dataset": {"buckets": "no_upscale"}},
+        {
+            "dataset": {
+                "subsets": [
+                    "../b | trigger = qrt | prefix = qrt,",
+                    "../c | trigger = b | prefix = | suffix = , 4k",
+                ]
+            },
+            "captions": {"prefix": "zwx,"},
+        },
         {"samples": {"prompts": [], "negative": ""}},
         {"samples": {"prompts": ["a", "b --n none --w 512 --d 9 --ss ddim"], "sampler": "euler"}},
     ],

@@ -13,13 +13,14 @@ from dataset_tools.dataset import DatasetError, load_dataset, read_caption, save
 from tests.pictures import draw_picture, draw_project
 from trainer.__main__ import main
 from trainer.cache import pixels_of
+from trainer.captions import Captions
 from trainer.concepts import TrainImage, balanced
 from trainer.contract.config import TrainConfig
 from trainer.contract.events import current_events, read_events
-from trainer.contract.fields import load_recipe
+from trainer.contract.fields import load_recipe, parse
 from trainer.contract.runs import RunFolder
 from trainer.contract.settings.dataset import DatasetSettings
-from trainer.data import BatchPlan, freeze_dataset, load_frozen
+from trainer.data import BatchPlan, Sample, freeze_dataset, load_frozen
 
 from .helpers import recipe, train_here
 
@@ -98,6 +99,23 @@ def test_a_folder_of_the_same_concept_takes_the_word_of_the_first(folders: Path)
     images = freeze(folders / "rex", subsets=["../more"])
     assert images[-1].caption == images[-1].trigger == "zwx dog"
     assert freeze(folders / "rex", subsets=["../more | regularisation"])[-1].caption == ""
+
+
+def test_a_folder_has_its_own_prefix(folders: Path) -> None:
+    subsets = ["../mia | prefix = drawing of", "../dogs | trigger = dog | regularisation"]
+    images = freeze(folders / "rex", subsets=subsets)
+    config = parse({"captions": {"prefix": "photo of", "suffix": "outdoors"}})
+    captions = Captions(config, BatchPlan(images, 2, seed=1))
+    shown = [captions.of(Sample(image, 0, 0, 1)) for image in images]
+    assert shown[0].startswith("photo of ") and shown[0].endswith(" outdoors")
+    assert shown[6] == "drawing of qrt cat outdoors" and shown[-1] == "dog"
+    assert {text for _, text in captions.all()} == set(shown), "so they are encoded beforehand"
+    assert [one.prefix for one in map(copied, images)] == [one.prefix for one in images]
+
+
+def copied(image: TrainImage) -> TrainImage:
+    """As it comes back from a run's dataset.json."""
+    return TrainImage.model_validate_json(image.model_dump_json())
 
 
 def test_kohya_folders_multiply(folders: Path) -> None:

@@ -41,7 +41,8 @@ class Look:
     """One showing of one picture.
 
     ``epoch`` counts from 0, ``repeat`` within it from 0 to ``repeats``; ``step`` is how many updates the
-    LoRA has had.
+    LoRA has had. ``prefix`` and ``suffix`` are those of the picture's own folder; None takes the recipe's,
+    and none for a regularisation set.
     """
 
     seed: int
@@ -51,6 +52,8 @@ class Look:
     repeats: int = 1
     step: int = 0
     regularisation: bool = False
+    prefix: str | None = None
+    suffix: str | None = None
 
     @property
     def number(self) -> int:
@@ -132,7 +135,9 @@ def draw_of(config: TrainConfig, look: Look) -> int:
 def stages(text: str, config: TrainConfig, look: Look, *, dropout: bool = True) -> Stages:
     """All stages of a caption at one look; without ``dropout`` as if it were never dropped whole."""
     settings = config.captions
-    prefix, suffix = ("", "") if look.regularisation else (settings.prefix, settings.suffix)
+    usual = ("", "") if look.regularisation else (settings.prefix, settings.suffix)
+    prefix = usual[0] if look.prefix is None else look.prefix
+    suffix = usual[1] if look.suffix is None else look.suffix
     affixes = joined(prefix, text, suffix)
     if dropout and is_dropped(settings, look):
         return Stages(text, affixes, "", "", "", "")

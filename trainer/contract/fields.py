@@ -285,10 +285,7 @@ def load_recipe(path: Path, assignments: tuple[str, ...] = ()) -> TrainConfig:
 
 def to_tables(config: TrainConfig) -> dict[str, dict[str, Any]]:
     """The complete recipe as nested tables; settings that are None are left out, as TOML has no null."""
-    return {
-        section: {key: value for key, value in table.items() if value is not None}
-        for section, table in config.model_dump(mode="json").items()
-    }
+    return config.model_dump(mode="json", exclude_none=True)
 
 
 def dump_recipe(config: TrainConfig) -> str:

@@ -18,6 +18,7 @@ from .caption_pipeline import (
 from .config import TrainConfig
 from .families import CATALOGUE
 from .findings import Facts, Finding, has_trigger, rule
+from .settings.dataset import Subset
 from .steps import epochs_of, trained
 
 CHOICE = re.compile(r"\{[^{}|]*\|[^{}]*\}")
@@ -308,14 +309,35 @@ def trigger_twice(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
 @rule
 def prefix_of_one_concept(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     trigger, affixes = config.dataset.trigger, (config.captions.prefix, config.captions.suffix)
-    others = [one for one in config.dataset.subsets if not one.regularisation and one.trigger]
+    others = [
+        one
+        for one in config.dataset.subsets
+        if not one.regularisation and one.trigger and None in (one.prefix, one.suffix)
+    ]
     if trigger and others and any(has_trigger(text, trigger) for text in affixes):
         yield Finding(
             "warning",
             "captions.prefix",
             f"Prefix and suffix are also put around the captions of {others[0].path}, whose trigger is "
             f"“{others[0].trigger}” and not “{trigger}”.",
+            {"dataset.subsets": tuple(_own_affixes(config, trigger, one) for one in config.dataset.subsets)},
+            "Give it its own",
         )
+
+
+def _own_affixes(config: TrainConfig, trigger: str, subset: Subset) -> str:
+    """The line of a subset with the recipe's prefix and suffix around its own trigger."""
+    if subset.regularisation or not subset.trigger:
+        return subset.line
+    word = re.compile(re.escape(trigger), re.IGNORECASE)
+    own = {
+        name: word.sub(lambda _: subset.trigger, text) if given is None else given
+        for name, given, text in (
+            ("prefix", subset.prefix, config.captions.prefix),
+            ("suffix", subset.suffix, config.captions.suffix),
+        )
+    }
+    return subset.model_copy(update=own).line
 
 
 @rule

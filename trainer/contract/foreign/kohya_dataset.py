@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from . import kohya_tables
@@ -101,12 +102,15 @@ def _take_subsets(
             if folder.path in [one.path for one in folders]:
                 found.leave(f"{label} image_dir", folder.path, "the same photos again; they are shown once")
                 continue
+            if own is not None and not folder.regularisation:
+                folder = _with_affixes(folder, f"{label} ", subset, above, first)
             folders.append(folder)
             if own is None and not folder.regularisation:
                 own, first, where = subset, above | subset, label
             elif own is not None:
+                told = ("caption_prefix", "caption_suffix") if not folder.regularisation else ()
                 mine, theirs = (
-                    {name: level[name] for name in (*subset, *own) if name in level}
+                    {name: level[name] for name in (*subset, *own) if name in level and name not in told}
                     for level in (above | subset, first)
                 )
                 tell_differences(found, f"{label} ", mine, theirs, where, _KNOWN)
@@ -115,6 +119,21 @@ def _take_subsets(
         for name in ("class_tokens", "num_repeats"):
             level.pop(name, None)
     return own or {}
+
+
+def _with_affixes(
+    folder: Folder, at: str, subset: dict[str, Any], above: dict[str, Any], first: dict[str, Any]
+) -> Folder:
+    """The folder with its prefix and suffix, where they are not those of the first; out of ``subset``."""
+    own: dict[str, Any] = {}
+    names: dict[str, str] = {}
+    for ours in ("prefix", "suffix"):
+        option = f"caption_{ours}"
+        text = str((above | subset).get(option) or "")
+        if text != str(first.get(option) or ""):
+            own[ours], names[ours] = text, at + option
+            subset.pop(option, None)
+    return replace(folder, names={**folder.names, **names}, **own)
 
 
 def _folder(at: str, subset: dict[str, Any], above: dict[str, Any], reg_weight: Any) -> Folder:

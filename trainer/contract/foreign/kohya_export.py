@@ -157,7 +157,8 @@ def _put_plain(made: Exported, config: TrainConfig) -> None:
         elif option := _PICTURES.get(setting):
             if setting in _NOT_FOR_CLASS_PICTURES:
                 for subset in dataset["subsets"]:
-                    subset |= {} if subset.get("is_reg") else {option: value}
+                    if not subset.get("is_reg"):
+                        subset.setdefault(option, value)
             else:
                 dataset[option] = value
             made.tell(setting, value, option, value)
@@ -385,6 +386,9 @@ def _put_dataset(made: Exported, config: TrainConfig, row: Family) -> None:
             made.miss(
                 "dataset.subsets", one.line, "kohya weighs regularisation sets only, by prior_loss_weight"
             )
+        for option, text in (("caption_prefix", one.prefix), ("caption_suffix", one.suffix)):
+            if text is not None:
+                other[option] = text
         subsets.append(other)
         made.tell("dataset.subsets", one.line, "image_dir", one.path)
     weights = {one.weight for one in dataset.subsets if one.regularisation}

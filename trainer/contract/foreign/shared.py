@@ -192,6 +192,8 @@ class Folder:
     repeats: Any = None
     weight: Any = None
     regularisation: bool = False
+    prefix: str | None = None
+    suffix: str | None = None
 
 
 def take_folders(found: Imported, folders: list[Folder]) -> None:
@@ -215,6 +217,8 @@ def take_folders(found: Imported, folders: list[Folder]) -> None:
                 else:
                     found.leave(folder.names[name], value, "as it is here")
             continue
+        affixes = {name: getattr(folder, name) for name in ("prefix", "suffix")}
+        given |= {name: text for name, text in affixes.items() if text is not None}
         table: dict[str, Any] = {"path": str(folder.path), **given}
         for name, kind in (("repeats", int), ("weight", float)):
             if name in table:

@@ -30,6 +30,10 @@ class Subset(Section):
     are shown no more often than the other pictures together: what is too many is left out."""
     weight: float = setting(1.0, label="Weight", gt=0, le=10)
     """Factor of their loss."""
+    prefix: str | None = setting(None, label="Prefix", max_length=500, pattern=r"^[^|]*$")
+    """Put before the captions of this folder, instead of captions.prefix; given empty, nothing is."""
+    suffix: str | None = setting(None, label="Suffix", max_length=500, pattern=r"^[^|]*$")
+    """Put after the captions of this folder, instead of captions.suffix; given empty, nothing is."""
 
     @model_validator(mode="before")
     @classmethod
@@ -50,7 +54,7 @@ class Subset(Section):
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             if name != "path" and value != field.default:
-                parts.append(name if value is True else f"{name} = {value}")
+                parts.append(name if value is True else f"{name} = {value}".strip())
         return " | ".join(parts)
 
 
@@ -102,9 +106,10 @@ class DatasetSettings(Section):
     it balances them. Subfolders named like 10_zwx dog bring repeats of their own, which multiply."""
     subsets: tuple[Subset, ...] = setting((), label="More folders", max_length=16)
     """Further concepts, each with a folder and a trigger word of its own, and regularisation sets (class
-    pictures). In a recipe each is a table [[dataset.subsets]] with path, trigger, repeats, regularisation
-    and weight; here one line each: folder | trigger = qrt cat | repeats = 5, or folder | trigger = dog |
-    regularisation | weight = 0.5."""
+    pictures). In a recipe each is a table [[dataset.subsets]] with path, trigger, repeats, regularisation,
+    weight, prefix and suffix; here one line each: folder | trigger = qrt cat | repeats = 5, or folder |
+    trigger = dog | regularisation | weight = 0.5. A prefix or suffix takes the place of that in [captions],
+    and given empty ("prefix =") there is none."""
 
 
 def is_varied(settings: DatasetSettings) -> bool:
