@@ -315,13 +315,14 @@
     const pill = h("span");
     const name = h("h2");
     const message = h("p.muted.message");
+    const stored = h("p.muted.message", { id: "train-stored" });
     const figures = h("dl.figures");
     const failure = h("div");
     const plan = h("div");
     const queue = new studio.QueueCard((message) => studio.call(server.queue(message)));
     const run = h("div.train-run", { hidden: true }, h("div.card", null, figures), h("div.train-columns", null, chart.element, ladder.element), matrix.element, log.element);
     element.replaceChildren(h("div.train", null,
-      h("section.card.train-head", { "aria-label": "Training" }, h("div.train-title", null, h("div.train-name", null, name, pill), message), h("div", null, actions.row, actions.why)),
+      h("section.card.train-head", { "aria-label": "Training" }, h("div.train-title", null, h("div.train-name", null, name, pill), message, stored), h("div", null, actions.row, actions.why)),
       failure, stopping.element, queue.element, plan, run));
     let shownState = null;
     let shownFailure = "";
@@ -336,6 +337,7 @@
       if (shownState !== state) pill.replaceChildren(studio.statePill(shownState = state));
       message.textContent = !data.run ? "Nothing has been trained in this project yet."
         : ["failed", "lost"].includes(state) ? "" : status.message;
+      stored.textContent = data.run ? status.mirror : "";
       run.hidden = !data.run || (state === "queued" && !data.attempt); // nothing to be seen of it yet
       const ended = ["failed", "lost"].includes(state) || (data.run && atBudget(status));
       const failed = ended ? `${data.run}/${status.attempt}/${status.message}/${data.checkpoints.length}` : "";

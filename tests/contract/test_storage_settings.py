@@ -22,6 +22,8 @@ from trainer.contract.storage_facts import storage_problem
         ({"url": "https://bucket.s3.amazonaws.com/x"}, "url", "can only be read"),
         ({"url": "file://disk/x"}, "url", "names no folder from the root"),
         ({"url": "s3://AKID:secret@bucket/x"}, "url", "holds credentials; leave the credentials out"),
+        ({"url": "s3://secret@bucket/x"}, "url", "holds credentials"),
+        ({"url": "sftp://me:secret@nas/x"}, "url", "holds credentials"),
         ({"url": "s3://bucket/x?X-Amz-Signature=secret"}, "url", "holds credentials"),
         ({"url": "s3://b/x", "endpoint": "http://AKID:secret@nas:9000"}, "endpoint", "holds credentials"),
         ({"url": "s3://b/x", "endpoint": "nas:9000"}, "endpoint", "is no address of a server"),
@@ -43,6 +45,7 @@ def test_an_address_gets_the_run_s_name() -> None:
     assert config.storage.for_run("20260131-cat").url == "s3://bucket/20260131-cat"
     hub = {"storage": {"url": "hf://buckets/me/loras@main/{run}"}}
     assert parse(hub).storage.url == "hf://buckets/me/loras@main/{run}"
+    assert parse({"storage": {"url": "sftp://me@nas/disk"}}).storage.url == "sftp://me@nas/disk"
 
 
 def test_what_this_machine_lacks(tmp_path: Path) -> None:

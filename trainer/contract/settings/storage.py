@@ -74,9 +74,11 @@ class StorageSettings(Section):
 
 
 def _has_keys(url: str) -> bool:
-    """Whether a URL holds a login, or a query, in which signatures and keys are given."""
+    """Whether a URL holds a password, or a query, in which signatures and keys are given. A name alone is none;
+    but some write S3's keys there."""
     try:
         parts = urlsplit(url)
     except ValueError:
         return False
-    return "@" in parts.netloc or bool(parts.query)
+    named = "@" in parts.netloc and parts.scheme in ("s3", "s3a", "http", "https")
+    return named or parts.password is not None or bool(parts.query)
