@@ -74,8 +74,8 @@ class StorageSettings(Section):
 
 
 def _has_keys(url: str) -> bool:
-    """Whether a URL holds a password, or a query, in which signatures and keys are given. A name alone is none;
-    but some write S3's keys there."""
+    """Whether a URL holds a password, or a query, which signatures and keys are given in. A name alone is no
+    secret, but some write S3's keys there."""
     try:
         parts = urlsplit(url)
     except ValueError:
