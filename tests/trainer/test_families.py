@@ -35,6 +35,7 @@ from trainer.losses import mse
 from trainer.source import resolve
 
 from .helpers import opened, recipe, train_here
+from .test_offload import one_step, take_away
 
 CPU = torch.device("cpu")
 PROMPT, SIDE = "a red fox", 64
@@ -431,3 +432,24 @@ def test_a_quantised_base_trains(key: str, quantization: str, bases: Any) -> Non
 
 def test_diffusers_is_the_version_that_was_tried() -> None:
     assert diffusers.__version__.startswith("0.42.")
+
+
+@everywhere
+def test_blocks_can_lie_in_ram(key: str, bases: Any, photos: Path) -> None:
+    """What a step reads of them is fetched; the same comes out."""
+    found = []
+    for in_ram in (False, True):
+        model_settings = {"family": key, "base": str(bases(key))}
+        adapter = {"rank": 2, "targets": "transformer"}
+        config = recipe(
+            bases(key), photos, model=model_settings, adapter=adapter, machine={"offload": in_ram}
+        )
+        family = opened(key, bases(key))
+        embeds = family.encode_captions([PROMPT])
+        model = assemble(family, config, Path())
+        count = take_away(model)
+        assert bool(count) is in_ram
+        found.append(one_step(family, model, embeds))
+    whole, fetched = found
+    for name, expected in whole.items():
+        assert torch.allclose(fetched[name], expected, rtol=1e-3, atol=1e-5), name
