@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -256,7 +256,7 @@ def test_eight_bits_begin_with_what_thirty_two_remembered(tmp_path: Path) -> Non
 
 
 _RUNNING_OUT = '''
-"""Memory runs out at step 3, in the first process alone."""
+"""Memory runs out once, at step 3, in the process of rank FULL."""
 import importlib.abc, importlib.machinery, os, sys
 
 class Finder(importlib.abc.MetaPathFinder):
@@ -271,7 +271,8 @@ class Finder(importlib.abc.MetaPathFinder):
             import torch
             losses = module.Objective.losses
             def running_out(self, samples):
-                if samples[0].batch == 2 and not os.path.exists(os.environ["ONCE"]):
+                ours = os.environ.get("RANK", "0") == os.environ["FULL"]
+                if ours and samples[0].batch == 2 and not os.path.exists(os.environ["ONCE"]):
                     open(os.environ["ONCE"], "w").close()
                     raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
                 return losses(self, samples)
@@ -283,16 +284,34 @@ sys.meta_path.insert(0, Finder())
 '''
 
 
+def resume(run: RunFolder, once: Path, log: IO[bytes], rank: int = 0) -> subprocess.Popen[bytes]:
+    (once.parent / "sitecustomize.py").write_text(_RUNNING_OUT)
+    full = {"PYTHONPATH": str(once.parent), "ONCE": str(once), "FULL": str(rank)}
+    argv = [sys.executable, "-m", "trainer", "resume", str(run.path)]
+    return subprocess.Popen(argv, cwd=ROOT, env={**os.environ, **full}, stdout=log, stderr=log)
+
+
+def test_of_several_processes_all_begin_again(
+    straight: RunFolder, tiny_base: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Memory runs out in the second one, which writes nothing; the first one saves and says so."""
+    sections = SECTIONS | {"machine": {"gpus": 2}, "samples": {"prompts": []}}
+    run = made(straight.path.with_name("several"), tiny_base, photos, **sections)
+    with (tmp_path / "log").open("wb") as log:
+        assert resume(run, tmp_path / "once", log, rank=1).wait(250) == 0, (tmp_path / "log").read_text()
+    assert [event["rung"] for event in adapted(run)] == ["free"]
+    started = [event["step"] for event in read_events(run.events)[0] if event["kind"] == "started"]
+    assert started == [0, 2]
+    assert losses_of(run) == pytest.approx(losses_of(straight), rel=1e-4)
+
+
 def test_the_command_goes_on_as_the_same_process_under_the_same_lock(
     straight: RunFolder, tiny_base: Path, photos: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(_RUNNING_OUT)
     run = made(straight.path.with_name("command"), tiny_base, photos, **SECTIONS)
     once = tmp_path / "once"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "ONCE": str(once)}
-    argv = [sys.executable, "-m", "trainer", "resume", str(run.path)]
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        process = resume(run, once, log)
         held: list[bool] = []
         while process.poll() is None:
             full, alive = once.exists(), run.alive()
