@@ -55,7 +55,7 @@ def concepts_of(
         for one in settings.subsets
     )
     own = Concept(root, settings.trigger, settings.repeats, held_share=share)
-    if not (validation.every and validation.path):
+    if not (validation.measures and validation.path):
         return (own, *others)
     measured = (beside / Path(validation.path).expanduser()).resolve()
     return (own, *others, Concept(measured, settings.trigger, held_share=1.0))

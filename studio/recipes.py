@@ -49,7 +49,7 @@ class Verdict:
 
     ``whole`` is the recipe with its epochs in steps, where the pictures are counted. ``reference`` is the
     recipe that the chosen preset makes, ``changed`` how many settings differ from it, ``blockers`` what keeps
-    it from starting.
+    it from starting. ``looks`` is how often each photo is shown, regularisation sets aside.
     """
 
     preset: Preset | None
@@ -59,6 +59,7 @@ class Verdict:
     findings: list[Finding]
     blockers: list[str]
     words: list[str]
+    looks: float
     machine: list[Line]
 
 
@@ -132,6 +133,7 @@ def verdict(
         blockers=[one.message for one in findings if one.level == "error"],
         words=in_words(whole, facts),
         whole=whole,
+        looks=looks_per_picture(whole, facts.images, facts.folders) if facts.images else 0.0,
         machine=on_machine(config, plan, gpu),
     )
 

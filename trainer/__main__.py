@@ -113,6 +113,11 @@ def _parser() -> argparse.ArgumentParser:
         default="kohya",
         help="kohya-toml writes the recipe for kohya's scripts; the others write the LoRA",
     )
+    export.add_argument(
+        "--weights",
+        choices=("raw", "average"),
+        help="where they are averaged: those of the last step, or their average (the default)",
+    )
     export.add_argument("--rank", type=int, metavar="N", help="of a dylora: cut it to this rank")
     export.add_argument("--out", type=Path, required=True, metavar="FILE")
     export.set_defaults(verb=_export)
@@ -321,7 +326,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from .after import export_run
 
     run = RunFolder(arguments.run_dir.resolve())
-    return export_run(run, arguments.format, arguments.out, arguments.rank)
+    return export_run(run, arguments.format, arguments.out, arguments.rank, arguments.weights)
 
 
 def _export_recipe(arguments: argparse.Namespace) -> int:

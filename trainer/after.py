@@ -7,14 +7,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from .adapters import read_weights
 from .assemble import assemble, find_base, open_family
 from .cache import LiveTexts, TextCache, Texts
-from .checkpoints import adapter_tensors, load_adapter, newest_whole
+from .checkpoints import ADAPTER, AVERAGE, adapter_tensors, load_adapter, newest_whole
 from .contract.config import TrainConfig
 from .contract.errors import RunError
 from .contract.fields import merge, parse, to_tables
@@ -98,7 +98,9 @@ def sample_run(run: RunFolder, lines: list[str], out: Path | None, seed: int | N
     return 0
 
 
-def export_run(run: RunFolder, format: Format, out: Path, rank: int | None = None) -> int:
+def export_run(
+    run: RunFolder, format: Format, out: Path, rank: int | None = None, which: Weights | None = None
+) -> int:
     """Write the run's newest weights to ``out`` in another program's key names, a DyLoRA's at any rank."""
     config = run.amended()
     require_nested(config.adapter, rank)
@@ -107,7 +109,7 @@ def export_run(run: RunFolder, format: Format, out: Path, rank: int | None = Non
     if out.suffix != ".safetensors":
         raise RunError(f"--out {out} has to end in .safetensors; there is no other format", "config")
     step = int(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"])
-    weights = weights_in(checkpoint, config)
+    weights = weights_in(checkpoint, config, which)
     trigger = frozen_trigger(run.dataset)
     said: dict[str, Any] = {"trigger": trigger, "step": step, "base_name": base_name}
     save_and_read_back(out, weights, family, config, **said, format=format, rank=rank)
@@ -127,6 +129,13 @@ def require_nested(adapter: AdapterSettings, rank: int | None) -> None:
         raise RunError(f"--rank {rank}: it was not trained at that rank; give {ranks}", "config")
 
 
-def weights_in(checkpoint: Path, config: TrainConfig) -> dict[str, Any]:
-    """A checkpoint's LoRA without loading the denoiser: {dotted module name: AdapterWeights}."""
-    return read_weights(adapter_tensors(checkpoint), config.adapter.alpha)
+Weights = Literal["raw", "average"]
+"""Those of the last step, or their average over the steps (train.ema_decay, Schedule-Free)."""
+
+
+def weights_in(checkpoint: Path, config: TrainConfig, which: Weights | None = None) -> dict[str, Any]:
+    """A checkpoint's LoRA without loading the denoiser: {dotted module name: AdapterWeights}; the average
+    where there is one, unless ``which`` says otherwise. Raises RunError(config) where there is none."""
+    if which == "average" and not (checkpoint / AVERAGE).exists():
+        raise RunError("--weights average: this run keeps no average; leave it out", "config")
+    return read_weights(adapter_tensors(checkpoint, ADAPTER if which == "raw" else ""), config.adapter.alpha)

@@ -73,10 +73,10 @@ def held_out_in_words(
 ) -> str:
     """What is wrong with the pictures that are measured on; "" where nothing is. Raises DatasetError where
     there are none."""
-    if validation.every and not measured:
+    if validation.measures and not measured:
         raise DatasetError(
             "validation.share holds out photos, but no folder has more than one; add photos, or set "
-            "validation.every to 0"
+            "validation.every and validation.every_epochs to 0"
         )
     known = {image.sha256 for image in trained}
     both = [image.original_name for image in measured if image.sha256 in known]

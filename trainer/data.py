@@ -170,7 +170,10 @@ def load_frozen(path: Path) -> tuple[TrainImage, ...]:
 
 
 def frozen_trigger(path: Path) -> str:
-    return str(read_json(path)["trigger"])
+    """The trigger words of a run, one of each concept: "zwx cat, qrt dog"."""
+    frozen = read_json(path)
+    others = (image["trigger"] for image in frozen["images"] if not image["regularisation"])
+    return ", ".join(dict.fromkeys(filter(None, (frozen["trigger"], *others))))
 
 
 def photo_folder(run: RunFolder, config: TrainConfig) -> Path:

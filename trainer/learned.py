@@ -27,6 +27,7 @@ from .checkpoints import list_checkpoints, step_of
 from .contract.errors import RunError
 from .contract.events import current_events, read_events
 from .contract.runs import RunFolder
+from .contract.trigger import has_trigger
 from .contract.verdict import verdict
 from .data import TrainImage, derived_seed
 from .report import Reporter
@@ -104,7 +105,7 @@ class Pictures:
     ) -> None:
         self._run, self._root, self._report, self._requests = run, root, report, requests
         own = [image for image in images if not image.regularisation]
-        self._triggers = {image.trigger.casefold() for image in own if image.trigger}
+        self._triggers = {image.trigger for image in own if image.trigger}
         by_chance = sorted(own, key=lambda image: derived_seed("compared", image.id))
         self._images = by_chance[:MOST_PHOTOS]
         self._done: set[tuple[int, int]] = set()
@@ -147,7 +148,7 @@ class Pictures:
                         at,
                         prompt=number,
                         text=prompt,
-                        trigger=any(trigger in prompt.casefold() for trigger in self._triggers),
+                        trigger=any(has_trigger(prompt, trigger) for trigger in self._triggers),
                         likeness=round(likeness(descriptor(drawing), [photo[1] for photo in photos]), 4),
                         change=round(change(drawing, before), 4),
                         copied=round(copy.score, 4),

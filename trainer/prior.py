@@ -6,7 +6,6 @@ the class in the trigger's place is held to what the base makes of it. No pictur
 
 from __future__ import annotations
 
-import re
 from contextlib import ExitStack
 
 import torch
@@ -14,20 +13,8 @@ import torch
 from .adapters import TrainedOff
 from .assemble import Model
 from .contract.settings.prior import PriorSettings
+from .contract.trigger import without_trigger
 from .data import Sample
-
-
-def class_caption(caption: str, trigger: str, class_name: str) -> str:
-    """The caption with the class wherever the trigger was, in whatever case; without it, the same caption.
-
-    >>> class_caption("Zwx cat on a sofa", "zwx cat", "cat")
-    'cat on a sofa'
-    """
-    if not trigger:
-        return caption
-    # Whole words: the trigger "art" is not in "party".
-    pattern = rf"(?<!\w){re.escape(trigger)}(?!\w)"
-    return re.sub(pattern, lambda match: class_name, caption, flags=re.IGNORECASE)
 
 
 def kept_captions(prior: PriorSettings, caption: str, trigger: str) -> list[str]:
@@ -35,7 +22,7 @@ def kept_captions(prior: PriorSettings, caption: str, trigger: str) -> list[str]
 
     A caption without the trigger is not kept itself, which the LoRA is to learn: the bare class is.
     """
-    named = class_caption(caption, trigger, prior.class_name) if prior.class_name else ""
+    named = without_trigger(caption, trigger, prior.class_name) if prior.class_name else ""
     if named == caption:
         named = prior.class_name
     return [*([named] if named else []), *prior.captions]

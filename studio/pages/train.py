@@ -94,21 +94,21 @@ def describe(project: Project, gpu: dict[str, Any] | None) -> dict[str, Any]:
     problem = "" if photos else "Add some photos first; there is nothing to learn from yet."
     return {
         "problem": problem or (judgement.blockers[0] if judgement.blockers else ""),
-        "summary": summary(judgement.whole, photos),
+        "summary": summary(judgement.whole, photos, judgement.looks),
         "machine": [[line.text, line.kind] for line in judgement.machine],
         "run_prompts": len(prompts),
     }
 
 
-def summary(config: TrainConfig, photos: int) -> list[list[str]]:
-    """The draft in words that can be checked at a glance."""
+def summary(config: TrainConfig, photos: int, looks: float) -> list[list[str]]:
+    """The draft in words that can be checked at a glance; ``looks``: how often each photo is shown."""
     settings = config.train
     base = known_base(config.model.family, config.model.base)
     batch = settings.batch_size * settings.gradient_accumulation
-    looks = settings.steps * batch / photos if photos and not settings.epochs else 0
+    known = photos and not settings.epochs
     rows = [
         ["Base model", base.label if base else config.model.base],
-        ["Photos", f"{photos}" + (f", each seen about {looks:.0f} times" if looks else "")],
+        ["Photos", f"{photos}" + (f", each seen about {looks:.0f} times" if known else "")],
         ["Length", f"{length_in_words(settings)} with {batch} photo{'s' if batch > 1 else ''} each"],
         ["Trigger word", config.dataset.trigger or "none"],
         ["LoRA", f"rank {config.adapter.rank}, alpha {config.adapter.alpha:g}"],

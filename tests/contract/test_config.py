@@ -251,6 +251,7 @@ AWAY: dict[str, Any] = {
     "prior.pictures": 30,
     "prior.path": "dogs",
     "validation.every": 50,
+    "validation.every_epochs": 2,
     "validation.share": 0.2,
     "validation.path": "held out",
     "samples.prompts": ("a photo of zwx créature", 'a "quoted" prompt, with = and #'),

@@ -51,9 +51,16 @@ def test_accumulation_runs_across_epochs(epochs: int, accumulation: int, steps: 
 
 
 def test_everything_follows() -> None:
-    config = recipe(train__epochs=10, train__steps=5, samples__every_epochs=2, checkpoints__every_epochs=3)
+    config = recipe(
+        train__epochs=10,
+        train__steps=5,
+        samples__every_epochs=2,
+        checkpoints__every_epochs=3,
+        validation__every_epochs=1,
+    )
     whole = in_steps(config, 20)
     assert (whole.train.steps, whole.samples.every, whole.checkpoints.every) == (200, 40, 60)
+    assert config.validation.held_share and whole.validation.every == 20
     assert warmup_steps(whole.train) == 20
     assert in_steps(whole, 999) == whole and in_steps(config, None) == config
     assert (length_in_words(config.train), length_in_words(whole.train)) == ("10 epochs", "200 steps")
@@ -78,3 +85,14 @@ def test_findings_are_in_what_was_written() -> None:
     assert counted["train.steps"].fix is not None and counted["train.steps"].fix["train.epochs"] is None
     assert counted["checkpoints.every"].fix == {"checkpoints.every": 2, "checkpoints.every_epochs": 0}
     assert not {"train.steps", "checkpoints.every"} & {one.field for one in lint(config, Facts(images=9))}
+
+
+def test_ranks_are_judged_by_the_steps_that_count() -> None:
+    """Not by train.steps, which epochs go before."""
+    ranks = {"adapter.type": "dylora", "adapter.rank": 8, "train.epochs": 100, "train.steps": 1}
+    config = parse(nest(ranks))
+    rule = "nested_ranks_learn_little"
+    assert rule not in [one.rule for one in lint(config)]
+    few, many = (Facts(images=count, folders=(folder(count),)) for count in (7, 9))
+    assert rule in [one.rule for one in lint(config, few)]
+    assert rule not in [one.rule for one in lint(config, many)]

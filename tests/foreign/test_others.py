@@ -310,15 +310,33 @@ def test_masks_as_each_program_has_them(tmp_path: Path) -> None:
     assert mask("j.yaml", text) == ("batch", 0.2)
 
 
+@pytest.mark.parametrize(
+    ("masks", "outcome"),
+    [("x/masks", "ignored"), ("x\\Mask", "ignored"), ("y/masks", "missing"), ("x/depth", "missing")],
+)
+def test_a_folder_of_masks_is_found_or_is_to_be_moved(tmp_path: Path, masks: str, outcome: str) -> None:
+    process = {"model": {"name_or_path": "black-forest-labs/FLUX.1-dev"}}
+    process["datasets"] = [{"folder_path": "x", "mask_path": masks}]  # type: ignore[assignment]
+    text = yaml.safe_dump({"job": "extension", "config": {"name": "x", "process": [process]}})
+    config, imported = read(tmp_path, "j.yaml", text)
+    assert config.loss.mask == "batch"
+    found = line(imported, "datasets[0].mask_path")
+    assert found.outcome == outcome and (outcome == "ignored" or "x/masks" in str(found))
+    subset = f"[[datasets.subsets]]\nimage_dir = 'x'\nconditioning_data_dir = '{masks}'\n"
+    _, imported = read(tmp_path, "d.toml", f"[[datasets]]\n{subset}")
+    assert line(imported, "subsets[0] conditioning_data_dir").outcome == outcome
+
+
 def test_prior_preservation_of_dreambooth(tmp_path: Path) -> None:
     command = "accelerate launch train_dreambooth_lora_sdxl.py --max_train_steps=500 --class_data_dir=cats "
     command += '--class_prompt="a photo of a cat" --num_class_images=200 --prior_loss_weight=0.5'
     prior = read(tmp_path, "t.sh", command + " --with_prior_preservation")[0].prior
-    assert (prior.method, prior.class_name, prior.pictures, prior.weight) == (
+    assert (prior.method, prior.class_name, prior.pictures, prior.weight, prior.path) == (
         "class_pictures",
         "a photo of a cat",
         200,
         0.5,
+        "cats",
     )
     assert read(tmp_path, "t.sh", command)[0].prior.method == "none"
 

@@ -12,6 +12,7 @@ from recipe_driver import RecipePage
 
 from studio.context import Studio
 from studio.jobs import Supervisor
+from studio.pages.train import summary
 from studio.projects import Project
 from studio.recipes import facts_of, photos_of, verdict
 from tests.pictures import draw_picture, draw_project
@@ -119,4 +120,8 @@ def test_class_pictures_make_epochs_longer(luna: Project, mia: Project) -> None:
         folders = facts_of(luna, config, None).folders
         assert [folder.regularisation for folder in folders] == [False, True]
         assert [folder.looks for folder in balance(folders)] == [4, 4]
+        steps = parse({**config.model_dump(), "train": {"steps": 80}})
+        judged = verdict(luna, steps, [], None)
+        assert judged.looks == 10  # four photos, and as many class pictures
+        assert ["Photos", "4, each seen about 10 times"] in summary(judged.whole, 4, judged.looks)
         assert estimate(config, Machine("CPU", None), folders=folders).steps == 80

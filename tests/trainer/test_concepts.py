@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from dataset_tools.buckets import Buckets
 from dataset_tools.dataset import DatasetError, load_dataset, read_caption, save_dataset
@@ -190,6 +191,8 @@ def test_a_run_over_two_concepts_and_a_weight_that_scales_the_loss(folders: Path
         ("qrt cat", 1.0): 3,
         ("dog", 0.25): 2,
     }
+    with safe_open(less.result(less.config()), "pt") as file:
+        assert file.metadata()["modelspec.trigger_phrase"] == "zwx dog, qrt cat"
     plan = BatchPlan(images, 1, seed=7)
     assert plan.batches_per_epoch == 16
     for step, (a, b) in enumerate(zip(losses(full), losses(less), strict=True)):

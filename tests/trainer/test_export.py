@@ -105,6 +105,9 @@ def test_export_refuses_in_one_sentence(
     assert "has to end in .safetensors" in capsys.readouterr().err
     assert main(["export", str(tmp_path), "--out", str(tmp_path / "x.safetensors")]) == 2
     assert "holds no run" in capsys.readouterr().err
+    out = ["--out", str(tmp_path / "x.safetensors")]
+    assert main(["export", str(run.path), "--weights", "average", *out]) == 2
+    assert "keeps no average" in capsys.readouterr().err
 
 
 def test_sample_draws_with_the_trained_weights(

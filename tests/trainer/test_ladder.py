@@ -255,6 +255,28 @@ def test_eight_bits_begin_with_what_thirty_two_remembered(tmp_path: Path) -> Non
     assert apart[1] == pytest.approx(0, abs=1e-6) and apart[0] < 0.1 * moved[0]
 
 
+def test_what_was_paged_is_paged_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States come back in the memory that the optimizer asks for them: on a GPU, pages."""
+    weights = [torch.nn.Parameter(torch.randn(64, 128))]
+    settings = TrainSettings(optimizer="paged_adamw8bit")
+    first, second = (build_optimizer(settings, [(1e-3, weights)]) for _ in range(2))
+    weights[0].grad = torch.randn(64, 128)
+    first.step()
+    save_optimizer(first, tmp_path)
+    buffers: list[torch.Tensor] = []
+    given: Any = second.get_state_buffer  # type: ignore[attr-defined]
+
+    def noted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        buffers.append(given(*args, **kwargs))
+        return buffers[-1]
+
+    monkeypatch.setattr(second, "get_state_buffer", noted)
+    load_optimizer(second, tmp_path)
+    state, saved = second.state[weights[0]], first.state[weights[0]]
+    assert [id(state["state1"]), id(state["state2"])] == [id(one) for one in buffers]
+    assert all(torch.equal(state[name], saved[name]) for name in ("state1", "state2", "absmax1", "absmax2"))
+
+
 _RUNNING_OUT = '''
 """Memory runs out once, at step 3, in the process of rank FULL."""
 import importlib.abc, importlib.machinery, os, sys

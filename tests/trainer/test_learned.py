@@ -43,7 +43,7 @@ def test_a_run_measures_pictures_and_weights(
     tiny_base: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunFolder(tmp_path / "runs" / "one")
-    samples = {"prompts": ["a ZWX", "a house"], "every": 4}
+    samples = {"prompts": ["a ZWX", "a house of zwxes"], "every": 4}
     run.create(recipe(tiny_base, photos, dataset={"trigger": "zwx"}, samples=samples))
     assert train_here(run)
     events = read_events(run.events)[0]

@@ -18,9 +18,10 @@ from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError
 from trainer.contract.runs import RunFolder
 from trainer.contract.settings.prior import PriorSettings
+from trainer.contract.trigger import without_trigger
 from trainer.data import BatchPlan, Sample, load_frozen
 from trainer.objective import Objective
-from trainer.prior import class_caption, kept_caption, kept_captions
+from trainer.prior import kept_caption, kept_captions
 from trainer.source import resolve
 
 from .helpers import Script, recipe, train_here, weights_hash
@@ -40,7 +41,7 @@ KEEP = {"method": "output", "class_name": "cat", "share": 1.0}
     ],
 )
 def test_the_class_takes_the_place_of_the_trigger(caption: str, trigger: str, expected: str) -> None:
-    assert class_caption(caption, trigger, "cat") == expected
+    assert without_trigger(caption, trigger, "cat") == expected
 
 
 def test_a_caption_without_the_trigger_is_not_kept_itself() -> None:

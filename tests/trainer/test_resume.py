@@ -182,10 +182,11 @@ def test_averages_are_what_is_handed_out(
     assert set(trained) == set(average)
     moved = {name: (trained[name] - average[name]).abs().max().item() for name in trained}
     assert max(moved.values()) > 1e-3
-    given = weights_in(run.checkpoint(4), config)
+    given, raw = (weights_in(run.checkpoint(4), config, which) for which in (None, "raw"))
     name = max((name for name in moved if "lora_B" in name), key=lambda name: moved[name])
     assert moved[name] > 1e-3
     assert torch.equal(given[name.partition(".lora_B.")[0]].up, average[name])
+    assert torch.equal(raw[name.partition(".lora_B.")[0]].up, trained[name])
     ups = [tensor for key, tensor in load_file(run.result(config)).items() if "lora_up" in key]
     assert any(up.shape == average[name].shape and torch.equal(up, average[name].half()) for up in ups)
 

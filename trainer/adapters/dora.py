@@ -29,15 +29,30 @@ def add_dora(layer: Any, adapter: str) -> None:
 
     def scale_inputs(layer: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         # (W + ΔW) diag(c) x + b = (W + ΔW) (c x) + b, and both summands of the layer read the same x.
+        layer.input_scale = None
         if layer.disable_adapters or adapter not in layer.active_adapters:
             return None
         x, *more = inputs
         scale = layer.lora_magnitude_vector[adapter].weight / merged_norms(layer, adapter)
         if isinstance(layer.get_base_layer(), nn.Conv2d):
             scale = scale.reshape(1, -1, 1, 1)
+        layer.input_scale = scale
         return ((x * scale).to(x.dtype), *more)  # multiplied in fp32: a scale of 1.001 is 1 in bf16
 
     layer.register_forward_pre_hook(scale_inputs)
+
+
+def read_as_it_was(layer: Any, adapter: str) -> None:
+    """Let an adapter beside the DoRA of a layer, whose inputs that scales, read them unscaled."""
+
+    def undo(factor: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        scale = getattr(layer, "input_scale", None)
+        if scale is None:
+            return None
+        x, *more = inputs
+        return ((x / scale).to(x.dtype), *more)
+
+    layer.lora_A[adapter].register_forward_pre_hook(undo)
 
 
 @torch.no_grad()

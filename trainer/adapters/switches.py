@@ -9,6 +9,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from ..contract.errors import RunError
+from .dora import read_as_it_was
 from .layers import ADAPTER, ASSISTANT, START, adapter_layers, either, lora_layers, pattern
 from .weights import LoraWeights
 
@@ -45,6 +46,8 @@ def add_assistant(denoiser: nn.Module, weights: Mapping[str, LoraWeights]) -> No
             require_fit(name, weights[name], layer.lora_A[ASSISTANT].weight, layer.lora_B[ASSISTANT].weight)
             layer.lora_A[ASSISTANT].weight.data.copy_(weights[name].down)
             layer.lora_B[ASSISTANT].weight.data.copy_(weights[name].up)
+            if ADAPTER in layer.lora_magnitude_vector:
+                read_as_it_was(layer, ASSISTANT)
     activate(denoiser)
 
 

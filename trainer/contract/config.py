@@ -93,7 +93,7 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _there_is_something_to_measure_on(self) -> TrainConfig:
         validation = self.validation
-        if validation.every and not (validation.share or validation.path):
+        if validation.measures and not (validation.share or validation.path):
             sentence = "hold out a share of the photos, name a folder in validation.path, or set every to 0"
             raise _problem("validation.share", sentence)
         if validation.path and validation.path == self.dataset.path:

@@ -134,7 +134,3 @@ def rate_in_words(config: TrainConfig) -> str:
 def neat(value: float) -> float:
     """Rounded to one significant figure, as people write learning rates."""
     return float(f"{value:.0e}")
-
-
-def has_trigger(text: str, trigger: str) -> bool:
-    return trigger.casefold() in text.casefold()

@@ -13,6 +13,9 @@ from .config import TrainConfig
 from .settings.train import TrainSettings
 from .steps import Folder, batches_per_epoch, looks_by_bucket, trained
 
+RHYTHMS = ("validation", "samples", "checkpoints")
+"""The sections that say how often: ``every`` in steps, ``every_epochs``, which goes before it, in epochs."""
+
 
 def batches_of(config: TrainConfig, folders: Sequence[Folder]) -> int | None:
     """Batches per epoch of folders as they were found; None where there is nothing to count."""
@@ -32,7 +35,7 @@ def total_steps(config: TrainConfig, batches: int) -> int:
 
 def counts_epochs(config: TrainConfig) -> bool:
     """Whether anything in the recipe is said in epochs."""
-    return bool(config.train.epochs or config.samples.every_epochs or config.checkpoints.every_epochs)
+    return bool(config.train.epochs or any(getattr(config, name).every_epochs for name in RHYTHMS))
 
 
 def in_steps(config: TrainConfig, batches: int | None) -> TrainConfig:
@@ -43,7 +46,7 @@ def in_steps(config: TrainConfig, batches: int | None) -> TrainConfig:
     sections: dict[str, Any] = {
         "train": config.train.model_copy(update={"steps": total_steps(config, batches), "epochs": None})
     }
-    for name in ("samples", "checkpoints"):
+    for name in RHYTHMS:
         section = getattr(config, name)
         if section.every_epochs:
             every = steps_in(section.every_epochs, config.train, batches)
@@ -56,7 +59,7 @@ def undone_epochs(config: TrainConfig, fix: dict[str, Any]) -> dict[str, Any]:
     emptied: dict[str, Any] = {}
     if "train.steps" in fix and config.train.epochs:
         emptied["train.epochs"] = None
-    for name in ("samples", "checkpoints"):
+    for name in RHYTHMS:
         if f"{name}.every" in fix and getattr(config, name).every_epochs:
             emptied[f"{name}.every_epochs"] = 0
     return {**fix, **emptied}

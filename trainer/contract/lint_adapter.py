@@ -229,7 +229,8 @@ def start_is_replaced(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
 def nested_ranks_learn_little(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     adapter = config.adapter
     ranks = adapter.rank // adapter.dylora_unit
-    if adapter.type == "dylora" and config.train.steps / ranks < 100:
+    known = not config.train.epochs  # how many steps these are
+    if adapter.type == "dylora" and known and config.train.steps / ranks < 100:
         unit = max(adapter.rank // 4, 1)
         yield Finding(
             "warning",

@@ -17,9 +17,10 @@ from .caption_pipeline import (
 )
 from .config import TrainConfig
 from .families import CATALOGUE
-from .findings import Facts, Finding, has_trigger, rule
+from .findings import Facts, Finding, rule
 from .settings.dataset import Subset
 from .steps import epochs_of, trained
+from .trigger import has_trigger
 
 CHOICE = re.compile(r"\{[^{}|]*\|[^{}]*\}")
 """{red|green}."""

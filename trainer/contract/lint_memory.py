@@ -110,7 +110,7 @@ def milestones_fall_between_checkpoints(config: TrainConfig, facts: Facts) -> It
 @rule
 def best_checkpoints_cannot_be_told(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     drawn = config.samples.prompts and (config.samples.every or config.samples.every_epochs)
-    if config.checkpoints.keep_best and not config.validation.every and not drawn:
+    if config.checkpoints.keep_best and not config.validation.measures and not drawn:
         yield Finding(
             "warning",
             "checkpoints.keep_best",

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .config import TrainConfig
-from .findings import Facts, Finding, has_trigger, rule
+from .findings import Facts, Finding, rule
+from .trigger import has_trigger, without_trigger
 
 
 @rule
 def class_has_the_trigger(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     trigger, name = config.dataset.trigger, config.prior.class_name
     if config.prior.method != "none" and trigger and has_trigger(name, trigger):
-        without = " ".join(name.lower().replace(trigger.lower(), " ").split())
+        without = " ".join(without_trigger(name.lower(), trigger, " ").split())
         yield Finding(
             "error",
             "prior.class_name",

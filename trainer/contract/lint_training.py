@@ -9,13 +9,13 @@ from .families import CATALOGUE, known_base
 from .findings import (
     Facts,
     Finding,
-    has_trigger,
     looks_per_picture,
     native_resolution,
     neat,
     rule,
 )
 from .prompt import prompts_of, without_unknown
+from .trigger import has_trigger
 
 # Adapter and optimisation ----------------------------------------------------------------------------
 

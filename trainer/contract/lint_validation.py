@@ -17,7 +17,7 @@ COSTLY = 0.25
 
 @rule
 def nothing_is_held_out(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    if config.validation.every and facts.held_out == 0:
+    if config.validation.measures and facts.held_out == 0:
         yield Finding(
             "error",
             "validation.share",
@@ -30,7 +30,7 @@ def nothing_is_held_out(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
 @rule
 def one_photo_is_held_out(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     validation = config.validation
-    if not validation.every or facts.held_out != 1 or facts.images is None:
+    if not validation.measures or facts.held_out != 1 or facts.images is None:
         return
     if validation.path:
         sentence = "The validation folder has one photo, whose loss says little of others; add some."
@@ -65,7 +65,8 @@ def much_is_held_out(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
 @rule
 def checkpoints_without_a_validation_loss(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     every, saved = config.validation.every, config.checkpoints.every
-    if every and not config.checkpoints.every_epochs and saved < config.train.steps and saved % every:
+    in_epochs = config.checkpoints.every_epochs or config.validation.every_epochs  # how long is not known
+    if every and not in_epochs and saved < config.train.steps and saved % every:
         yield Finding(
             "hint",
             "validation.every",
@@ -79,7 +80,7 @@ def checkpoints_without_a_validation_loss(config: TrainConfig, facts: Facts) -> 
 @rule
 def validation_is_off(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     validation = config.validation
-    if not validation.every and (validation.path or validation.share != type(validation)().share):
+    if not validation.measures and (validation.path or validation.share != type(validation)().share):
         every = config.checkpoints.every
         yield Finding(
             "hint",
@@ -93,7 +94,7 @@ def validation_is_off(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
 @rule
 def validation_costs_time(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     every, train = config.validation.every, config.train
-    if not every or not facts.held_out:
+    if not every or config.validation.every_epochs or not facts.held_out:
         return
     cost = facts.held_out * LOOKS * FORWARD  # in training passes
     learnt = train.batch_size * train.gradient_accumulation  # of a step

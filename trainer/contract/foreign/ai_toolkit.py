@@ -302,7 +302,7 @@ def _take_datasets(found: Imported, datasets: Any, whole: bool, reg_weight: Any)
     for place, row in enumerate(rows):
         prefix = f"datasets[{place}]."
         name = "folder_path" if "folder_path" in row else "dataset_path"
-        names = {"path": name, "trigger": "trigger_word", "repeats": "num_repeats"}
+        names = {"path": name, "trigger": "trigger_word", "repeats": "num_repeats", "masks": "mask_path"}
         names |= {"weight": "loss_multiplier"} | ({"regularisation": "is_reg"} if "is_reg" in row else {})
         regular = not is_off(row.pop("is_reg", None))
         folders.append(
@@ -313,6 +313,7 @@ def _take_datasets(found: Imported, datasets: Any, whole: bool, reg_weight: Any)
                 row.pop("num_repeats", None),
                 row.pop("loss_multiplier", reg_weight if regular else None),
                 regular,
+                masks=None if is_off(row.get("mask_path")) else row.pop("mask_path"),
             )
         )
         if own is not None:
@@ -333,6 +334,8 @@ def _take_datasets(found: Imported, datasets: Any, whole: bool, reg_weight: Any)
             found.take("dataset.resolution", 512, "ai-toolkit's default", "default")
         follow(found, row, tables.DATASET, prefix)
         found.unknown({prefix + option: value for option, value in row.items()})
+    if any(not is_off(folder.masks) for folder in folders):
+        found.take("loss.mask", "batch", "mask_path: ai-toolkit weighs masks so")
     take_folders(found, folders)
 
 

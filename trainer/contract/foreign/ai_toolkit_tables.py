@@ -98,7 +98,7 @@ DATASET: Table = {
     "network_weight": Only(one),
     "loss_multiplier": Only(one),
     "alpha_mask": To("loss.mask", lambda value: None if is_off(value) else "batch"),
-    "mask_path": Absent("put masks into masks/ beside the photos"),
+    "mask_path": Absent("masks are found in masks/ beside the photos"),
     "mask_min_value": To("loss.mask_floor"),
     "invert_mask": Absent("invert the masks themselves"),
     "augments": NOT_OFFERED,

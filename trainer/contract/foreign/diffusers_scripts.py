@@ -225,9 +225,8 @@ def _take_prior(found: Imported, options: dict[str, Any]) -> None:
     for option, value in given.items():
         found.keep(option, value, _PRIOR[option], value)
     if folder is not None:
-        found.leave(
-            option="class_data_dir", value=folder, why="they are drawn anew; prior.path takes those there"
-        )
+        why = "the pictures in it; empty it where there are none yet, and the base draws them"
+        found.keep("class_data_dir", folder, "prior.path", folder, why)
 
 
 def _take_optimizer(found: Imported, options: dict[str, Any], usual: Script) -> None:

@@ -140,6 +140,7 @@ def _folder(at: str, subset: dict[str, Any], above: dict[str, Any], reg_weight: 
     """What a folder has for itself, taken out of ``subset``."""
     names = {"path": "image_dir", "trigger": "class_tokens", "repeats": "num_repeats"}
     names |= {"weight": "prior_loss_weight"} | ({"regularisation": "is_reg"} if "is_reg" in subset else {})
+    names["masks"] = "conditioning_data_dir"
     regular = not is_off(subset.pop("is_reg", None))
     return Folder(
         {ours: at + option for ours, option in names.items()},
@@ -148,6 +149,7 @@ def _folder(at: str, subset: dict[str, Any], above: dict[str, Any], reg_weight: 
         subset.pop("num_repeats", above.get("num_repeats")),
         reg_weight if regular else None,
         regular,
+        masks=subset.pop("conditioning_data_dir", None),
     )
 
 

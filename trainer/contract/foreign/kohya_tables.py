@@ -242,7 +242,7 @@ SAVING: Table = {
     "validation_split": To("validation.share"),
     "validation_seed": Ignored("which photos are held out follows from their content"),
     "validate_every_n_steps": To("validation.every"),
-    "validate_every_n_epochs": Absent("validation.every counts steps"),
+    "validate_every_n_epochs": To("validation.every_epochs"),
     "max_validation_steps": Absent("all photos that are held out are looked at"),
 }
 

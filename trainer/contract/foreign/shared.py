@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from ..config import TEXT_RATES
@@ -194,6 +195,22 @@ class Folder:
     regularisation: bool = False
     prefix: str | None = None
     suffix: str | None = None
+    masks: Any = None
+
+
+MASKS = ("masks", "mask")
+"""What a folder of masks is called that lies in the folder of its photos; it is found there by itself."""
+
+
+def take_masks(found: Imported, option: str, masks: Any, photos: Any) -> None:
+    """A folder of masks that another program is told of."""
+    here, there = (PurePosixPath(str(path).replace("\\", "/")) for path in (masks, photos))
+    if here.parent == there and here.name.casefold() in MASKS:
+        found.leave(option, masks, "masks in this folder are found by themselves")
+    else:
+        found.miss(
+            option, masks, f"put the masks into {there / MASKS[0]}, where they are found by themselves"
+        )
 
 
 def take_folders(found: Imported, folders: list[Folder]) -> None:
@@ -201,6 +218,8 @@ def take_folders(found: Imported, folders: list[Folder]) -> None:
     subsets: list[dict[str, Any]] = []
     own = next((folder for folder in folders if not folder.regularisation), None)
     for folder in folders:
+        if not is_off(folder.masks):
+            take_masks(found, folder.names["masks"], folder.masks, folder.path)
         given = {name: getattr(folder, name) for name in ("trigger", "repeats", "weight")}
         given = {name: value for name, value in given.items() if value not in (None, "")}
         for count in ("repeats", "weight"):

@@ -172,6 +172,7 @@ def _take_training(found: Imported, options: dict[str, Any]) -> None:
     for option, setting in (
         ("checkpoint_epoch_interval", "checkpoints.every_epochs"),
         ("validation_epoch_interval", "samples.every_epochs"),
+        ("eval_epoch_interval", "validation.every_epochs"),
     ):
         if not is_off(every := options.pop(option, None)):
             found.keep(option, every, setting, every)

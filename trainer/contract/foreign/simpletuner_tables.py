@@ -125,7 +125,6 @@ CONFIG: Table = {
     "validation_lycoris_strength": Only(one),
     "num_validation_images": Ignored("one picture is drawn of each prompt"),
     "eval_steps_interval": To("validation.every"),
-    "eval_epoch_interval": Absent("validation.every counts steps"),
     "eval_dataset_id": Absent("validation.path names a folder, validation.share a share of the photos"),
     "eval_timesteps": Ignored("the noise levels of the validation loss are fixed here too"),
     "evaluation_type": Absent("likeness is looked at when the run ends"),
