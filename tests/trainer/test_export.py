@@ -117,10 +117,10 @@ def test_sample_draws_with_the_trained_weights(
 
     order: list[str] = []
 
-    def watch(part: str, inner: Callable[[Family], object]) -> None:
-        def watched(self: Family) -> object:
+    def watch(part: str, inner: Callable[..., object]) -> None:
+        def watched(self: Family, **options: bool) -> object:
             order.append(part)
-            return inner(self)
+            return inner(self, **options)
 
         monkeypatch.setattr(Family, part, watched)
 
