@@ -30,6 +30,8 @@ from .moments import is_ours, put_back
 
 __all__ = ["MANIFEST", "is_whole", "list_checkpoints", "newest_whole", "step_of"]  # looked for here
 
+PEAK = "peak"
+"""Of a parameter group: its highest learning rate. It is the recipe's, which may have been amended since."""
 ADAPTER, AVERAGE, IDENTITY = "adapter.safetensors", "average.safetensors", "identity.json"
 
 
@@ -84,7 +86,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
             states.setdefault(int(number), {})[name] = value
         put_back(optimizer, states)
         for group, saved in zip(optimizer.param_groups, plain["groups"], strict=False):
-            group.update({name: value for name, value in saved.items() if name in group})
+            group.update({name: saved[name] for name in saved.keys() & group.keys() - {PEAK}})
         return
     parameters = _parameters_of(optimizer)
     on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
@@ -95,7 +97,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
             value = value.to(parameter.device)
         optimizer.state[parameter][name] = value
     for group, saved in zip(optimizer.param_groups, plain["groups"], strict=False):
-        group.update(saved)
+        group.update({name: value for name, value in saved.items() if name != PEAK})
 
 
 def _parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from studio.context import Studio
+from studio.fixes import apply, propose
 from studio.machine import Gpu
 from studio.projects import Project
 from studio.recipes import draft, verdict
@@ -29,7 +30,7 @@ def build(studio: Studio, project_id: gr.Textbox) -> Page:
         apply_default_css=False,
         head=scripts("live.js", "frame.js", "chart.js", "samples.js", "queue.js", "train.js"),
         js_on_load="studio.panels.train(element, server)",
-        server_functions=served(studio, act, plan, queue),
+        server_functions=served(studio, act, plan, queue, fix),
     )
     return Page()
 
@@ -49,6 +50,8 @@ def act(studio: Studio, message: Message) -> dict[str, Any]:
         studio.jobs.stop(run)
     elif verb == "hurry":
         studio.jobs.hurry_run(run)
+    elif verb == "fix":
+        return {"run": apply(studio.jobs, run, text_of(message, "key")).id}
     elif verb == "save" or verb == "sample":
         studio.jobs.ask(run, verb)
     else:
@@ -72,6 +75,15 @@ def queue(studio: Studio, message: Message) -> dict[str, Any]:
     else:
         raise UserError(f"{str(verb)[:40]!r} is nothing that the queue can be asked; reload the page.")
     return {}
+
+
+def fix(studio: Studio, message: Message) -> dict[str, Any]:
+    """What a button could do about a run that failed: ``{"fix": None}``, or its words and the change."""
+    try:
+        found = propose(studio.jobs, run_of(studio, message))
+    except UserError:
+        return {"fix": None}  # of a run that cannot even be read
+    return {"fix": found.as_dict() if found else None}
 
 
 def plan(studio: Studio, message: Message) -> dict[str, Any]:

@@ -250,18 +250,56 @@
 
   // Failure and emptiness -------------------------------------------------------------------------
 
-  function failureCard(data, actions) {
-    const { status } = data;
-    const last = data.checkpoints.at(-1)?.step;
-    const kept = last ? `Saved up to step ${format.count(last)}.` : "Nothing was saved yet.";
-    return h("section.card.failure", { role: "alert" },
-      h("div.card-head", null, icon("alert"), h("h3", null, status.message || "The training failed.")),
-      status.evidence ? h("pre.evidence", null, status.evidence) : null,
-      h("p", null, h("b", null, "What helps: "), status.remedy),
-      h("p.muted", null, kept),
-      h("div.buttons", null,
-        h("button.btn.primary", { type: "button", id: "failure-resume", onclick: () => actions.press("resume") }, icon("play"), last ? `Resume from step ${format.count(last)}` : "Try again"),
-        h("button.btn", { type: "button", onclick: () => studio.go("recipe") }, "Change the recipe")));
+  /** The change that a button would make: what, before, after. */
+  const changes = (rows) => h("table.changes", null, h("tbody", null, rows.map(([what, before, after]) =>
+    h("tr", null, h("th", { scope: "row" }, what), h("td.number", null, after ? h("del", null, before) : before), after ? h("td.number", null, "→ ", h("ins", null, after)) : null))));
+
+  /** Why it failed, what helps, and the button that does it, which is asked for apart. */
+  class Failure {
+    constructor(server, actions) {
+      [this.server, this.actions, this.shown] = [server, actions, ""];
+      this.element = h("div");
+    }
+
+    update(data, state) {
+      const failed = ["failed", "lost"].includes(state);
+      const spent = Boolean(data.run) && atBudget(data.status);
+      const shown = failed || spent ? `${data.run}/${data.status.attempt}/${data.status.message}/${data.checkpoints.length}` : "";
+      if (shown === this.shown) return;
+      this.shown = shown;
+      this.element.replaceChildren(...(failed ? [this.card(data)] : spent ? [budgetCard(data, this.actions)] : []));
+      if (failed) this.look(data.run, shown);
+    }
+
+    card({ status, checkpoints }) {
+      const last = checkpoints.at(-1)?.step;
+      this.help = h("div.fix", null, h("p", null, h("b", null, "What helps: "), status.remedy));
+      this.again = h("button.btn", { type: "button", id: "failure-resume", onclick: () => this.actions.press("resume") }, icon("play"), last ? `Resume from step ${format.count(last)}` : "Try again");
+      this.buttons = h("div.buttons", null, this.again, h("button.btn", { type: "button", onclick: () => studio.go("recipe") }, "Change the recipe"));
+      return h("section.card.failure", { role: "alert" },
+        h("div.card-head", null, icon("alert"), h("h3", null, status.message || "The training failed.")),
+        status.evidence ? h("pre.evidence", null, status.evidence) : null, this.help,
+        h("p.muted", null, last ? `Saved up to step ${format.count(last)}.` : "Nothing was saved yet."), this.buttons);
+    }
+
+    async look(run, shown) {
+      const answer = await this.server.fix({ run }).catch(() => null);
+      if (shown !== this.shown || !answer?.fix) return;
+      const { fix } = answer;
+      this.help.replaceChildren(h("p", null, h("b", null, "What helps: "), fix.text, fix.link ? [" ", h("a.link", { href: fix.link, target: "_blank", rel: "noopener noreferrer" }, "Open the model's page")] : null),
+        fix.rows.length ? changes(fix.rows) : "");
+      const press = h("button.btn.primary", { type: "button", id: "failure-fix", onclick: () => this.press(run, fix.key, press) }, icon("play"), fix.button);
+      this.again.hidden = !fix.rows.length; // else it would say the same twice
+      this.buttons.prepend(press);
+    }
+
+    async press(run, key, button) {
+      button.disabled = true;
+      const answer = await studio.call(this.server.act({ verb: "fix", run, key }));
+      button.disabled = false;
+      if (answer) studio.live.kick(answer.run !== run);
+      else this.shown = ""; // look again at what it says now
+    }
   }
 
   const atBudget = ({ state, cost, budget }) => state === "stopped" && budget && cost >= budget;
@@ -317,15 +355,14 @@
     const message = h("p.muted.message");
     const stored = h("p.muted.message", { id: "train-stored" });
     const figures = h("dl.figures");
-    const failure = h("div");
+    const failure = new Failure(server, actions);
     const plan = h("div");
     const queue = new studio.QueueCard((message) => studio.call(server.queue(message)));
     const run = h("div.train-run", { hidden: true }, h("div.card", null, figures), h("div.train-columns", null, chart.element, ladder.element), matrix.element, log.element);
     element.replaceChildren(h("div.train", null,
       h("section.card.train-head", { "aria-label": "Training" }, h("div.train-title", null, h("div.train-name", null, name, pill), message, stored), h("div", null, actions.row, actions.why)),
-      failure, stopping.element, queue.element, plan, run));
+      failure.element, stopping.element, queue.element, plan, run));
     let shownState = null;
-    let shownFailure = "";
 
     function show(live) {
       actions.show();
@@ -339,9 +376,7 @@
         : ["failed", "lost"].includes(state) ? "" : status.message;
       stored.textContent = data.run ? status.mirror : "";
       run.hidden = !data.run || (state === "queued" && !data.attempt); // nothing to be seen of it yet
-      const ended = ["failed", "lost"].includes(state) || (data.run && atBudget(status));
-      const failed = ended ? `${data.run}/${status.attempt}/${status.message}/${data.checkpoints.length}` : "";
-      if (shownFailure !== failed) failure.replaceChildren(...((shownFailure = failed) ? [(atBudget(status) ? budgetCard : failureCard)(data, actions)] : []));
+      failure.update(data, state);
       queue.update(live);
       stopping.update(live);
       plan.hidden = Boolean(data.run);

@@ -211,6 +211,16 @@ def test_the_average_resumes_to_the_bit(train: dict[str, Any], tmp_path: Path) -
     assert torch.equal(adapter_tensors(tmp_path / f"{id(resumed)}")["up"], resumed.averages.tensors()["up"])
 
 
+def test_a_learning_rate_that_was_amended_holds_after_a_resume(tmp_path: Path) -> None:
+    before, after = Toy(recipe(learning_rate=1e-2)), Toy(recipe(learning_rate=5e-3))
+    before.run(3)
+    before.save(tmp_path / "step-000003")
+    after.load(tmp_path / "step-000003")
+    for toy in (before, after):
+        toy.run(4)
+    assert learning_rate(after.optimizer) == pytest.approx(learning_rate(before.optimizer) / 2)
+
+
 def test_schedule_free_hands_out_its_average() -> None:
     """x by the paper's recursion: the mean of z weighed by the squared learning rate."""
     toy = Toy(recipe("schedulefree_adamw", scheduler="constant", warmup=0))

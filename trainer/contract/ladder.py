@@ -246,5 +246,6 @@ def write_ladder(file: Path, amendments: Sequence[Amendment]) -> None:
 
 def tried_in_words(amendments: Sequence[Amendment]) -> str:
     """ "checkpointing, batch and offload"; what came of nothing is not named."""
-    names = list(dict.fromkeys(one.rung for one in amendments if one.rung != FREE))
+    known = [rung.name for rung in RUNGS if rung.name != FREE]  # and not what was changed by hand
+    names = list(dict.fromkeys(one.rung for one in amendments if one.rung in known))
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
