@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -177,19 +178,26 @@ def _more_room(jobs: Supervisor, run: RunFolder, status: Status) -> Fix:
     if not found:
         text = "There are no old checkpoints that could go: free some space elsewhere, then resume."
         return Fix(text, "Resume", lambda: jobs.resume(run))
-    rows = [[_what(one), _size(one.size), ""] for one in found]
+    rows = [[_what(jobs, one), _size(one.size), ""] for one in found]
 
     def go() -> RunFolder:
         free(found)
         return jobs.resume(run)
 
-    text = f"These old checkpoints may go. Starred ones, LoRAs and samples stay. {_from_where(run)}"
-    return Fix(text, f"Delete {_size(size)} and resume", go, rows)
+    text = "These old checkpoints may go. The newest of each training, starred ones, LoRAs and samples stay."
+    return Fix(f"{text} {_from_where(run)}", f"Delete {_size(size)} and resume", go, rows)
 
 
-def _what(one: Removable) -> str:
+def _what(jobs: Supervisor, one: Removable) -> str:
+    """ "Luna, 26 Nov 14:05: 2 old checkpoints"."""
+    try:
+        name = jobs.workspace.project(jobs.workspace.project_of(one.run)).name
+    except UserError:
+        name = one.run.id
+    began = time.localtime(one.run.recipe.stat().st_mtime)
     count = len(one.folders)
-    return f"{count} checkpoint{'' if count == 1 else 's'} of {one.run.id}; its newest stays"
+    when = f"{began.tm_mday} {time.strftime('%b %H:%M', began)}"
+    return f"{name}, {when}: {count} old checkpoint{'' if count == 1 else 's'}"
 
 
 # Another training: a new run ----------------------------------------------------------------------

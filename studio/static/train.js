@@ -250,6 +250,8 @@
 
   // Failure and emptiness -------------------------------------------------------------------------
 
+  const sentence = (text) => text.slice(0, 1).toUpperCase() + text.slice(1);
+
   /** The change that a button would make: what, before, after. */
   const changes = (rows) => h("table.changes", null, h("tbody", null, rows.map(([what, before, after]) =>
     h("tr", null, h("th", { scope: "row" }, what), h("td.number", null, after ? h("del", null, before) : before), after ? h("td.number", null, "→ ", h("ins", null, after)) : null))));
@@ -273,13 +275,13 @@
 
     card({ status, checkpoints }) {
       const last = checkpoints.at(-1)?.step;
-      this.help = h("div.fix", null, h("p", null, h("b", null, "What helps: "), status.remedy));
+      this.actions.buttons.resume.button.classList.add("primary");
+      this.help = h("div.fix", null, h("p", null, h("b", null, "What helps: "), status.remedy), h("p.muted", null, last ? `Saved up to step ${format.count(last)}.` : "Nothing was saved yet."));
       this.again = h("button.btn", { type: "button", id: "failure-resume", onclick: () => this.actions.press("resume") }, icon("play"), last ? `Resume from step ${format.count(last)}` : "Try again");
       this.buttons = h("div.buttons", null, this.again, h("button.btn", { type: "button", onclick: () => studio.go("recipe") }, "Change the recipe"));
       return h("section.card.failure", { role: "alert" },
-        h("div.card-head", null, icon("alert"), h("h3", null, status.message || "The training failed.")),
-        status.evidence ? h("pre.evidence", null, status.evidence) : null, this.help,
-        h("p.muted", null, last ? `Saved up to step ${format.count(last)}.` : "Nothing was saved yet."), this.buttons);
+        h("div.card-head", null, icon("alert"), h("h3", null, sentence(status.message || "The training failed."))),
+        status.evidence ? h("pre.evidence", null, status.evidence) : null, this.help, this.buttons);
     }
 
     async look(run, shown) {
@@ -290,6 +292,8 @@
         fix.rows.length ? changes(fix.rows) : "");
       const press = h("button.btn.primary", { type: "button", id: "failure-fix", onclick: () => this.press(run, fix.key, press) }, icon("play"), fix.button);
       this.again.hidden = !fix.rows.length; // else it would say the same twice
+      this.again.lastChild.textContent = "Resume as it is";
+      this.actions.buttons.resume.button.classList.remove("primary"); // this one is the better choice
       this.buttons.prepend(press);
     }
 

@@ -10,6 +10,8 @@ from playwright.sync_api import BrowserContext, expect
 
 from dataset_tools.ingest import ingest
 from studio.projects import Workspace
+from trainer.contract.fields import merge, parse, to_tables
+from trainer.contract.runs import RunFolder, Status
 
 from ..conftest import ROOT
 from ..pictures import draw_picture
@@ -31,6 +33,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudioProcess]:
     workspace = Workspace(home / "workspace")
     for seed, name in enumerate(("Luna", "Milo", "Nala")):
         ingest([draw_picture(home / f"{name}.png", seed)], workspace.create_project(name).root)
+    odin = workspace.create_project("Odin")
+    ingest([draw_picture(home / "Odin.png", 3)], odin.root)
+    run = RunFolder(workspace.runs / "20260101-000000-odin-00")
+    settings = {"dataset": {"path": "../../projects/odin"}, "train": {"learning_rate": 1e-3}}
+    run.create(parse(merge(to_tables(odin.config()), settings)))
+    run.write_status(Status(state="failed", cause="nan", message="the loss became infinite", attempt=1))
     process = StandInStudio(workspace.root, STAND_IN="--behave hears-term --steps 100000")
     process.start()
     yield process
@@ -75,3 +83,18 @@ def test_two_are_queued_reordered_one_taken_out_and_the_other_begins(
     expect(page.locator(".queue li.stopped")).to_contain_text("Luna")
     page.wait_for_function("() => studio.live.data.status?.state === 'training'", timeout=PATIENT)
     expect(page.locator(".train-head .pill")).to_have_text("Training")
+
+
+def test_a_failure_card_shows_the_change_and_makes_it(
+    server: StudioProcess, context: BrowserContext, console: Console
+) -> None:
+    page = console.watch(context.new_page())
+    page.goto(f"{server.url}/?project=odin&step=train")
+    expect(page.locator(".failure .changes")).to_have_text(
+        re.compile("Learning rate.*1e-3.*5e-4"), timeout=PATIENT
+    )
+    page.locator("#failure-fix").click()
+    expect(page.locator(".failure")).to_have_count(0, timeout=PATIENT)
+    expect(page.locator(".queue li", has_text="Odin")).to_be_visible()
+    run = RunFolder(server.workspace / "runs" / "20260101-000000-odin-00")
+    assert run.amended().train.learning_rate == 5e-4
