@@ -28,7 +28,8 @@ class Patience:
     """Seconds on each rung. While the trainer says that it is saving, it is not killed for ``saving_s``."""
 
     asked_s: float = 60.0
-    term_s: float = 20.0
+    term_s: float = 35.0
+    """More than machine.grace_s usually is, within which a trainer ends by itself."""
     kill_s: float = 5.0
     saving_s: float = 300.0
 

@@ -73,7 +73,8 @@ class Gcp:
         if answer.status_code != 200 or answer.headers.get("Metadata-Flavor") != "Google":
             raise NotThere
         gone = answer.text.strip().upper() == "TRUE"
-        return Notice("Google Cloud takes this machine away (preempted).", 30.0) if gone else None
+        # It may have turned just after it was asked the last time.
+        return Notice("Google Cloud takes this machine away (preempted).", 30.0 - EVERY_S) if gone else None
 
 
 class Azure:

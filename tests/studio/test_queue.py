@@ -391,7 +391,7 @@ def test_patience_is_longer_for_slow_steps_and_while_it_saves() -> None:
     asked, term = Stop(rung="asked", since=100.0), Stop(rung="term", since=100.0)
     assert patience.left(asked, Status(), 110.0) == 50.0
     assert patience.left(asked, Status(steps_per_s=0.02), 110.0) == 140.0
-    assert patience.left(term, Status(state="training"), 110.0) == 10.0
+    assert patience.left(term, Status(state="training"), 110.0) == 25.0
     assert patience.left(term, Status(state="saving"), 110.0) == 290.0
 
 

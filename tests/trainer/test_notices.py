@@ -94,7 +94,7 @@ def asked_for(server: StandIn, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cloud", "there", "in_s"), [("aws", Aws, 90.0), ("gcp", Gcp, 30.0), ("azure", Azure, 90.0)]
+    ("cloud", "there", "in_s"), [("aws", Aws, 90.0), ("gcp", Gcp, 25.0), ("azure", Azure, 90.0)]
 )
 @pytest.mark.parametrize("chosen", ["own", "auto"])
 def test_a_notice_is_heard_once_it_is_given(
