@@ -89,6 +89,13 @@ def test_a_recipe_from_start_to_finish(home: Path) -> None:
     assert again.returncode == 0 and "is finished" in again.stderr
     other = trainer("train", "recipe.toml", "--run-dir", "run", cwd=home)
     assert other.returncode == 2 and "another recipe" in other.stderr
+    dearer = ("--set", "train.steps=5", "--set", "machine.budget=9", "--set", "machine.price_per_hour=1")
+    again = trainer("train", "recipe.toml", "--run-dir", "run", *dearer, cwd=home)
+    assert again.returncode == 0 and "is finished" in again.stderr
+    raised = trainer("resume", "run", "--set", "machine.budget=12", cwd=home)
+    assert raised.returncode == 0 and run.config().machine.budget == 12
+    changed = trainer("resume", "run", "--set", "train.steps=9", cwd=home)
+    assert changed.returncode == 2 and "train.steps cannot change in a run that has begun" in changed.stderr
 
 
 @pytest.mark.parametrize(

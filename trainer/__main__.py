@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .contract.amend import amend
+from .contract.amend import amend, take_over, with_sections
 from .contract.config import TrainConfig
 from .contract.errors import ConfigError, UserError
 from .contract.fields import RECORDS, load_recipe, parse, to_tables
@@ -225,9 +225,10 @@ def _make(run: RunFolder, config: TrainConfig, beside: Path, stored: bool) -> No
     if run.recipe.exists():
         # The same command again goes on with the run, which is what a restarted machine does.
         frozen = _absolute(run.config(), run.path, with_photos=not apart)
-        if differing(frozen, config) if apart else frozen != config:
+        if differing(frozen, config) if apart else with_sections(frozen, of=config) != config:
             sentence = f"{run.path} holds a run of another recipe; choose another folder, or resume it"
             raise ConfigError({"--run-dir": sentence})
+        take_over(run, config)  # a larger budget, say
     else:
         run.create(config)
 

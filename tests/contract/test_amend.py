@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.contract.amend import amend
+from trainer.contract.amend import amend, take_over
 from trainer.contract.errors import ConfigError, RunError
 from trainer.contract.fields import parse
 from trainer.contract.runs import RunFolder
@@ -40,3 +40,12 @@ def test_a_run_that_trains_is_left_alone(run: RunFolder) -> None:
     with run.hold(), pytest.raises(RunError, match="is being trained"):
         amend(run, ["machine.budget=9"])
     assert run.config().machine.budget == 5
+
+
+def test_the_same_command_with_another_budget_changes_that_alone(run: RunFolder) -> None:
+    take_over(run, parse({"machine": {"budget": 9, "price_per_hour": 0.25}, "train": {"steps": 1}}))
+    config = run.config()
+    assert (config.machine.budget, config.machine.price_per_hour, config.train.steps) == (9, 0.25, 70)
+    before = run.recipe.stat().st_mtime_ns
+    take_over(run, config)
+    assert run.recipe.stat().st_mtime_ns == before

@@ -29,8 +29,23 @@ def amend(run: RunFolder, assignments: Sequence[str]) -> TrainConfig:
         if old[path] != new[path] and path.partition(".")[0] not in SECTIONS:
             sentence = f"{path} cannot change in a run that has begun; train the recipe as a new run"
             raise ConfigError({path: sentence})
+    _freeze_anew(run, before, after)
+    return after
+
+
+def with_sections(config: TrainConfig, of: TrainConfig) -> TrainConfig:
+    """The recipe with what may change as ``of`` has it."""
+    return config.model_copy(update={section: getattr(of, section) for section in SECTIONS})
+
+
+def take_over(run: RunFolder, config: TrainConfig) -> None:
+    """Change what may change in a run to what ``config`` says of it. Raises RunError as :func:`amend`."""
+    before = run.config()
+    _freeze_anew(run, before, with_sections(before, of=config))
+
+
+def _freeze_anew(run: RunFolder, before: TrainConfig, after: TrainConfig) -> None:
     if after != before:
         if run.alive():
             raise RunError(f"the run {run.id} is being trained; stop it first", "config")
         write_text(run.recipe, dump_recipe(after))
-    return after
