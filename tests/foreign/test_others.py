@@ -107,6 +107,31 @@ def test_ai_toolkits_unets_have_alpha_1(tmp_path: Path) -> None:
     assert config.train.learning_rate == 1e-6 and line(imported, "train.learning_rate").outcome == "default"
 
 
+def test_layers_by_parts_of_their_names(tmp_path: Path) -> None:
+    """What guides for FLUX do: single blocks alone."""
+
+    def regex(**kwargs: Any) -> str:
+        process = {"model": {"name_or_path": "black-forest-labs/FLUX.1-dev"}}
+        process["network"] = {"type": "lora", "linear": 16, "network_kwargs": kwargs}  # type: ignore[dict-item]
+        text = yaml.safe_dump({"job": "extension", "config": {"name": "x", "process": [process]}})
+        return read(tmp_path, "j.yaml", text)[0].adapter.target_regex
+
+    only = ["transformer.single_transformer_blocks.7.proj_out", "transformer.single_transformer_blocks.20."]
+    chosen = regex(only_if_contains=only)
+    assert re.search(chosen, "single_transformer_blocks.7.proj_out")
+    assert not re.search(chosen, "single_transformer_blocks.7.attn.to_k")
+    assert not re.search(chosen, "single_transformer_blocks.2.attn.to_k"), "a dot is a dot"
+    without = regex(ignore_if_contains=["single_transformer_blocks"])
+    assert re.search(without, "transformer_blocks.0.attn.to_q")
+    assert not re.search(without, "single_transformer_blocks.0.attn.to_q")
+    assert regex() == ""
+    recipe = {"training_method": "LORA", "model_type": "FLUX_DEV_1", "layer_filter_preset": "custom"}
+    config, _ = read(tmp_path, "p.json", json.dumps({**recipe, "layer_filter": "attn,ff.net"}))
+    assert config.adapter.target_regex == r"attn|ff\.net"
+    own = {**recipe, "layer_filter": r"blocks\.\d+\.attn", "layer_filter_regex": True}
+    assert read(tmp_path, "p.json", json.dumps(own))[0].adapter.target_regex == r"blocks\.\d+\.attn"
+
+
 GUIDE_SD15 = """
 network:
   type: "lora"

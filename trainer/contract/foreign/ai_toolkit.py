@@ -12,7 +12,7 @@ from typing import Any
 from ..families import CATALOGUE
 from . import ai_toolkit_tables as tables
 from .kohya import Beside, flattened, read_kohya
-from .names import effective_rate, family_called, quantization, take_base
+from .names import effective_rate, family_called, layers_regex, quantization, take_base
 from .prompt_lines import PromptLine, take_prompts
 from .reading import refuse
 from .report import Imported, Unusable, is_off, shown
@@ -211,8 +211,30 @@ def _take_network(found: Imported, network: dict[str, Any], whole: bool) -> None
         for option, value in (("conv", conv), ("conv_alpha", conv_alpha)):
             if value is not None:
                 found.leave(f"network.{option}", value, "there are no convolutions to adapt")
+    _take_layers(found, network)
     follow(found, network, tables.NETWORK, "network.")
     found.unknown({f"network.{key}": value for key, value in network.items()})
+
+
+def _take_layers(found: Imported, network: dict[str, Any]) -> None:
+    """network_kwargs: parts of the names of the layers that are adapted, or left out."""
+    given = network.get("network_kwargs")
+    if not isinstance(given, dict) or not given:
+        return
+    rest = dict(network.pop("network_kwargs"))
+    only, ignored = rest.pop("only_if_contains", None), rest.pop("ignore_if_contains", None)
+    lists = [words if isinstance(words, list) else [words] if words else [] for words in (only, ignored)]
+    told = {"only_if_contains": only, "ignore_if_contains": ignored}
+    if any(lists):
+        option = ", ".join(f"network.network_kwargs.{name}" for name, value in told.items() if value)
+        found.keep(
+            option,
+            [value for value in told.values() if value],
+            "adapter.target_regex",
+            layers_regex(lists[0], lists[1]),
+        )
+    follow(found, rest, tables.NETWORK, "network.network_kwargs.")
+    found.unknown({f"network.network_kwargs.{name}": value for name, value in rest.items()})
 
 
 def _take_train(found: Imported, train: dict[str, Any], whole: bool) -> None:

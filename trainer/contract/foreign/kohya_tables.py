@@ -97,7 +97,10 @@ MODEL: Table = {
     "fp8_scaled": To(
         "model.quantize", lambda value: "none" if is_off(value) else "int8", "8 bits: int8 here"
     ),
-    "blocks_to_swap": Absent("blocks are not swapped to RAM; model.quantize saves more", (0, "0")),
+    "blocks_to_swap": Ignored(
+        "memory only: where it runs out a run takes the next saving by itself (machine.on_oom), at last the "
+        "base in RAM (machine.offload)"
+    ),
     "split_mode": Ignored("outdated, in kohya's scripts too"),
     "vae_batch_size": SPEED,
     "disable_mmap_load_safetensors": SPEED,

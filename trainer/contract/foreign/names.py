@@ -149,6 +149,21 @@ def precision(name: Any) -> str:
         raise Unusable(f"the number format {shown(name)} is not offered") from None
 
 
+def layers_regex(only: Any = (), ignored: Any = (), as_regex: bool = False) -> str:
+    """Layers whose names contain one of ``only`` and none of ``ignored``, as adapter.target_regex has them.
+
+    >>> layers_regex(["transformer.single_transformer_blocks.7."], [])
+    'single_transformer_blocks\\\\.7\\\\.'
+    """
+
+    def either(words: Any) -> str:
+        texts = [str(word).strip().removeprefix("transformer.") for word in words or () if str(word).strip()]
+        return "|".join(text if as_regex else re.escape(text) for text in texts)
+
+    wanted, unwanted = either(only), either(ignored)
+    return f"^(?!.*(?:{unwanted})).*(?:{wanted})" if unwanted else wanted
+
+
 def quantization(name: Any) -> str:
     """int8 for formats of 8 bits, nf4 for those of 4 and fewer, none for the rest."""
     if is_off(name):

@@ -13,7 +13,7 @@ from ..families import CATALOGUE
 from ..optimizers import OPTIMIZERS
 from . import onetrainer_tables as tables
 from .kohya import Beside
-from .names import effective_rate, family_called, quantization, side, take_base
+from .names import effective_rate, family_called, layers_regex, quantization, side, take_base
 from .prompt_lines import PromptLine, take_prompts
 from .reading import parse_json, read_text, refuse
 from .report import Imported, Unusable, is_off, number, shown
@@ -92,6 +92,11 @@ def _take_adapter(found: Imported, options: dict[str, Any]) -> None:
         found.keep("layer_filter_preset", preset, "adapter.targets", targets[preset])
         if (layers := options.pop("layer_filter", None)) is not None:
             found.leave("layer_filter", layers, "what the preset stands for")
+    elif layers := str(options.pop("layer_filter", None) or ""):
+        regex = not is_off(options.get("layer_filter_regex"))
+        found.leave("layer_filter_preset", preset, "see layer_filter")
+        chosen = layers_regex([layers] if regex else layers.split(","), as_regex=regex)
+        found.keep("layer_filter", layers, "adapter.target_regex", chosen)
     else:
         found.miss(
             "layer_filter_preset", preset, "set adapter.target_regex; all transformer layers are taken"
