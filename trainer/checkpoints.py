@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from .contract.files import read_json, staged, sync_folder, write_json
 from .contract.whole import MANIFEST, is_whole, list_checkpoints, newest_whole, sha256_of, step_of
-from .moments import is_ours, put_back
+from .moments import as_torch, is_ours, put_back
 
 __all__ = ["MANIFEST", "is_whole", "list_checkpoints", "newest_whole", "step_of"]  # looked for here
 
@@ -79,25 +79,25 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
     tensors = load_file(folder / "optimizer.safetensors")
     file = folder / "optimizer.json"
     plain = read_json(file) if file.exists() else {"state": {}, "groups": []}
-    if is_ours(optimizer):
-        states: dict[int, dict[str, Any]] = {}
-        for key, value in [*tensors.items(), *plain["state"].items()]:
-            number, name = key.split(".", 1)
-            states.setdefault(int(number), {})[name] = value
-        put_back(optimizer, states)
-        for group, saved in zip(optimizer.param_groups, plain["groups"], strict=False):
-            group.update({name: saved[name] for name in saved.keys() & group.keys() - {PEAK}})
-        return
-    parameters = _parameters_of(optimizer)
-    on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    states: dict[int, dict[str, Any]] = {}
     for key, value in [*tensors.items(), *plain["state"].items()]:
         number, name = key.split(".", 1)
-        parameter = parameters[int(number)]
-        if isinstance(value, Tensor) and (name != "step" or on_device):
-            value = value.to(parameter.device)
-        optimizer.state[parameter][name] = value
+        states.setdefault(int(number), {})[name] = value
+    if is_ours(optimizer):
+        put_back(optimizer, states)
+    else:
+        on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+        parameters = _parameters_of(optimizer)
+        for number, state in states.items():
+            parameter = parameters[number]
+            for name, value in as_torch(state).items():
+                if isinstance(value, Tensor) and (name != "step" or on_device):
+                    value = value.to(parameter.device)
+                optimizer.state[parameter][name] = value
     for group, saved in zip(optimizer.param_groups, plain["groups"], strict=False):
-        group.update({name: value for name, value in saved.items() if name != PEAK})
+        known = group.keys() if is_ours(optimizer) else saved.keys()
+        # In the saved order, which is that of the file to be.
+        group.update({name: value for name, value in saved.items() if name in known and name != PEAK})
 
 
 def _parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

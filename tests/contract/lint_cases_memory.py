@@ -22,6 +22,12 @@ CASES = [
     Case("drawing_does_not_fit", {}, {"samples.tiling": True}, RTX_3070, says=("drawing needs 9.2 GiB",)),
     Case("drawing_does_not_fit", {}, {"train.batch_size": 4}, RTX_3070),
     Case(
+        "base_in_ram_for_nothing",
+        {"machine.offload": True},
+        {"machine.offload": True, "train.batch_size": 32},
+        RTX_3060,
+    ),
+    Case(
         "full_precision_of_a_full_size_base",
         {"model.precision": "fp32"},
         {"model.precision": "fp32"},

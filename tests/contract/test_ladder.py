@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import ROOT
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError
 from trainer.contract.fields import parse
 from trainer.contract.ladder import (
+    RUNGS,
     Amendment,
     Phase,
     amended,
@@ -107,3 +109,8 @@ def test_fewer_at_once_is_what_the_plan_counts() -> None:
 def test_a_batch_that_is_fused_cannot_be_split() -> None:
     with pytest.raises(ConfigError, match="cannot be split"):
         parse({"train": {"batch_size": 2, "fused_backward": True}, "machine": {"pictures_at_once": 1}})
+
+
+def test_the_guide_names_every_rung() -> None:
+    text = (ROOT / "docs" / "out-of-memory.md").read_text(encoding="utf-8")
+    assert [one.name for one in RUNGS if f"`{one.name}`" not in text] == []

@@ -44,6 +44,10 @@ IDLE: dict[str, tuple[Reads, str]] = {
         lambda config: is_varied(config.dataset),
         "photos are neither turned nor reframed nor coloured",
     ),
+    "machine.pictures_at_once": (
+        lambda config: config.machine.pictures_at_once < config.train.batch_size,
+        "a batch has no more pictures",
+    ),
     "prior.weight": (lambda config: config.prior.method != "none", "prior.method is none"),
     "prior.share": (lambda config: config.prior.method == "output", "prior.method is not output"),
     "prior.pictures": (

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from .config import TrainConfig
 from .families import DEMO_BASE
-from .fields import flatten
+from .fields import flatten, merge, parse, to_tables
 from .findings import Facts, Finding, rule
 from .hardware import for_card, missing_gib
 from .plan import HEADROOM, Machine, estimate
@@ -54,6 +54,22 @@ def _too_much(config: TrainConfig, vram_gib: float, sentence: str) -> Finding:
     fix = {path: value for path, value in flatten(leaner).items() if before[path] != value}
     setting = "samples.tiling" if set(fix) == {"samples.tiling"} else "model.quantize"
     return Finding("warning", setting, f"{sentence}.", fix, "Make it fit")
+
+
+@rule
+def base_in_ram_for_nothing(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
+    if not config.machine.offload or facts.vram_gib is None:
+        return
+    whole = parse(merge(to_tables(config), {"machine": {"offload": False}}))
+    if estimate(whole, Machine("", facts.vram_gib)).fits:
+        yield Finding(
+            "warning",
+            "machine.offload",
+            "The base fits into this GPU; fetched from RAM, layer by layer, a step takes several times as "
+            "long.",
+            {"machine.offload": False},
+            "Keep it on the GPU",
+        )
 
 
 @rule
