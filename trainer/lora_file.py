@@ -53,9 +53,10 @@ def read_lora(path: Path, family: ModelFamily, modules: Iterable[str]) -> dict[s
             if down and up:
                 alpha_key = f"{stem}.alpha"
                 rank = tensors[down].shape[0]
-                alpha = (
-                    float(tensors[alpha_key]) if alpha_key in tensors else _peft_alpha(metadata, module, rank)
-                )
+                if alpha_key in tensors:
+                    alpha = float(tensors[alpha_key]) or float(rank)  # 0 is the rank to kohya
+                else:
+                    alpha = _peft_alpha(metadata, module, rank)
                 up_weight = tensors[up].float()
                 dora_key = f"{stem}{DORA}"
                 found[module] = LoraWeights(

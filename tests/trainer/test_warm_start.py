@@ -23,6 +23,7 @@ from trainer.contract.lora_header import families_of
 from trainer.contract.runs import RunFolder
 from trainer.export import FORMATS, Format, save_lora
 from trainer.families.base import ModelFamily, load_family
+from trainer.lora_file import read_lora
 from trainer.source import resolve
 
 from .helpers import Script, recipe, train_here, weights_hash
@@ -188,6 +189,21 @@ def keys(stem: str, rank: int = 2, width: int = 8) -> dict[str, torch.Tensor]:
         f"{stem}.lora_up.weight": torch.ones(width, rank),
         f"{stem}.alpha": torch.tensor(1.0),
     }
+
+
+@pytest.mark.parametrize(("alpha", "scale"), [(1.0, 0.25), (0.0, 1.0), (None, 1.0)])
+def test_the_scale_that_a_file_says(
+    alpha: float | None, scale: float, family: ModelFamily, tmp_path: Path
+) -> None:
+    """Rank 4: alpha 1 is a quarter; 0, or nothing said as in old files, is the whole product."""
+    tensors = keys(SDXL, rank=4)
+    del tensors[f"{SDXL}.alpha"]
+    if alpha is not None:
+        tensors[f"{SDXL}.alpha"] = torch.tensor(alpha)
+    save_file(tensors, tmp_path / "old.safetensors")
+    module = "unet.down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q"
+    (lora,) = read_lora(tmp_path / "old.safetensors", family, [module]).values()
+    assert torch.allclose(lora.delta(), scale * torch.full((8, 8), 4.0))
 
 
 @pytest.mark.parametrize(
