@@ -155,14 +155,25 @@ class Dispatcher(Trainings):
                     beside += 1
                     chosen.append(job)
             elif not blocked and len(gpus) > 1:
-                blocked = not free
-                if free:
-                    chosen.append(job.but(devices=(free.pop(0),)))
+                wants = self._gpus_wanted(job, len(gpus))
+                blocked = len(free) < wants
+                if not blocked:
+                    chosen.append(job.but(devices=tuple(free[:wants])))
+                    free = free[wants:]
             elif not blocked:
                 blocked = True
                 if not on_gpu:
                     chosen.append(job)
         return chosen
+
+    def _gpus_wanted(self, job: Job, there: int) -> int:
+        """How many GPUs of the machine a job takes; its trainer says so where that is fewer than it wants."""
+        if job.kind != "train":
+            return 1
+        try:
+            return min(self.run_of(job).config().machine.gpus or there, there)
+        except UserError:
+            return 1
 
     # Starting and ending a process --------------------------------------------------------------
 

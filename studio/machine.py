@@ -48,7 +48,7 @@ class Gpu:
         self._state: dict[str, Any] | None = None
 
     def state(self) -> dict[str, Any] | None:
-        """``{"name", "used_gib", "total_gib", "load" (percent), "celsius"}``, or None."""
+        """``{"name", "used_gib", "total_gib", "load" (percent), "celsius", "count"}``, or None."""
         with self._lock:
             if not self._absent and time.monotonic() - self._asked > 2.0:
                 self._asked = time.monotonic()
@@ -75,6 +75,7 @@ class Gpu:
             "name": name if isinstance(name, str) else name.decode(),
             "used_gib": round(memory.used / GIB, 2),
             "total_gib": round(memory.total / GIB, 2),
+            "count": len(gpus()),
             "load": self._optional(lambda: pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu),
             "celsius": self._optional(lambda: pynvml.nvmlDeviceGetTemperature(self._handle, 0)),
         }

@@ -72,6 +72,7 @@ def facts_of(project: Project, config: TrainConfig, gpu: dict[str, Any] | None) 
         gpu=gpu["name"] if gpu else "",
         vram_gib=gpu["total_gib"] if gpu else None,
         seconds_per_step=seconds_per_step(config, gpu["name"] if gpu else "", project.runs()),
+        gpus=gpu.get("count") if gpu else 0,
         **start_from_facts(config.adapter.start_from, project.root),
         storage_problem=storage_problem(config.storage.url),
     )

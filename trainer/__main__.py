@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import re
 import sys
 import traceback
 from contextlib import nullcontext
@@ -22,7 +23,7 @@ from .contract.fields import RECORDS, load_recipe, parse, to_tables
 from .contract.presets import load_recipe_or_preset
 from .contract.runs import RunFolder, new_run_id
 from .contract.same_run import differing
-from .processes import Crew, joined, leave, speaks, under_torchrun
+from .processes import Crew, Machines, joined, leave, speaks, under_torchrun
 from .restart import AGAIN, Restart, begin_again, fit_allocator
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "--run-dir", type=Path, metavar="DIR", help="the run's folder (default: workspace/runs/…)"
     )
     _add_set(train)
+    _add_machines(train)
     train.set_defaults(verb=_train)
 
     resume = verbs.add_parser("resume", help="go on with a run from its newest checkpoint")
@@ -78,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     resume.add_argument("--endpoint", default="", metavar="URL", help="of a stored run: as storage.endpoint")
     _add_set(resume)
+    _add_machines(resume)
     resume.set_defaults(verb=_resume)
 
     plan = verbs.add_parser("plan", help="what a recipe will need: memory, disk, steps")
@@ -143,6 +146,30 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_machines(parser: argparse.ArgumentParser) -> None:
+    """torchrun's own names."""
+    several = parser.add_argument_group("several machines (the same command on each; docs/several-gpus.md)")
+    several.add_argument("--nnodes", type=int, default=1, metavar="N", help="how many machines")
+    several.add_argument("--node-rank", type=int, default=0, metavar="I", help="which one this is, from 0")
+    several.add_argument(
+        "--rdzv-endpoint", default="", metavar="HOST:PORT", help="the first machine, and a free port of it"
+    )
+
+
+def _machines(arguments: argparse.Namespace) -> Machines:
+    machines = Machines(arguments.nnodes, arguments.node_rank, arguments.rdzv_endpoint)
+    if not 0 <= machines.number < machines.count:
+        sentence = f"--node-rank {machines.number}: {machines.count} machines have the numbers from 0 up"
+        raise ConfigError({"--node-rank": sentence})
+    if machines.count > 1 and not re.fullmatch(r".+:\d{1,5}", machines.endpoint):
+        sentence = f"--rdzv-endpoint {machines.endpoint!r}: give address and port of the first machine"
+        raise ConfigError({"--rdzv-endpoint": sentence})
+    unnamed = not arguments.run_dir and "://" in getattr(arguments, "run", "://")
+    if machines.count > 1 and unnamed:
+        raise ConfigError({"--run-dir": "--run-dir is needed on several machines, the same on each"})
+    return machines
+
+
 def _settings_help() -> str:
     rows = [f"  {r.path:32} {r.default!s:12} {r.range_text}" for r in RECORDS.values()]
     return "settings (docs/settings.md explains them):\n" + "\n".join(rows)
@@ -194,13 +221,14 @@ def _train(arguments: argparse.Namespace) -> int:
 
     requests = Requests()
     config = load_recipe(arguments.recipe, tuple(arguments.set))
+    machines = _machines(arguments)
     with joined() as crew:
         stored = crew.same(_stored(config, arguments.run_dir) if crew.main else "")
         folder = arguments.run_dir or _runs() / (stored or new_run_id(config.output.name))
         run = RunFolder(crew.same(folder.resolve()))
         with crew.in_turn():
             _make(run, config, arguments.recipe.resolve().parent, bool(stored))
-        return _run(run, requests, crew)
+        return _run(run, requests, crew, machines)
 
 
 def _stored(config: TrainConfig, run_dir: Path | None) -> str:
@@ -246,6 +274,7 @@ def _resume(arguments: argparse.Namespace) -> int:
         run = RunFolder(Path(arguments.run).resolve())
         run.config()
         fit_allocator(run)
+    machines = _machines(arguments)
     with joined() as crew:
         with crew.in_turn():
             if stored:
@@ -254,17 +283,18 @@ def _resume(arguments: argparse.Namespace) -> int:
                 run = begin(arguments.run, arguments.endpoint, arguments.run_dir, _runs())
             if crew.main:
                 amend(run, arguments.set)
-        return _run(run, requests, crew)
+        return _run(run, requests, crew, machines)
 
 
-def _run(run: RunFolder, requests: Requests, crew: Crew) -> int:
+def _run(run: RunFolder, requests: Requests, crew: Crew, machines: Machines) -> int:
     """Train; or have torchrun start as many processes as the recipe wants, which come here then."""
     config = run.config()
-    if config.machine.gpus != 1 and not under_torchrun():
+    if (config.machine.gpus != 1 or machines.count > 1) and not under_torchrun():
         from .torchrun import launch, wanted
 
-        if (processes := wanted(config.machine.gpus)) > 1:
-            return launch(run, processes)
+        if (processes := wanted(config.machine.gpus)) * machines.count > 1:
+            return launch(run, processes, machines)
+    crew.require(config)
     with run.hold() if crew.main else nullcontext() as lock:
         if crew.main:
             requests.attach(run)

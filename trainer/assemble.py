@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +45,8 @@ from .lora_file import read_lora
 from .losses import require_prediction
 from .offload import offload
 from .source import BaseModel, local_path, looks_like_hub_id, resolve
+
+Split = Callable[[nn.Module, Collection[nn.Parameter], torch.device], None]
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,18 @@ def told_schedule(noise: NoiseSettings) -> dict[str, Any]:
     return told
 
 
-def assemble(family: ModelFamily, config: TrainConfig, beside: Path, tell: Tell = lambda text: None) -> Model:
-    """Load the denoiser, put on what the recipe says. Relative paths are looked up in ``beside``."""
-    denoiser = family.load_denoiser(in_ram=config.machine.offload)
+def assemble(
+    family: ModelFamily,
+    config: TrainConfig,
+    beside: Path,
+    tell: Tell = lambda text: None,
+    split: Split | None = None,
+) -> Model:
+    """Load the denoiser, put on what the recipe says. Relative paths are looked up in ``beside``; ``split``
+    is for a base that is to be split over several processes (machine.shard)."""
+    split = split if config.machine.shard else None
+    denoiser = family.load_denoiser(in_ram=config.machine.offload or bool(split))
+    base = list(denoiser.parameters())
     known = _adaptable(family.denoiser_part, denoiser)
     placed = place(config.adapter, family.row, denoiser)
     add_lora(denoiser, config.adapter, targets_in(denoiser, family, config), config.train.seed, placed)
@@ -168,6 +179,8 @@ def assemble(family: ModelFamily, config: TrainConfig, beside: Path, tell: Tell 
         add_assistant(denoiser, {name.partition(".")[2]: lora for name, lora in weights.items()})
     if config.machine.offload:
         offload(denoiser, placed.blocks, family.device)
+    if split:
+        split(denoiser, base, family.device)
     parts = {family.denoiser_part: denoiser}
     if rates := config.text_encoder_rates():
         encoders = family.text_encoders()

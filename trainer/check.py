@@ -49,8 +49,20 @@ def facts_of(config: TrainConfig) -> tuple[Facts, tuple[str, ...]]:
     except UserError as error:
         raise ConfigError({"dataset.path": str(error)}) from None
     problem = storage_problem(config.storage.url)
-    start = start_from_facts(config.adapter.start_from, Path())
-    return Facts(**found.facts, **start, storage_problem=problem), found.notes
+    others = start_from_facts(config.adapter.start_from, Path())
+    facts = Facts(**found.facts, **others, storage_problem=problem, gpus=_gpus_here())
+    return facts, found.notes
+
+
+def _gpus_here() -> int | None:
+    """How many NVIDIA GPUs the driver knows, asked without torch; None where there is no driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return int(pynvml.nvmlDeviceGetCount())
+    except pynvml.NVMLError:
+        return None
 
 
 def _caption_lines(config: TrainConfig, facts: Facts, show: int) -> list[str]:

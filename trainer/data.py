@@ -277,8 +277,3 @@ class BatchPlan:
         batches.sort(key=lambda b: derived_seed(self._seed, epoch, b[0].image.id, b[0].repeat, first))
         start = epoch * self.batches_per_epoch
         return [[replace(one, batch=start + n) for one in batch] for n, batch in enumerate(batches)]
-
-
-def split(batches: Sequence[list[Sample]], size: int) -> list[list[Sample]]:
-    """The same samples in the same order, at most ``size`` of a batch at once."""
-    return [batch[start : start + size] for batch in batches for start in range(0, len(batch), size)]

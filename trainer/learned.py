@@ -70,7 +70,10 @@ class Weights:
     @cached_property
     def _base_norms(self) -> dict[str, float]:
         """‖W‖ of each adapted layer."""
-        return {name: float(dense_weight(layer).norm()) for name, layer in self._layers().items()}
+        return {
+            name: getattr(layer, "base_norm", None) or float(dense_weight(layer).norm())
+            for name, layer in self._layers().items()
+        }
 
     @torch.no_grad()
     def measure(self) -> dict[str, Any]:

@@ -11,18 +11,32 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from .contract.config import TrainConfig
 
 STOPPED = 3
 LOST = 75
 """Exit code (EX_TEMPFAIL) of a process that has lost another one: torchrun starts all of them again."""
 CODE_FILE = "TRAINER_EXIT_CODE_FILE"
-"""Environment: where the first process leaves the exit code that torchrun has no way to pass on."""
+"""Environment: where a machine's first process leaves the exit code that torchrun has no way to pass on."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Machines:
+    """The machines of one training: how many, which of them this is (from 0), and where the first one is to
+    be met (host:port)."""
+
+    count: int = 1
+    number: int = 0
+    endpoint: str = ""
 
 
 class PeerLost(Exception):
@@ -50,17 +64,28 @@ class Crew:
         """Anywhere: "2 × " before the device of each, nothing where there is one."""
         return f"{self.world} × " if self.world > 1 else ""
 
-    def share(self, batches: Sequence[Sequence[T]]) -> list[list[T]]:
-        """Anywhere: this process's part of a step, batch by batch. Samples are dealt out in turn over the
-        whole step, so that nobody has more than one too many, whatever the batches' sizes."""
-        shares: list[list[T]] = []
+    def share(self, batches: Sequence[Sequence[T]], at_once: int = 0) -> list[tuple[list[T], float]]:
+        """This process's part of a step, in parts of one batch and of at most ``at_once`` samples (0: any
+        number), and what each part counts: 0 where it only keeps the others company. Samples are dealt out in
+        turn over the whole step, so that nobody has more than one too many, whatever the batches' sizes."""
+        return [(part, 1.0) for part in self._parts(batches, at_once, self.rank)]
+
+    def _parts(self, batches: Sequence[Sequence[T]], at_once: int, rank: int) -> list[list[T]]:
+        parts: list[list[T]] = []
         dealt = 0
         for batch in batches:
-            shares.append(
-                [one for number, one in enumerate(batch, dealt) if number % self.world == self.rank]
-            )
+            own = [one for at, one in enumerate(batch, dealt) if at % self.world == rank]
+            size = at_once or len(own) or 1
+            parts += [own[start : start + size] for start in range(0, len(own), size)]
             dealt += len(batch)
-        return [share for share in shares if share]
+        return parts
+
+    def split(self, denoiser: Any, base: Collection[Any], device: Any) -> None:
+        """Split the parameters ``base`` of a denoiser that is in RAM over all processes."""
+        denoiser.to(device)
+
+    def require(self, config: TrainConfig) -> None:
+        """Anywhere: raise RunError(config) for a recipe that so many cannot train together."""
 
     def any(self, asked: bool) -> bool:
         """Whether it was asked of one of them."""
@@ -136,7 +161,9 @@ def leave(code: int) -> int:
     if not _crew.over:
         return code
     if file := os.environ.get(CODE_FILE):
-        if _crew.main:
+        with suppress(Exception):  # the first one may want to begin again where the others have failed
+            code = _crew.same(code)
+        if _crew.local_rank == 0:
             Path(file).write_text(str(code), encoding="utf-8")
         return 0
     return 0 if code == STOPPED else code

@@ -187,7 +187,7 @@ def _interruptible(denoiser: nn.Module, stop: Callable[[], bool]) -> Iterator[No
         if stop():
             raise Interrupted
 
-    hook = denoiser.register_forward_pre_hook(look)
+    hook = denoiser.register_forward_pre_hook(look, prepend=True)
     try:
         yield
     finally:

@@ -14,8 +14,7 @@ import os
 import signal
 import sys
 import tempfile
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -26,14 +25,19 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.rendezvous import rendezvous
 
+from .contract.config import TrainConfig
 from .contract.errors import RunError
 from .contract.files import write_bytes
 from .contract.runs import RunFolder
 from .failures import explain
-from .processes import CODE_FILE, Crew, PeerLost
+from .processes import CODE_FILE, LOST, Crew, Machines, PeerLost
 from .requests import Stopped
 from .restart import AGAIN
+from .shards import placed, split_weights
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for another that lives: encoding and drawing take hours, and one that has died is
@@ -69,12 +73,48 @@ class Several(Crew):
             )
         if cuda:
             torch.cuda.set_device(self.local_rank)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+        self._device = torch.device("cuda", self.local_rank) if cuda else torch.device("cpu")
+        self._shared: nn.Module | None = None
+        self._stepping = False
+        """Whether all are computing gradients, in as many passes."""
+        store, rank, world = next(rendezvous("env://", timeout=PATIENCE))
+        # torchrun keeps its store over restarts: addresses of those that are gone are not to be found there.
+        own = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=own, rank=rank, world_size=world, timeout=PATIENCE)
 
-    def _meet(self, loss: float = 0.0, asked: bool = False, error: BaseException | None = None) -> Tensor:
-        """The sums over all of ``loss`` and ``asked``. Raises what one of them has failed with."""
-        told = torch.tensor([loss, float(asked), float(error is not None)], dtype=torch.float64)
-        self._with_others(dist.all_reduce, told)
+    def require(self, config: TrainConfig) -> None:
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+            raise RunError(
+                "DeepSpeed splits what is trained, which of a LoRA is next to nothing; start without it, and "
+                "set machine.shard to split the base",
+                "config",
+            )
+        if config.train.fused_backward:
+            raise RunError(
+                f"train.fused_backward cannot be had in {self.world} processes: each has a part of the "
+                "gradients; switch it off",
+                "config",
+            )
+
+    def _meet(
+        self,
+        loss: float = 0.0,
+        asked: bool = False,
+        error: BaseException | None = None,
+        calls: bool = False,
+    ) -> Tensor:
+        """The sums over all of ``loss`` and ``asked``. Raises what one of them has failed with.
+
+        ``calls``: the first one does not come to this meeting yet, it needs the others for a pass.
+        """
+        mine = torch.tensor([loss, asked, error is not None, calls], dtype=torch.float64)
+        while True:
+            told = mine.clone()
+            self._with_others(dist.all_reduce, told)
+            if calls or not told[3]:
+                break
+            self._follow()
         if told[2]:
             errors: list[Any] = [None] * self.world
             self._with_others(dist.all_gather_object, errors, _told(error, self.rank))
@@ -89,6 +129,36 @@ class Several(Crew):
             self.over = False
             raise PeerLost(f"another process is gone ({str(error).splitlines()[0][:200]})") from error
 
+    def split(self, denoiser: nn.Module, base: Collection[nn.Parameter], device: torch.device) -> None:
+        self._shared = denoiser
+        split_weights(denoiser, base, self.world, device)
+        if self.main:
+            denoiser.register_forward_pre_hook(self._call_the_others, with_kwargs=True, prepend=True)
+
+    def _call_the_others(self, module: nn.Module, inputs: Any, options: Any) -> None:
+        """Before a pass of a split denoiser that the first process makes by itself."""
+        if not self._stepping:
+            self._meet(calls=True)
+            told = [placed((inputs, options), torch.device("cpu"))]
+            self._with_others(dist.broadcast_object_list, told, src=0)
+
+    def _follow(self) -> None:
+        """Make the pass that the first process makes, which needs the weights that are here."""
+        assert self._shared is not None
+        told: list[Any] = [None]
+        self._with_others(dist.broadcast_object_list, told, src=0)
+        inputs, options = placed(told[0], self._device)
+        with torch.no_grad():
+            self._shared(*inputs, **options)
+
+    def share(self, batches: Sequence[Sequence[T]], at_once: int = 0) -> list[tuple[list[T], float]]:
+        parts = super().share(batches, at_once)
+        if self._shared is not None:
+            self._stepping = True
+            most = max(len(self._parts(batches, at_once, rank)) for rank in range(self.world))
+            parts += [(list(batches[0][:1]), 0.0)] * (most - len(parts))
+        return parts
+
     def any(self, asked: bool) -> bool:
         return bool(self._meet(asked=asked)[1])
 
@@ -98,6 +168,7 @@ class Several(Crew):
         pieces = [
             (torch.zeros_like(one) if one.grad is None else one.grad).flatten().float() for one in trained
         ]
+        self._stepping = False
         flat = torch.cat([*pieces, torch.tensor(there, device=pieces[0].device)])
         summed = float(self._meet(loss=loss)[0])
         self._with_others(dist.all_reduce, flat)
@@ -189,47 +260,57 @@ def wanted(gpus: int) -> int:
     return gpus or there or 1
 
 
-def launch(run: RunFolder, processes: int) -> int:
-    """Train the run in that many processes of this machine, and return the exit code of the first one.
+def launch(run: RunFolder, processes: int, machines: Machines) -> int:
+    """Train the run in that many processes of this machine, and return the exit code that all agree on.
 
     This process is torchrun's agent: it starts all again, from the newest checkpoint, when one has died
-    without a word. A signal to it is passed on to them, and they decide how it ends.
+    without a word; of several machines, it ends with LOST then, and whoever has started them does. A signal
+    to it is passed on to them, and they decide how it ends.
     """
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
     _pass_signals_on(run)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    if sys.platform == "linux":
+    if machines.count == 1 and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with tempfile.TemporaryDirectory(prefix="trainer-") as folder:
         code = Path(folder) / "code"
         os.environ[CODE_FILE] = str(code)
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=processes,
-            run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="127.0.0.1:0",
-            local_addr="127.0.0.1",
-            max_restarts=RESTARTS,
-            signals_to_handle="SIGQUIT",  # not those that we pass on
-        )
         try:
-            again = True
-            while again:  # with less memory (trainer/ladder.py)
-                elastic_launch(config, sys.executable)("-m", "trainer", "resume", str(run.path))
-                again = code.read_text(encoding="utf-8") == str(AGAIN)
+            start = elastic_launch(_launch_config(run, processes, machines), sys.executable)
+            while True:
+                start("-m", "trainer", "resume", str(run.path))
+                agreed = int(code.read_text(encoding="utf-8"))
+                if agreed != AGAIN:
+                    return agreed
+                if machines.count > 1:  # they do not begin again by themselves
+                    return LOST
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
+            if machines.count > 1:
+                print(f"process {rank} died ({how}), or one of another machine", file=sys.stderr)
+                return LOST
             raise RunError(
                 f"process {rank} of {processes} died ({how}), {RESTARTS + 1} times in a row; trainer.log has "
                 "the details",
                 "killed",
             ) from None
-        return int(code.read_text(encoding="utf-8"))
+
+
+def _launch_config(run: RunFolder, processes: int, machines: Machines) -> LaunchConfig:
+    alone = machines.count == 1
+    return LaunchConfig(
+        min_nodes=machines.count,
+        max_nodes=machines.count,
+        nproc_per_node=processes,
+        run_id=run.id,
+        # The first machine has the first process, which writes: it must not become another one.
+        rdzv_backend="c10d" if alone else "static",
+        rdzv_endpoint="127.0.0.1:0" if alone else machines.endpoint,
+        rdzv_configs={} if alone else {"rank": machines.number},
+        local_addr="127.0.0.1" if alone else None,
+        max_restarts=RESTARTS if alone else 0,
+        signals_to_handle="SIGQUIT",  # not those that we pass on
+    )
 
 
 def _pass_signals_on(run: RunFolder) -> None:

@@ -31,7 +31,7 @@ from .contract.prompt import prompts_of
 from .contract.runs import RunFolder
 from .contract.schedule import lr_scale
 from .contract.settings.train import TrainSettings
-from .data import BatchPlan, frozen_images, frozen_trigger, photo_folder, split
+from .data import BatchPlan, frozen_images, frozen_trigger, photo_folder
 from .failures import explain
 from .fused import FusedBackward
 from .identity import identity_of
@@ -165,7 +165,7 @@ def _train(
 
     # The denoiser, its LoRA, and the optimizer.
     report.stage("load", 0, 0, "Loading the denoiser")
-    model = assemble(family, config, run.path, downloading)
+    model = assemble(family, config, run.path, downloading, crew.split)
     if use_checkpointing(settings, device):
         model.use_checkpointing()
     parameters = model.parameters()
@@ -238,14 +238,14 @@ def _train(
         batches = plan.step(state.step, settings.gradient_accumulation)
         looks = [sample for batch in batches for sample in batch]
         with losing_no_step(partial(save, state), unchanged=not fused and state.step > 0):
-            for batch in split(crew.share(batches), at_once(config)):
+            for batch, counts in crew.share(batches, at_once(config)):
                 with accelerator.autocast():
-                    losses_B = objective.losses(batch)
-                require_finite("loss", losses_B, state.step + 1, batch)
+                    losses_B = counts * objective.losses(batch)
                 part = losses_B.sum() / len(looks)  # every picture counts the same, in batches of any size
                 accelerator.backward(part)
                 loss += part.item()
             loss = crew.add_up(parameters.values(), loss)
+            require_finite("loss", torch.tensor(loss), state.step + 1, looks)
         clip = accelerator.clip_grad_norm_
         grad_norm = fused.grad_norm() if fused else clip(parameters.values(), limit)
         if accelerator.scaler is None:

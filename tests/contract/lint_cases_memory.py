@@ -56,4 +56,38 @@ CASES = [
         {"checkpoints.keep_best": 1, "samples.every": 0},
         {"checkpoints.keep_best": 1, "samples.every": 250},
     ),
+    Case(
+        "more_gpus_than_there_are",
+        {"machine.gpus": 4, "train.batch_size": 4},
+        {"machine.gpus": 2, "train.batch_size": 4},
+        Facts(gpu="H100", gpus=2),
+        says=("has 2 GPUs", "wants 4"),
+    ),
+    Case(
+        "several_processes_of_one_processor",
+        {"machine.gpus": 2, "train.batch_size": 4},
+        {"machine.gpus": 2, "train.batch_size": 4},
+        Facts(gpu="", gpus=0),
+        Facts(),
+        says=("2 processes",),
+    ),
+    Case(
+        "more_gpus_than_pictures",
+        {"machine.gpus": 8, "train.batch_size": 2, "train.gradient_accumulation": 3},
+        {"machine.gpus": 8, "train.batch_size": 2, "train.gradient_accumulation": 4},
+        says=("6 pictures", "2 of 8 GPUs"),
+    ),
+    Case(
+        "more_gpus_than_pictures",
+        {"machine.gpus": 0, "train.batch_size": 1},
+        {"machine.gpus": 0, "train.batch_size": 1},
+        Facts(gpu="H100", vram_gib=80, gpus=2),
+        Facts(gpu="H100", vram_gib=80, gpus=1),
+        says=("one picture, so 1 of 2",),
+    ),
+    Case(
+        "nobody_to_split_with",
+        {"machine.shard": True},
+        {"machine.shard": True, "machine.gpus": 2, "train.batch_size": 2},
+    ),
 ]

@@ -288,6 +288,7 @@ AWAY_FOR_FLOW: dict[str, Any] = {
     "noise.weighting": "cosmap",
     "noise.kohya_flow": True,
     "train.fused_backward": True,
+    "machine.shard": True,
 }
 """What does not go together with the others."""
 
@@ -299,6 +300,22 @@ def away_from_default() -> TrainConfig:
     same = {path for path, record in RECORDS.items() if values[path] == record.default}
     assert same <= {*AWAY_FOR_FLOW, "adapter.type"}, "give the new setting a value in AWAY"
     return config
+
+
+@pytest.mark.parametrize(
+    ("sections", "setting"),
+    [
+        ({"adapter": {"type": "loha"}}, "adapter.type"),
+        ({"adapter": {"dora": True}}, "adapter.dora"),
+        ({"model": {"quantize": "int8"}}, "model.quantize"),
+        ({"machine": {"offload": True}}, "machine.offload"),
+        ({"prior": {"method": "output", "class_name": "cat"}}, "prior.method"),
+    ],
+)
+def test_what_cannot_be_split(sections: dict[str, Any], setting: str) -> None:
+    machine = {"shard": True, **sections.get("machine", {})}
+    assert "machine.shard" in problems({**sections, "machine": machine})[setting]
+    assert parse({"machine": {"shard": True}, "adapter": {"type": "dylora"}}).machine.shard
 
 
 def test_toml_round_trip(tmp_path: Path) -> None:

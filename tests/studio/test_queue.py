@@ -145,6 +145,25 @@ def test_each_gpu_trains_one(supervise, project) -> None:
     jobs.stop(runs[0]), jobs.stop(runs[2])
 
 
+def test_a_training_on_several_gpus_waits_until_they_are_free(supervise, project) -> None:
+    jobs = supervise(steps=100_000, gpus=lambda: ("0", "1", "2"))
+    tables = to_tables(project.config())
+    runs = [
+        jobs.start(project, parse(merge(tables, {"machine": {"gpus": gpus}, "train": {"batch_size": 4}})))
+        for gpus in (1, 2, 0)
+    ]
+    single, double, whole = runs
+    wait_for(lambda: all("devices" in run.log.read_text() for run in runs[:2]))
+    assert [job_of(jobs, run).devices for run in runs] == [("0",), ("1", "2"), ()]
+    assert double.log.read_text().split("devices ")[1].split()[0] == "1,2"
+    jobs.stop(single)
+    wait_for(lambda: states(jobs, runs) == ["stopped", "running", "waiting"])
+    jobs.stop(double)
+    wait_for(lambda: states(jobs, runs) == ["stopped", "stopped", "running"])
+    assert job_of(jobs, whole).devices == ("0", "1", "2")
+    jobs.stop(whole)
+
+
 def test_drawing_waits_for_the_gpu_and_tools_do_not(supervise, project) -> None:
     jobs = supervise(steps=100_000)
     (run,) = start(jobs, project, 1)

@@ -111,9 +111,30 @@ class TrainConfig(Section):
             if 0 < self.machine.pictures_at_once < train.batch_size:
                 sentence = "each weight takes its step at once, so a batch cannot be split; set it to 0"
                 raise _problem("machine.pictures_at_once", f"with train.fused_backward {sentence}")
+            if self.machine.gpus > 1:
+                sentence = "each GPU has a part of the gradients, and steps with their sum; switch it off"
+                raise _problem("train.fused_backward", f"with machine.gpus = {self.machine.gpus} {sentence}")
             if row.one_rate or row.averages:
                 sentence = f"{train.optimizer} steps all weights together; switch it off"
                 raise _problem("train.fused_backward", sentence)
+        return self
+
+    @model_validator(mode="after")
+    def _base_can_be_split(self) -> TrainConfig:
+        if self.machine.shard:
+            cannot = {
+                "adapter.type": (not self.adapter.plain, "is for plain LoRAs"),
+                "adapter.dora": (self.adapter.dora, "is for plain LoRAs, without DoRA"),
+                "model.quantize": (self.model.quantize != "none", "is for a base that is not quantised"),
+                "machine.offload": (self.machine.offload, "and machine.offload are two ways out; choose one"),
+                "prior.method": (
+                    self.prior.method == "output",
+                    "wants as many passes on every GPU, and this one depends on the captions",
+                ),
+            }
+            for setting, (is_so, why) in cannot.items():
+                if is_so:
+                    raise _problem(setting, f"machine.shard {why}")
         return self
 
     @model_validator(mode="after")

@@ -32,6 +32,7 @@ class Facts:
         gpu: name of the GPU; "" where there is none.
         vram_gib: its memory.
         seconds_per_step: of an earlier run like this one, on this machine.
+        gpus: how many of them there are; 0 where there is none.
         start_from_families, start_from_problem: the families that the LoRA to go on from can be for, and
             why it cannot be used.
         storage_problem: why nothing can be stored where the recipe says.
@@ -51,6 +52,7 @@ class Facts:
     gpu: str | None = None
     vram_gib: float | None = None
     seconds_per_step: float | None = None
+    gpus: int | None = None
     start_from_families: tuple[str, ...] = ()
     start_from_problem: str = ""
     storage_problem: str = ""

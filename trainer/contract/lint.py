@@ -22,6 +22,7 @@ from . import (  # noqa: F401 (registers the rules)
     lint_photos,
     lint_prior,
     lint_schedule,
+    lint_several,
     lint_storage,
     lint_training,
     lint_validation,

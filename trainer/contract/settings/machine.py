@@ -27,6 +27,10 @@ class MachineSettings(Section):
     """How many GPUs of this machine train together, each with a part of every batch; 0 means all there are.
     The LoRA is the same, the steps are faster. Each GPU needs the memory for the whole model. Without a GPU
     it is that many processes of the processor. Several machines: docs/several-gpus.md."""
+    shard: bool = setting(False, label="Split the base")
+    """Each of several GPUs holds only its part of the base's weights, and fetches the others when their turn
+    comes (FSDP). For a base that does not fit one GPU: two hold half of it each. Steps are slower, the LoRA
+    is the same. For plain LoRAs over a base that is not quantised."""
     price_per_hour: float | None = setting(None, label="Price per hour", ge=0, le=10_000)
     """What the machine costs an hour. With it the run shows what it has cost, what it will cost until its
     end, and what 1,000 steps cost. Empty shows no costs."""
