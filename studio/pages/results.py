@@ -13,6 +13,7 @@ import gradio as gr
 from studio.context import Studio
 from studio.theme import scripts
 from trainer.contract.config import TrainConfig
+from trainer.contract.errors import UserError
 from trainer.contract.events import current_events, read_events
 from trainer.contract.families import DEMO_BASE, known_base
 from trainer.contract.length import length_in_words
@@ -30,7 +31,7 @@ def build(studio: Studio, project_id: gr.Textbox) -> Page:
         apply_default_css=False,
         head=scripts("live.js", "frame.js", "samples.js", "results.js"),
         js_on_load="studio.panels.results(element, server)",
-        server_functions=served(studio, runs, detail, publish, publish_status),
+        server_functions=served(studio, runs, detail, star, publish, publish_status),
     )
     return Page()
 
@@ -46,6 +47,15 @@ def runs(studio: Studio, message: Message) -> dict[str, Any]:
 def detail(studio: Studio, message: Message) -> dict[str, Any]:
     run = run_of(studio, message)
     return {**_line(studio, run), **describe(run), "publish": studio.jobs.publish_status(run)}
+
+
+def star(studio: Studio, message: Message) -> dict[str, Any]:
+    """Keep a checkpoint whatever the recipe says of how many stay, or no longer."""
+    run, step = run_of(studio, message), message.get("step")
+    if not isinstance(step, int):
+        raise UserError(f"{str(step)[:40]!r} is no step; reload the page.")
+    run.star(step, message.get("on") is True)
+    return {"checkpoints": checkpoints(run)}
 
 
 def publish(studio: Studio, message: Message) -> dict[str, Any]:
@@ -134,10 +144,15 @@ def snippet(config: TrainConfig, file: str) -> str:
 
 
 def checkpoints(run: RunFolder) -> list[dict[str, Any]]:
-    """The resumable states that are on disk, newest first."""
+    """The resumable states that are on disk, newest first: ``step``, ``bytes`` and whether ``starred``."""
     found = []
+    try:
+        starred = run.starred()
+    except UserError:  # a damaged list; to star one says so
+        starred = frozenset()
     for folder in sorted(run.checkpoints.glob("step-*"), reverse=True):
         if (folder / "MANIFEST.json").is_file():
             size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-            found.append({"step": int(folder.name.removeprefix("step-")), "bytes": size})
+            step = int(folder.name.removeprefix("step-"))
+            found.append({"step": step, "bytes": size, "starred": step in starred})
     return found

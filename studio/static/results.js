@@ -43,11 +43,22 @@
         : part("diffusers", h("p", null, "Does not read this kind of adapter.")));
   }
 
-  function checkpointCard(run) {
-    const rows = run.checkpoints.map(({ step, bytes }) => h("li", null, h("b.number", null, `step ${format.count(step)}`), h("span.muted.number", null, format.bytes(bytes))));
-    return h("section.card", { "aria-label": "Checkpoints" }, h("div.card-head", null, h("h3", null, "Checkpoints")),
-      rows.length ? h("ul.checkpoints", null, rows) : h("p.muted", null, "None on disk."),
-      h("p.muted.hint", null, "Resumable states of the training; the newest is where Resume goes on."));
+  /** The states on disk. A starred one stays, however many the recipe keeps; `star(step, on)` answers the new list. */
+  function checkpointCard(run, star) {
+    const list = h("div");
+    const draw = (checkpoints) => list.replaceChildren(checkpoints.length ? h("ul.checkpoints", null, checkpoints.map(({ step, bytes, starred }) => {
+      const label = starred ? `Let step ${step} go when its time comes` : `Keep step ${step} for good`;
+      const button = h(`button.icon-button.star${starred ? ".on" : ""}`, { type: "button", title: label, "aria-label": label, "aria-pressed": String(starred), onclick: async () => {
+        const answer = await star(step, !starred);
+        if (!answer) return;
+        draw(answer.checkpoints);
+        list.querySelector(`[data-step="${step}"]`)?.focus();
+      }, "data-step": String(step) }, icon("star"));
+      return h("li", null, button, h("b.number", null, `step ${format.count(step)}`), h("span.muted.number", null, format.bytes(bytes)));
+    })) : h("p.muted", null, "None on disk."));
+    draw(run.checkpoints);
+    return h("section.card", { "aria-label": "Checkpoints" }, h("div.card-head", null, h("h3", null, "Checkpoints")), list,
+      h("p.muted.hint", null, "Resumable states of the training; the newest is where Resume goes on. A starred one is never deleted."));
   }
 
   // Did it learn? ---------------------------------------------------------------------------------
@@ -192,7 +203,7 @@
       const done = detail.bytes !== null;
       publish.show(detail);
       body.replaceChildren(...[fileCard(detail), learnedCard(detail.learned), matrix.element, done ? useCard(detail) : null,
-        h("div.results-columns", null, done ? publish.element : null, checkpointCard(detail))].filter(Boolean));
+        h("div.results-columns", null, done ? publish.element : null, checkpointCard(detail, (step, on) => studio.call(server.star({ run: detail.id, step, on }))))].filter(Boolean));
       const { data } = studio.live;
       const shown = chosen === data.run ? data : await pastRun(chosen);
       if (mine === ticket) matrix.update(shown);

@@ -109,6 +109,17 @@ def test_the_queue_goes_on_after_a_death(supervise, project) -> None:
     assert "ran out of memory" in job_of(jobs, runs[0]).message
 
 
+def test_when_one_after_the_other_fails_at_once_the_others_wait(supervise, project) -> None:
+    jobs = supervise("exit1")
+    runs = start(jobs, project, 5)
+    wait_for(lambda: states(jobs, runs) == ["failed"] * 3 + ["waiting"] * 2)
+    book = jobs.queue.look()
+    assert book.paused and "3 trainings in a row failed" in book.notice
+    jobs.pause(False)  # a person has looked; one more that fails is one too many again
+    wait_for(lambda: states(jobs, runs) == ["failed"] * 4 + ["waiting"])
+    assert jobs.queue.look().paused
+
+
 def test_what_cannot_be_started_is_no_hindrance(supervise, project) -> None:
     jobs = supervise(steps=30)
     first, broken, last = start(jobs, project, 3)

@@ -93,9 +93,29 @@ def test_a_finished_run_says_how_to_use_it(project: Project) -> None:
     found = results.describe(run)
     assert found["file"] == "blob.safetensors" and found["bytes"] == 5
     assert found["trigger"] == "zwx blob"
-    assert found["checkpoints"] == [{"step": 200, "bytes": 5}, {"step": 100, "bytes": 5}]
+    assert found["checkpoints"] == [
+        {"step": 200, "bytes": 5, "starred": False},
+        {"step": 100, "bytes": 5, "starred": False},
+    ]
     compile(found["snippet"], "snippet", "exec")
     assert 'load_lora_weights("blob.safetensors")' in found["snippet"]
+
+
+def test_a_checkpoint_is_starred_and_let_go_again(project: Project, studio: Studio) -> None:
+    run = finished_run(project, "20260101-000000-a-00", Status(state="finished"))
+    run.checkpoint(100).mkdir()
+    (run.checkpoint(100) / "MANIFEST.json").write_text("{}")
+    for on in (True, False):
+        answer = results.star(studio, {"run": run.id, "step": 100, "on": on})
+        assert [one["starred"] for one in answer["checkpoints"]] == [on]
+        assert run.starred() == (frozenset({100}) if on else frozenset())
+    for message in ({"step": 300, "on": True}, {"step": "100", "on": True}, {}):
+        with pytest.raises(UserError):
+            results.star(studio, {"run": run.id, **message})
+    run.stars.write_text("{")
+    assert results.checkpoints(run)[0]["starred"] is False
+    with pytest.raises(UserError, match="damaged"):
+        results.star(studio, {"run": run.id, "step": 100, "on": True})
 
 
 def test_the_snippet_quotes_what_was_typed(project: Project) -> None:
