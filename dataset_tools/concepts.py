@@ -103,7 +103,11 @@ def survey(
         if concept.regularisation:
             leaking += len(captions) - len(missing_trigger(captions, first)) if first else 0
         else:
-            missing += len(missing_trigger(captions, trigger))
+            whole = {
+                name: f"{concept.prefix or ''} {text} {concept.suffix or ''}"
+                for name, text in captions.items()
+            }
+            missing += len(missing_trigger(whole, trigger))
             texts += captions.values()
             masks += len(photos.masks.keys() & captions.keys())
             faces += sum(one.shows_face for one in records)

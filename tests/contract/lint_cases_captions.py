@@ -66,6 +66,12 @@ CASES = [
         {"captions.tag_dropout": 0.1, "captions.suffix": ", 4k"},
         says=("are dropped like",),
     ),
+    Case(
+        "trigger_missing_in_captions",
+        {"captions.prefix": "a photo,"},
+        {"captions.prefix": "a photo of zwx cat,"},
+        Facts(images=9, captions_missing_trigger=9),
+    ),
     Case("kept_tags_never_move", {"captions.keep_tokens": 1}, KEPT),
     Case(
         "kept_twice",

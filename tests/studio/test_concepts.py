@@ -59,6 +59,12 @@ def test_facts_of_several_folders(luna: Project, mia: Project, tmp_path: Path) -
     assert other.name == "qrt cat" and facts.images == 4 + 3
     assert facts.class_captions_with_trigger == 2
     assert not facts.folders_problem
+    another = f"../{mia.id} | trigger = abc"
+    missing = [
+        facts_of(luna, with_subsets(luna, another + prefix), None).captions_missing_trigger
+        for prefix in ("", " | prefix = photo of abc,")
+    ]
+    assert missing[0] == missing[1] + 3, "its own prefix names the word"
 
 
 def test_a_folder_that_is_not_there_is_told_and_keeps_it_from_starting(luna: Project) -> None:

@@ -8,6 +8,7 @@ from .config import TrainConfig
 from .families import CATALOGUE, DEMO_BASE, known_base
 from .findings import Facts, Finding, native_resolution, rule
 from .sizes import exact_resolution, rounded
+from .trigger import has_trigger
 
 # Dataset ---------------------------------------------------------------------------------------------
 
@@ -42,8 +43,8 @@ def trigger_empty(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
 
 @rule
 def trigger_missing_in_captions(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    missing = facts.captions_missing_trigger
-    if config.dataset.trigger and missing:
+    missing, affixes = facts.captions_missing_trigger, f"{config.captions.prefix} {config.captions.suffix}"
+    if config.dataset.trigger and missing and not has_trigger(affixes, config.dataset.trigger):
         several = sum(not folder.regularisation for folder in facts.folders) > 1
         word = "of their folder" if several else f"“{config.dataset.trigger}”"
         yield Finding(
