@@ -7,7 +7,6 @@ sentence of them.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import re
 from base64 import b64decode
@@ -18,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from .contract.errors import RunError
-from .contract.files import staged
+from .contract.files import is_disk_full, staged
 from .contract.whole import sha256_of
 
 PART = 16 * 2**20
@@ -93,15 +92,19 @@ class Remote:
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}" if name else self._root
 
-    def list(self) -> dict[str, Listed]:
-        """All files, by name."""
+    def list(self, *folders: str) -> dict[str, Listed]:
+        """The files in it and in these of its folders, however deep, by name. What else lies there (it may be
+        the root of a bucket) is not looked through."""
         self.fs.invalidate_cache()
-        try:
-            found = self.fs.find(self._root, detail=True)
-        except FileNotFoundError:
-            return {}
+        found: dict[str, Any] = {}
+        with suppress(FileNotFoundError):
+            found = {info["name"]: info for info in self.fs.ls(self._root, detail=True)}
+        for folder in folders:
+            with suppress(FileNotFoundError):
+                found |= self.fs.find(self._path(folder), detail=True)
         start = len(self._root.rstrip("/")) + 1
-        return {path[start:]: _listed(info) for path, info in found.items() if path[start:]}
+        files = {path[start:]: info for path, info in found.items() if info["type"] == "file"}
+        return {name: _listed(info) for name, info in files.items() if name}
 
     def read(self, name: str) -> bytes | None:
         """A small file, None where there is none."""
@@ -186,7 +189,7 @@ class Remote:
             except FileNotFoundError:
                 raise Differs(f"{PurePosixPath(name).name} is missing") from None
             except Exception as error:
-                if left == 0 or is_refusal(error) or _is_of_this_disk(error):
+                if left == 0 or is_refusal(error) or is_disk_full(error):
                     raise
 
     def remove(self, name: str) -> None:
@@ -286,7 +289,7 @@ def in_words(error: BaseException, url: str) -> str:
         return f"{where} does not exist ({_first_line(error)}); create it, or correct storage.url"
     if isinstance(error, Differs):
         return f"{where} does not keep what is sent to it ({error})"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return f"{where} is full; free some space there"
     return f"{where} cannot be reached ({_first_line(error)})"
 
@@ -296,10 +299,6 @@ def is_refusal(error: BaseException) -> bool:
     code = getattr(getattr(error, "response", None), "status_code", None)
     named = ("NoCredentialsError", "PartialCredentialsError", "LocalTokenNotFoundError")
     return isinstance(error, PermissionError) or type(error).__name__ in named or code in (401, 403)
-
-
-def _is_of_this_disk(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno == errno.ENOSPC
 
 
 def _first_line(error: BaseException) -> str:

@@ -36,12 +36,14 @@ from .contract.whole import MANIFEST, list_checkpoints, step_of
 from .data import photo_folder
 from .remote import BUGS, Abandoned, Listed, Remote, in_words, is_refusal
 from .report import Reporter
-from .stored import CARD, RECIPE, Stored, is_small, picture_files, require_same, sha256_in
+from .stored import CARD, FOLDERS, RECIPE, Stored, is_small, picture_files, require_same, sha256_in
 
 LOOK_S = 1.0
 """Between two looks at the run's folder."""
 NEWS_S, HUB_NEWS_S = 20.0, 300.0
 """Between two uploads of events and status by themselves; on the Hub each is a commit."""
+NEWS_BYTES_PER_S = 100_000
+"""What they may take of the line, at most."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 """After the first error, and at most; in between it doubles, with up to half of it by chance."""
 PATIENCE_S = 60.0
@@ -83,12 +85,16 @@ class Mirror:
     def close(self, until: Callable[[], float]) -> None:
         """Send what is left until the moment (of time.monotonic) that ``until`` says; tell what was not."""
         self._closing.set()
-        began = time.monotonic()
+        began, shown = time.monotonic(), self._text
         with suppress(KeyboardInterrupt):  # whoever has no patience has the run saved here
             while self._thread.is_alive() and time.monotonic() < until():
                 if self._failures and time.monotonic() > began + PATIENCE_S:
                     break
                 self._thread.join(0.1)
+                if shown != self._text and self._thread.is_alive():
+                    shown = self._text
+                    self._show()
+                    self._report.say(shown)
         self._given_up.set()
         if not self._over.is_set():
             steps = tuple(self._whole)
@@ -98,19 +104,18 @@ class Mirror:
                 else "no checkpoint is there"
             )
             self._report.say(f"warning: not everything is stored at {self._settings.url}; {newest}")
+        self._show()
+
+    def _show(self) -> None:
+        """In the status, where the reporter has said its last word."""
         with suppress(OSError):
-            self._run.write_status(self._run.raw_status().model_copy(update={"mirror": self.text}))
+            self._run.write_status(self._run.raw_status().model_copy(update={"mirror": self._text}))
 
     def abandon(self) -> None:
         """Send nothing more; another process goes on."""
         self._given_up.set()
         self._closing.set()
         self._thread.join(1.0)
-
-    @property
-    def text(self) -> str:
-        """How far it is, for the status."""
-        return self._text
 
     def wait_for(self, path: Path, deadline: float) -> bool:
         """Whether a file or a checkpoint's folder of the run is stored, waiting for it until ``deadline`` (of
@@ -186,7 +191,7 @@ class Mirror:
                 require_same(stored, self._run.config())
             except UserError as error:
                 raise NotOurs(str(error)) from None
-        self._there = remote.list()
+        self._there = remote.list(*FOLDERS)
         card = {"version": 1, "run": self._run.id, "writer": self._writer}
         self._send_bytes(remote, CARD, json.dumps(card).encode())
         if stored is None:
@@ -248,6 +253,8 @@ class Mirror:
             if (path.parent == self._run.samples or is_small(path.name)) and self._is_new(path):
                 yield partial(self._send_file, remote, path)
         pause = HUB_NEWS_S if remote.protocol == "hf" else NEWS_S
+        with suppress(OSError):
+            pause += self._run.events.stat().st_size / NEWS_BYTES_PER_S  # a long diary is sent less often
         due = closing or time.monotonic() - self._news_at > pause
         if due and (self._is_new(self._run.events) or self._is_new(self._run.status)):
             yield partial(self._send_news, remote)

@@ -27,7 +27,7 @@ from .contract.config import TrainConfig
 from .contract.errors import ConfigError, RunError, UserError
 from .contract.events import read_events
 from .contract.fields import parse
-from .contract.files import write_bytes, write_json
+from .contract.files import is_disk_full, write_bytes, write_json
 from .contract.runs import RunFolder, slug
 from .contract.same_run import differing
 from .contract.settings.storage import RUN
@@ -35,6 +35,7 @@ from .contract.whole import MANIFEST, is_whole, list_checkpoints, sha256_of, ste
 from .remote import BUGS, Differs, Listed, Remote, in_words
 
 CARD, RECIPE, DATASET = "run.json", "recipe.toml", "dataset.json"
+FOLDERS = ("checkpoints", "pictures", "samples")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -59,7 +60,7 @@ class Stored:
             run_id = ""
         if not _ID.fullmatch(run_id):
             run_id = slug(remote.url.rpartition("/")[2])
-        return cls(remote, run_id, recipe, remote.list())
+        return cls(remote, run_id, recipe, remote.list(*FOLDERS))
 
     def config(self) -> TrainConfig:
         """The frozen recipe."""
@@ -147,6 +148,10 @@ def catch_up(run: RunFolder) -> None:
     except (UserError, *BUGS):
         raise
     except Exception as error:
+        if is_disk_full(error):
+            raise RunError(
+                f"the disk of {run.path} is full; free some space, then resume", "disk_full"
+            ) from None
         raise RunError(f"{in_words(error, settings.url)}; start again to go on", "config") from None
 
 

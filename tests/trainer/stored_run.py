@@ -71,8 +71,9 @@ class Machine:
         staging.rename(folder)
         return folder
 
-    def mirror(self) -> Mirror:
-        return Mirror(self.run, self.config, self.told).start()  # type: ignore[arg-type]
+    def mirror(self, start: bool = True) -> Mirror:
+        mirror = Mirror(self.run, self.config, self.told)  # type: ignore[arg-type]
+        return mirror.start() if start else mirror
 
     def flush(self, seconds: float = 120) -> None:
         close(self.mirror(), seconds)

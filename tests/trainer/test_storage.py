@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import errno
 import shutil
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trainer import alongside
 from trainer.contract.errors import ConfigError, RunError
 from trainer.contract.whole import MANIFEST, is_whole
 from trainer.remote import Differs, Remote, Sent, in_words
+from trainer.requests import Requests
 from trainer.stored import begin, catch_up
 
 from .stored_run import Machine, Told, close, rows_of, sha256, until
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("trainer.storage.LOOK_S", 0.05)
     monkeypatch.setattr("trainer.storage.FIRST_PAUSE_S", 0.1)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_another_disk_and_photos_that_stay_here(tmp_path: Path) -> None:
@@ -204,3 +212,45 @@ def test_the_run_s_own_folder_is_no_other_place(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "one", f"file://{tmp_path}/one/runs/first/copy")
     with pytest.raises(ConfigError, match="is the run's own folder"):
         catch_up(machine.run)
+
+
+def test_what_else_lies_in_a_place_is_left_alone(tmp_path: Path) -> None:
+    """It may be the root of a bucket or of a disk, and large."""
+    disk = tmp_path / "disk"
+    (disk / "films").mkdir(parents=True)
+    (disk / "films" / "cat.mkv").write_bytes(b"film")
+    (disk / "films" / "cat.mkv").chmod(0)
+    machine = Machine(tmp_path / "one", f"file://{disk}")
+    machine.save(500)
+    machine.flush()
+    assert machine.told.warnings == []
+    listed = Remote(f"file://{disk}").list("checkpoints")
+    assert "films/cat.mkv" not in listed and f"checkpoints/step-000500/{MANIFEST}" in listed
+    assert (disk / "films" / "cat.mkv").exists()
+
+
+@pytest.mark.parametrize(("in_s", "heard"), [(2.0, True), (60.0, False)])
+def test_uploads_end_with_the_grace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_s: float, heard: bool
+) -> None:
+    """Where the machine goes they may take what is left of its time; where it stays, as long as it takes."""
+    machine = Machine(tmp_path / "one", f"file://{tmp_path}/disk")
+    machine.save(500)
+    send, requests = Remote.send, Requests()
+
+    def slowly(self: Remote, source: Any, name: str, wanted: Any) -> Sent:
+        time.sleep(0.5)
+        return send(self, source, name, wanted)
+
+    monkeypatch.setattr(Remote, "send", slowly)
+    began = time.monotonic()
+    with alongside._mirrored(machine.mirror(start=False), requests, 20.0):
+        if heard:
+            requests.machine_goes("The machine goes.", in_s)
+    stored = machine.run.raw_status().mirror == "Stored up to step 500."
+    assert (
+        stored != heard and (tmp_path / "disk" / "checkpoints" / "step-000500" / MANIFEST).exists() != heard
+    )
+    if heard:
+        assert time.monotonic() - began < in_s
+        assert "not everything is stored" in machine.told.lines[-1]

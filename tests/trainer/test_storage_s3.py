@@ -56,7 +56,7 @@ def test_everything_is_stored_and_comes_back(server: S3Server, tmp_path: Path) -
     (machine.run.path / "launch.json").write_text("{}")
     (machine.run.path / "lora.safetensors").write_bytes(b"finished")
     machine.flush()
-    assert machine.told.warnings == machine.told.lines == []
+    assert machine.told.warnings == [] and "warning" not in str(machine.told.lines)
     assert machine.run.raw_status().mirror == machine.told.mirror == "Stored up to step 500."
     found = files_in(there)
     pictures = {name for name in found if name.startswith("pictures/")}
@@ -165,7 +165,7 @@ def test_who_is_not_let_in_hears_it_in_one_sentence(
         "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment. The training goes on" in warning
     )
     assert "another" not in warning
-    assert "not everything is stored" in machine.told.lines[0]
+    assert "not everything is stored" in machine.told.lines[-1]
     assert "refuses the credentials" in machine.run.raw_status().mirror
     with pytest.raises(RunError, match="refuses the credentials"):
         begin("s3://bucket/closed", server.url, None, tmp_path / "two")
@@ -213,7 +213,7 @@ def test_the_end_of_the_time_is_kept(server: S3Server, tmp_path: Path) -> None:
     began = time.monotonic()
     close(mirror, seconds=0.5)
     assert time.monotonic() - began < 3
-    assert "not everything is stored" in machine.told.lines[0]
+    assert "not everything is stored" in machine.told.lines[-1]
     assert not mirror.wait_for(machine.run.checkpoint(500), time.monotonic() + 0.1)
     assert MANIFEST not in str(files_in(there))
 
@@ -227,7 +227,7 @@ def test_parts_are_verified_by_the_store_s_own_sum(
     file.write_bytes(os.urandom(11 * 2**20))
     with file.open("rb") as source:
         sent = remote.send(source, "a/file")
-    listed = remote.list()["a/file"]
+    listed = remote.list("a")["a/file"]
     assert (sent.size, sent.sha256) == (listed.size, sha256(file)) == (11 * 2**20, sha256(file))
     assert listed.tag in (sent.md5, sent.parts) and sent.parts.endswith("-3")
     # A store that keeps other bytes: told by its sum, and where it has none by reading them again.
