@@ -25,6 +25,7 @@ from .contract.runs import RunFolder, new_run_id
 from .contract.same_run import differing
 from .processes import Crew, Machines, joined, leave, speaks, under_torchrun
 from .restart import AGAIN, Restart, begin_again, fit_allocator
+from .steady import steady_output
 
 if TYPE_CHECKING:
     from .requests import Requests
@@ -82,6 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_set(resume)
     _add_machines(resume)
     resume.set_defaults(verb=_resume)
+
+    star = verbs.add_parser("star", help="keep a checkpoint, whatever the recipe's [checkpoints] say")
+    star.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    star.add_argument("step", type=int, metavar="STEP")
+    star.add_argument("--off", action="store_true", help="no longer")
+    star.set_defaults(verb=_star)
 
     plan = verbs.add_parser("plan", help="what a recipe will need: memory, disk, steps")
     plan.add_argument("recipe", type=Path, metavar="RECIPE.toml")
@@ -331,6 +338,14 @@ def _run(run: RunFolder, requests: Requests, crew: Crew, machines: Machines) -> 
     return FINISHED
 
 
+def _star(arguments: argparse.Namespace) -> int:
+    run = RunFolder(arguments.run_dir.resolve())
+    run.config()
+    run.star(arguments.step, on=not arguments.off)
+    print(f"starred: {', '.join(map(str, sorted(run.starred()))) or 'none'}")
+    return FINISHED
+
+
 def _plan(arguments: argparse.Namespace) -> int:
     from .after import print_plan
     from .check import facts_of
@@ -384,4 +399,5 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    steady_output()
     sys.exit(leave(main()))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from trainer.__main__ import main
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import RunError
 from trainer.contract.plan import Machine, estimate
@@ -115,7 +116,7 @@ def test_in_words() -> None:
     assert kept_in_words(settings(keep=3, keep_best=1)) == "the last 3 are kept, and the best"
 
 
-def test_stars(tmp_path: Path) -> None:
+def test_stars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunFolder(tmp_path / "run")
     run.create(TrainConfig())
     assert run.starred() == set()
@@ -128,6 +129,9 @@ def test_stars(tmp_path: Path) -> None:
     run.star(10, on=False)
     run.star(99, on=False)
     assert run.starred() == {5}
+    assert main(["star", str(run.path), "10"]) == 0 == main(["star", str(run.path), "5", "--off"])
+    assert run.starred() == {10} and capsys.readouterr().out.splitlines()[-1] == "starred: 10"
+    assert main(["star", str(run.path), "7"]) == 2
     run.stars.write_text("[5,")
     with pytest.raises(RunError, match="damaged"):
         run.starred()
