@@ -17,32 +17,31 @@ import argparse
 import hashlib
 import json
 import os
+import pickle
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections import Counter
+import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # bit for bit
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["SOURCE_DATE_EPOCH"] = "1700000000"  # the file says when it was written
 
 from bench.attempt import Attempt, import_like
+from bench.kill_report import EVERY, WAYS, Tally, Way, report, write
 from trainer.contract.events import current_events, read_events
 from trainer.contract.fields import dump_recipe, merge, parse
 from trainer.contract.runs import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
-EVERY = 3
-"""Steps between checkpoints: what a kill may cost."""
 
-Way = Literal["SIGKILL", "SIGTERM", "SIGINT", "control file"]
-WAYS: tuple[Way, ...] = ("SIGKILL", "SIGTERM", "SIGINT", "control file")
 WAY_WEIGHTS = (76, 8, 8, 8)
 AIMS = ("caching", "saving", "sampling", "exporting")
 
@@ -105,6 +104,11 @@ def checkpoints(run: RunFolder) -> dict[int, Path]:
     return {int(path.name[5:]): path for path in run.checkpoints.glob("step-*")}
 
 
+def newest(run: RunFolder) -> int:
+    """The step of the newest whole checkpoint, in a run's folder or a copy of it; 0 where there is none."""
+    return max((step for step, path in checkpoints(run).items() if whole(path)), default=0)
+
+
 def losses(run: RunFolder) -> list[tuple[int, float]]:
     events = current_events(read_events(run.events)[0])
     return [(event["step"], event["loss"]) for event in events if event["kind"] == "step"]
@@ -118,12 +122,13 @@ class Now:
     step: int
 
 
-def now(run: RunFolder, attempt: int, steps: int) -> Now:
-    """Status and events together: the one is up to date when its state changes, the others always."""
+def now(run: RunFolder, since: float, steps: int) -> Now:
+    """Of the attempt that began at Unix second ``since``. Status and events together: the one is up to date
+    when its state changes, the others always."""
     status = run.raw_status()
-    if status.attempt != attempt or status.state == "starting":
+    if status.heartbeat < since or status.state == "starting":
         return Now("starting", 0)
-    events = [event for event in read_events(run.events)[0] if event["attempt"] == attempt]
+    events = [event for event in read_events(run.events)[0] if event["time"] >= since]
     step = max((event["step"] for event in events if event["kind"] in ("started", "step")), default=0)
     if any(run.checkpoints.glob(".step-*.tmp")):
         return Now("saving", step)
@@ -136,33 +141,6 @@ def now(run: RunFolder, attempt: int, steps: int) -> Now:
 
 
 # The kills --------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Tally:
-    """What was counted over all runs."""
-
-    runs: int = 0
-    kills: Counter[tuple[str, str]] = field(default_factory=Counter)  # (stage, way)
-    half: int = 0  # checkpoints that were half written at a death
-    damaged: int = 0  # damaged by us afterwards
-    chosen: int = 0  # damaged ones that the next attempt went on from
-    wrong: int = 0  # attempts that went on from another than the newest whole one
-    compared: int = 0  # checkpoints compared with the run in peace
-    differences: list[str] = field(default_factory=list)
-    lost: Counter[int] = field(default_factory=Counter)  # steps lost by a SIGKILL -> how often
-    warned: Counter[int] = field(default_factory=Counter)  # steps lost by a warned stop
-    codes: Counter[int] = field(default_factory=Counter)  # exit codes of warned stops
-    replayed: int = 0
-
-    @property
-    def total(self) -> int:
-        return sum(self.kills.values())
-
-    @property
-    def good(self) -> bool:
-        too_many = any(steps > EVERY for steps in self.lost) or any(self.warned.keys() - {0})
-        return not (self.differences or self.chosen or self.wrong or too_many)
 
 
 @dataclass
@@ -197,11 +175,13 @@ class Bench:
             "dataset": {"path": str(self.photos), "trigger": "zwx"},
             "adapter": {"rank": 2, "alpha": 2, "targets": "transformer+conv"},
             "train": {"steps": self.steps, "batch_size": 2, "learning_rate": 1e-2, "seed": number},
-            "samples": {"prompts": ["zwx", "a cat"], "every": 4, "steps": 2},
+            "samples": {"prompts": ["zwx"], "every": 4, "steps": 2},
             "checkpoints": {"every": EVERY, "keep": 2},
         }
         for more in (KINDS[self.kind(number)], sections):
             tables = merge(tables, more)
+        if not sections and (store := self.store(number)):
+            tables["storage"] = {"url": f"file://{store.path}"}
         name = f"{number:03d}-{'peace' if sections else 'killed'}"
         file = self.folder / "recipes" / f"{name}.toml"
         file.parent.mkdir(exist_ok=True)
@@ -238,27 +218,40 @@ class Bench:
         targets = iter(sorted(rng.uniform(0, self.steps) for _ in range(kills)))
         attempts = 0
         damaged: set[int] = set()
+        store = self.store(number)
         while run.raw_status().state != "finished":
             how = "resume" if run.recipe.exists() and rng.random() < 0.3 else "train"
-            before = run.raw_status().attempt
-            there = max((step for step, path in checkpoints(run).items() if whole(path)), default=0)
+            there = {newest(run), newest(store)} if store else {newest(run)}
+            since = time.time()
             attempt = self.start(recipe, run, how)
             attempts += 1
             death: tuple[str, Way] | None = None
             if attempts <= kills:
-                death = self.kill(attempt, run, before + 1, peace, rng, next(targets))
+                death = self.kill(attempt, run, since, peace, rng, next(targets))
             code = attempt.wait()
-            self.after(number, run, before, there, damaged, death, code, peace)
+            self.after(number, run, since, there, damaged, death, code, peace)
             if death is None and code not in (0, 3):
                 raise SystemExit(f"run {number} failed ({code}); see {self.folder / 'trainer.log'}")
-            if death and death[1] == "SIGKILL" and rng.random() < self.options.damage:
-                damaged |= damage(run, rng)
+            if not death or death[1] != "SIGKILL":
+                continue
+            if store and rng.random() < 0.4:
+                self.tally.machines += 1
+                self.tally.lost_with_machine[max(0, newest(run) - newest(store))] += 1
+                shutil.rmtree(run.path.parent.parent)
+                damaged.clear()
+            elif rng.random() < self.options.damage and (spoilt := damage(run, rng)):
+                damaged.add(spoilt)
                 self.tally.damaged += 1
         self.compare(number, run, peace)
         self.tally.runs += 1
 
+    def store(self, number: int) -> RunFolder | None:
+        """Where every second run is stored as well, with --storage."""
+        stored = self.options.storage and number % 2
+        return RunFolder(self.folder / f"stored-{number}") if stored else None
+
     def kill(
-        self, attempt: Attempt, run: RunFolder, mine: int, peace: Peace, rng: random.Random, target: float
+        self, attempt: Attempt, run: RunFolder, since: float, peace: Peace, rng: random.Random, target: float
     ) -> tuple[str, Way] | None:
         """Kill at a moment that is drawn: by the clock, at a step, or in a stage from that step on. None
         when it ended before."""
@@ -273,7 +266,7 @@ class Bench:
         while True:
             if attempt.code() is not None:
                 return None
-            at = now(run, mine, self.steps)
+            at = now(run, since, self.steps)
             if moment == "clock":
                 due = time.monotonic() >= deadline
             elif moment == "step":
@@ -286,7 +279,7 @@ class Bench:
             time.sleep(0.003)
         if moment != "clock":
             time.sleep(late)
-        doing = now(run, mine, self.steps).stage
+        doing = now(run, since, self.steps).stage
         if attempt.code() is not None or run.raw_status().state == "finished":
             return None
         if way == "control file":
@@ -301,20 +294,20 @@ class Bench:
         self,
         number: int,
         run: RunFolder,
-        before: int,
-        there: int,
+        since: float,
+        there: set[int],
         damaged: set[int],
         death: tuple[str, Way] | None,
         code: int,
         peace: Peace,
     ) -> None:
-        """Look at what an attempt has left; ``there`` is the newest whole checkpoint that it found."""
+        """Look at what an attempt has left; ``there`` are the newest whole checkpoints that it found."""
         tally = self.tally
-        events = [event for event in read_events(run.events)[0] if event["attempt"] > before]
+        events = [event for event in read_events(run.events)[0] if event["time"] >= since]
         began = [event["step"] for event in events if event["kind"] == "started"]
         for step in began:
-            tally.chosen += step in damaged
-            tally.wrong += step != there
+            tally.chosen += step in damaged - there
+            tally.wrong += step not in there
         if began:
             damaged.clear()  # passed over; it is trained anew and saved again
         found = checkpoints(run)
@@ -329,6 +322,9 @@ class Bench:
         doing, way = death
         if code == 0:
             return  # it had finished before the signal came
+        store = self.store(number)
+        if store and doing in ("training", "sampling") and newest(store) < max(good, default=0):
+            doing = "uploading"
         tally.kills[doing, way] += 1
         trained = max((event["step"] for event in events if event["kind"] == "step"), default=0)
         lost = max(0, trained - max(good, default=0)) if trained else 0
@@ -342,94 +338,80 @@ class Bench:
     def compare(self, number: int, run: RunFolder, peace: Peace) -> None:
         if sha256(run.result(run.config())) != peace.lora:
             self.tally.differences.append(f"run {number} ({self.kind(number)}): the LoRA")
-        if losses(run) != peace.losses:
+        store = self.store(number)
+        if store and sha256(store.path / "lora.safetensors") != peace.lora:
+            self.tally.differences.append(f"run {number} ({self.kind(number)}): the stored LoRA")
+        known = losses(run)  # events are stored now and then: those of a lost machine may be missing
+        if not set(known) <= set(peace.losses) or (not store and known != peace.losses):
             self.tally.differences.append(f"run {number}: the losses")
         for file in run.samples.glob("s*.webp"):
             if sha256(file) != sha256(peace.run.samples / file.name):
                 self.tally.differences.append(f"run {number}: {file.name}")
 
 
-def damage(run: RunFolder, rng: random.Random) -> set[int]:
-    """Spoil the newest whole checkpoint as a lost write may; its step."""
-    good = [step for step, path in checkpoints(run).items() if whole(path)]
-    if not good:
-        return set()
-    file = rng.choice(sorted(run.checkpoint(max(good)).iterdir()))
+def damage(run: RunFolder, rng: random.Random) -> int:
+    """Spoil the newest whole checkpoint as a lost write may; its step, 0 where there is none."""
+    step = newest(run)
+    if not step:
+        return 0
+    file = rng.choice(sorted(run.checkpoint(step).iterdir()))
     data = bytearray(file.read_bytes())
     how = rng.choice(("cut", "flip", "zeros", "gone"))
     if how == "gone":
         file.unlink()
-        return {max(good)}
+        return step
     at = rng.randrange(len(data))
     if how == "flip":
         data[at] ^= 1 << rng.randrange(8)
     file.write_bytes(data[:at] if how == "cut" else bytes(len(data)) if how == "zeros" else data)
-    return {max(good)}
+    return step
 
 
-# Report -----------------------------------------------------------------------------------------------
+# All of them ----------------------------------------------------------------------------------------
 
 
-def report(bench: Bench, seconds: float) -> str:
-    tally, options = bench.tally, bench.options
-    stages = sorted(
-        {stage for stage, _ in tally.kills}, key=lambda one: -sum(tally.kills[one, w] for w in WAYS)
-    )
-    lines = [f"| killed while | {' | '.join(WAYS)} | all |", f"|---|{'--:|' * (len(WAYS) + 1)}"]
-    for one in stages:
-        row = [tally.kills[one, way] for way in WAYS]
-        lines.append(f"| {one} | {' | '.join(map(str, row))} | {sum(row)} |")
-    sums = [sum(tally.kills[one, way] for one in stages) for way in WAYS]
-    lines.append(f"| **all** | {' | '.join(map(str, sums))} | **{sum(sums)}** |")
-    kinds = ", ".join(list(KINDS)[: min(tally.runs, len(KINDS))])
-    figures = {
-        "runs": str(tally.runs),
-        "kills": str(tally.total),
-        "final LoRAs, samples or losses that differ from the run in peace": str(len(tally.differences)),
-        "checkpoints compared with those of the run in peace": str(tally.compared),
-        "checkpoints half written at a death": str(tally.half),
-        "checkpoints damaged by us after a death": str(tally.damaged),
-        "damaged checkpoints that a resume went on from": str(tally.chosen),
-        "resumes from another than the newest whole checkpoint": str(tally.wrong),
-        f"steps lost by a SIGKILL (a checkpoint every {EVERY}): steps × times": spread(tally.lost),
-        "steps lost by a warned stop (exit code 3): steps × times": spread(tally.warned),
-        "exit codes of warned stops": spread(tally.codes),
-    }
-    own = " --exec" if options.exec else ""
-    return "\n".join(
-        [
-            f"`python -m bench.kill_test --kills {options.kills} --seed {options.seed} "
-            f"--runs {options.runs} --model {options.model}{own}`: {seconds / 60:.0f} minutes, one thread, "
-            f"{bench.steps} steps a run.",
-            f"Recipes: {kinds}.",
-            "",
-            *lines,
-            "",
-            "| | |",
-            "|---|--:|",
-            *(f"| {what} | {value} |" for what, value in figures.items()),
-            *(f"- {one}" for one in tally.differences),
-        ]
-    )
-
-
-def spread(counts: Counter[int]) -> str:
-    return ", ".join(f"{value} × {times}" for value, times in sorted(counts.items())) or "none"
-
-
-def run_all(options: argparse.Namespace, folder: Path) -> Iterator[Bench]:
-    """The bench after each run."""
+def run_all(options: argparse.Namespace, folder: Path) -> Iterator[Tally]:
+    """What all jobs together have counted, after each change."""
     bench = Bench(options, folder)
     if not options.exec:
         import trainer.train  # noqa: F401
 
         import_like(lambda: void(bench.in_peace(999)), folder)
-    each = -(-options.kills // options.runs)
-    number = 0
-    while bench.tally.runs < options.runs or bench.tally.total < options.kills:
-        bench.killed(number, each)
-        number += 1
-        yield bench
+    jobs = {_fork_job(bench, number): folder / f"tally-{number}" for number in range(options.jobs)}
+    before = None
+    while jobs or before is None:
+        time.sleep(1.0)
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid and jobs.pop(pid) and os.waitstatus_to_exitcode(status):
+            raise SystemExit("a job failed")
+        parts = [pickle.loads(file.read_bytes()) for file in folder.glob("tally-*[0-9]")]
+        total = sum(parts, Tally())
+        if total != before:
+            before = total
+            yield total
+
+
+def _fork_job(bench: Bench, job: int) -> int:
+    """Every so many-th run, in a process of its own that writes down what it counts."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        options, tally = bench.options, bench.tally
+        number, runs, kills = job, -(-options.runs // options.jobs), -(-options.kills // options.jobs)
+        each = -(-options.kills // options.runs)
+        while tally.runs < runs or tally.total < kills:
+            bench.killed(number, each)
+            number += options.jobs
+            file = bench.folder / f"tally-{job}"
+            file.with_suffix(".new").write_bytes(pickle.dumps(tally))
+            file.with_suffix(".new").replace(file)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def void(_: object) -> None:
@@ -444,8 +426,10 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=2, help="at least so many, each killed equally often")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--model", choices=("tiny", "demo"), default="tiny")
     parser.add_argument("--exec", action="store_true", help="a new process for each attempt, not a fork")
+    parser.add_argument("--storage", action="store_true", help="store every second run, and lose machines")
     parser.add_argument(
         "--damage", type=float, default=0.25, help="share of deaths after which one is damaged"
     )
@@ -456,27 +440,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        for bench in run_all(options, folder):
+        for tally in run_all(options, folder):
             seconds = time.monotonic() - began
-            tally = bench.tally
+            differ = len(tally.differences)
             print(
-                f"{seconds:6.0f} s  {tally.runs} runs  {tally.total} kills  "
-                f"{len(tally.differences)} differences",
-                flush=True,
+                f"{seconds:6.0f} s  {tally.runs} runs  {tally.total} kills  {differ} differences", flush=True
             )
+            text = report(tally, options, list(KINDS), seconds)
             if options.write:
-                write(options.write, report(bench, seconds))
-    print(report(bench, seconds))
-    return 0 if bench.tally.good else 1
-
-
-MARK = "<!-- figures -->"
-
-
-def write(file: Path, text: str) -> None:
-    """Replace what follows the mark."""
-    head = file.read_text(encoding="utf-8").partition(MARK)[0]
-    file.write_text(f"{head}{MARK}\n\n{text}\n", encoding="utf-8")
+                write(options.write, text)
+    print(text)
+    return 0 if tally.good else 1
 
 
 if __name__ == "__main__":
