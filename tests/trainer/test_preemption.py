@@ -19,6 +19,7 @@ from trainer.contract.amend import amend
 from trainer.contract.cost import Cost
 from trainer.contract.events import read_events
 from trainer.contract.runs import RunFolder
+from trainer.grace import gone_at
 from trainer.requests import Requests
 
 from ..conftest import ROOT
@@ -107,11 +108,10 @@ def test_a_stop_that_comes_last_does_not_keep_the_lora_back(
     assert run.result(run.config()).exists() and run.raw_status().state == "finished"
 
 
-def trainer_in(run: RunFolder, **environment: str) -> subprocess.Popen[str]:
+def trainer_in(run: RunFolder) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "trainer", "resume", str(run.path)],
         cwd=ROOT,
-        env=os.environ | environment,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -127,46 +127,49 @@ def wait_until(process: subprocess.Popen[str], true: Callable[[], bool], seconds
 
 @pytest.mark.skipif(os.name != "posix", reason="there is no SIGTERM elsewhere")
 def test_sigterm_saves_and_tells_and_exits_3(tmp_path: Path, tiny_base: Path, photos: Path) -> None:
-    """The real process, asked by a signal and, the second time, by a cloud."""
-    gone = {"now": False}
-
-    def metadata(asked: Any) -> Answer:
-        answer = b"TRUE" if gone["now"] else b"FALSE"
-        return Answer(200, answer, {"Metadata-Flavor": "Google"})
-
-    with stand_in(lambda asked: Answer()) as hook, stand_in(metadata) as cloud:
+    with stand_in(lambda asked: Answer()) as hook:
         config = recipe(
             tiny_base,
             photos,
             train={"steps": 100_000},
             samples={"prompts": []},
             checkpoints={"every": 90_000},
-            machine={"notices": "gcp", "price_per_hour": 3600.0},
+            machine={"price_per_hour": 3600.0},
             notify={"webhook": hook.url, "events": ["stopped", "started"]},
         )
         run = RunFolder(tmp_path / "run")
         run.create(config)
-        process = trainer_in(run, STUDIO_METADATA=cloud.url)
+        process = trainer_in(run)
         wait_until(process, lambda: run.raw_status().step > 3)
         process.send_signal(signal.SIGTERM)
         errors = process.communicate(timeout=60)[1]
-        assert process.returncode == 3, errors
-        step = run.raw_status().step
-        assert run.checkpoint(step).exists() and f"Stopped and saved at step {step}" in errors
-        bodies = [json.loads(asked.body) for asked in hook.asked]
-        assert [body["event"] for body in bodies] == ["started", "stopped"] and bodies[1]["step"] == step
-        # A second costs a unit of money, so that the cost is the time.
-        status = run.raw_status()
-        took = read_events(run.events)[0][-1]["time"] - read_events(run.events)[0][0]["began"]
-        assert status.cost == pytest.approx(took, abs=0.5) and status.currency == "$"
-        assert "cost: $" in errors
-
-        gone["now"] = True
-        process = trainer_in(run, STUDIO_METADATA=cloud.url)
-        errors = process.communicate(timeout=90)[1]
     assert process.returncode == 3, errors
-    assert "Google Cloud takes this machine away" in errors
+    step = run.raw_status().step
+    assert run.checkpoint(step).exists() and f"Stopped and saved at step {step}" in errors
+    bodies = [json.loads(asked.body) for asked in hook.asked]
+    assert [body["event"] for body in bodies] == ["started", "stopped"] and bodies[1]["step"] == step
+    # A second costs a unit of money, so that the cost is the time.
+    status = run.raw_status()
+    took = read_events(run.events)[0][-1]["time"] - read_events(run.events)[0][0]["began"]
+    assert status.cost == pytest.approx(took, abs=0.5) and status.currency == "$"
+    assert "cost: $" in errors
+
+
+def test_a_notice_of_the_cloud_stops_as_a_signal_does(
+    tmp_path: Path, tiny_base: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    google = Answer(200, b"TRUE", {"Metadata-Flavor": "Google"})
+    with stand_in(lambda asked: google) as cloud:
+        monkeypatch.setenv("STUDIO_METADATA", cloud.url)
+        config = recipe(tiny_base, photos, train={"steps": 100_000}, machine={"notices": "gcp"})
+        run = RunFolder(tmp_path / "run")
+        run.create(config)
+        requests = Requests()
+        assert not train_here(run, requests)
     assert run.raw_status().message.startswith("Google Cloud takes this machine away (preempted). Stopped")
+    gone = gone_at(requests, 600.0)
+    assert gone is not None and gone < time.monotonic() + 30  # as the cloud says, whatever the grace
 
 
 STUCK = """
