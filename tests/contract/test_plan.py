@@ -205,3 +205,9 @@ def test_kinds_of_adapters_are_counted() -> None:
     assert pissa["gradients"] == lora["gradients"] and pissa["optimizer"] == lora["optimizer"]
     assert parts(rank=8, block_weights="13-18: 0")["lora"] < 0.7 * lora["lora"]
     assert parts(rank=8, type="loha")["activations"] > lora["activations"]  # whole weights are rebuilt
+
+
+def test_pictures_at_the_start_and_the_end_alone_take_little_disk() -> None:
+    """0 steps between drawings is none in between, and not one at each step."""
+    often, seldom = (plan(samples={"every": every}, train={"steps": 3000}).disk_gib for every in (1, 0))
+    assert often - seldom == pytest.approx(3000 * 1.5 / 1024, rel=0.02)

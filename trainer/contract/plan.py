@@ -215,7 +215,8 @@ def estimate(
     # A checkpoint holds the LoRA and its optimizer state; one more is written before the oldest goes.
     kept = most_at_once(config.checkpoints, config.train.steps)
     checkpoints = (kept + 1) * (lora + optimizer + average) + lora / 2
-    pictures = len(config.samples.prompts) * (config.train.steps // max(config.samples.every, 1) + 2)
+    between = config.train.steps // config.samples.every if config.samples.every else 0
+    pictures = len(config.samples.prompts) * (between + 2)
     disk = checkpoints + pictures * 1.5 * area * megapixels / 1024 + encoded
     return Plan(
         vram_gib={phase: round(gib, 2) if on_gpu else 0.0 for phase, gib in phases.items()},
