@@ -19,6 +19,7 @@ from .families_llm import QWENIMAGE as QWENIMAGE
 from .family_types import Base as Base
 from .family_types import Family as Family
 from .family_types import Signature as Signature
+from .family_types import by_targets as by_targets
 
 DEMO_BASE = "demo"
 
@@ -38,7 +39,7 @@ SDXL = Family(
             prediction="v_prediction",
             zero_terminal_snr=True,
             activation_gib=(0.024, 0.006),
-            lora_params_per_rank={"attention": 13.9, "transformer": 28.3, "transformer+conv": 65.2},
+            lora_params_per_rank=by_targets(13.9, 28.3, 65.2),
         ),
         Base(
             "stabilityai/stable-diffusion-xl-base-1.0",
@@ -86,7 +87,7 @@ SDXL = Family(
     token_limit=77,
     params=(2567.5, 817.7, 83.7),
     caption=(77, 2048),
-    lora_params_per_rank={"attention": 1451.5, "transformer": 2659.8, "transformer+conv": 3074.2},
+    lora_params_per_rank=by_targets(1451.5, 2659.8, 3074.2),
     activation_gib=(7.7, 0.45),
     blocks=sdxl_blocks(),
     pipelines=("StableDiffusionXL",),
@@ -133,7 +134,7 @@ SD15 = Family(
             prediction="v_prediction",
             params=(865.9, 340.4, 83.7),
             caption=(77, 1024),
-            lora_params_per_rank={"attention": 207.5, "transformer": 432.1, "transformer+conv": 1059.0},
+            lora_params_per_rank=by_targets(207.5, 432.1, 1059.0),
         ),
     ),
     resolution=512,
@@ -141,7 +142,7 @@ SD15 = Family(
     token_limit=77,
     params=(859.5, 123.1, 83.7),
     caption=(77, 768),
-    lora_params_per_rank={"attention": 199.3, "transformer": 423.9, "transformer+conv": 1050.8},
+    lora_params_per_rank=by_targets(199.3, 423.9, 1050.8),
     activation_gib=(3.1, 0.2),
     blocks=sd15_blocks(),
     pipelines=("StableDiffusionPipeline",),
@@ -197,7 +198,7 @@ SANA = Family(
     token_limit=300,
     params=(1604.5, 2614.3, 312.3),
     caption=(100, 2304),
-    lora_params_per_rank={"attention": 716.8, "transformer": 1142.4, "transformer+conv": 1142.4},
+    lora_params_per_rank=by_targets(716.8, 1142.4),
     activation_gib=(3.4, 0.09),  # an estimate: tensors saved for the backward pass, with flash attention
     blocks=listed_blocks(transformer_blocks=20),
     pipelines=("SanaPipeline",),
@@ -244,11 +245,7 @@ SD3 = Family(
             note="Its LoRAs work on Large Turbo too.",
             params=(8146.3, 5580.6, 83.8),
             activation_gib=(17.6, 0.78),
-            lora_params_per_rank={
-                "attention": 1468.9,
-                "transformer": 3292.9,
-                "transformer+conv": 3292.9,
-            },
+            lora_params_per_rank=by_targets(1468.9, 3292.9),
             blocks=listed_blocks(transformer_blocks=38),
         ),
     ),
@@ -257,7 +254,7 @@ SD3 = Family(
     token_limit=256,
     params=(2469.7, 5580.6, 83.8),
     caption=(333, 4096),
-    lora_params_per_rank={"attention": 743.4, "transformer": 1465.3, "transformer+conv": 1465.3},
+    lora_params_per_rank=by_targets(743.4, 1465.3),
     activation_gib=(8.9, 0.32),  # estimates: tensors saved for the backward pass, with flash attention
     blocks=listed_blocks(transformer_blocks=24),
     pipelines=("StableDiffusion3",),
@@ -310,7 +307,7 @@ ZIMAGE = Family(
     token_limit=512,
     params=(6154.9, 4022.5, 83.8),
     caption=(100, 2560),
-    lora_params_per_rank={"attention": 1044.5, "transformer": 2480.6, "transformer+conv": 2480.6},
+    lora_params_per_rank=by_targets(1044.5, 2480.6),
     activation_gib=(34.5, 1.0),  # an estimate: counted without memory, flash attention assumed
     blocks=listed_blocks(layers=30, noise_refiner=2, context_refiner=2),
     pipelines=("ZImagePipeline",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .blocks import listed_blocks
-from .family_types import Base, Family, Signature
+from .family_types import Base, Family, Signature, by_targets
 
 # Names of LoRAs' modules. The original code's are the same for all three, but a single block's last layer
 # takes attention and MLP together: FLUX.1's MLPs are four times as wide as the model, FLUX.2's three times.
@@ -54,7 +54,7 @@ FLUX = Family(
     token_limit=512,
     params=(11901.4, 4885.4, 83.8),
     caption=(512, 4096),
-    lora_params_per_rank={"attention": 1634.3, "transformer": 5369.9, "transformer+conv": 5369.9},
+    lora_params_per_rank=by_targets(1634.3, 5369.9),
     activation_gib=(51.2, 1.5),  # estimate: saved tensors counted at 1024 px, flash attention assumed
     blocks=listed_blocks(transformer_blocks=19, single_transformer_blocks=38),
     pipelines=("FluxPipeline",),
@@ -86,7 +86,7 @@ CHROMA = Family(
     token_limit=512,
     params=(8900.0, 4762.3, 83.8),
     caption=(100, 4096),
-    lora_params_per_rank={"attention": 1634.3, "transformer": 4085.8, "transformer+conv": 4085.8},
+    lora_params_per_rank=by_targets(1634.3, 4085.8),
     activation_gib=(43.0, 1.4),  # estimate: saved tensors counted at 1024 px, flash attention assumed
     blocks=listed_blocks(transformer_blocks=19, single_transformer_blocks=38),
     pipelines=("ChromaPipeline",),
@@ -128,7 +128,7 @@ FLUX2 = Family(
             caption=(512, 12288),
             params=(9078.6, 8190.7, 84.0),
             activation_gib=(35.2, 1.2),
-            lora_params_per_rank={"attention": 1998.8, "transformer": 2719.7, "transformer+conv": 2719.7},
+            lora_params_per_rank=by_targets(1998.8, 2719.7),
             blocks=listed_blocks(transformer_blocks=8, single_transformer_blocks=24),
         ),
         Base(
@@ -143,7 +143,7 @@ FLUX2 = Family(
             caption=(512, 15360),
             params=(32223.3, 24011.4, 84.0),
             activation_gib=(90.8, 3.0),
-            lora_params_per_rank={"attention": 5210.1, "transformer": 6291.5, "transformer+conv": 6291.5},
+            lora_params_per_rank=by_targets(5210.1, 6291.5),
             blocks=listed_blocks(transformer_blocks=8, single_transformer_blocks=48),
         ),
     ),
@@ -152,7 +152,7 @@ FLUX2 = Family(
     token_limit=500,  # 512 with the chat template
     params=(3875.5, 4022.5, 84.0),
     caption=(512, 7680),
-    lora_params_per_rank={"attention": 1167.4, "transformer": 1505.3, "transformer+conv": 1505.3},
+    lora_params_per_rank=by_targets(1167.4, 1505.3),
     activation_gib=(20.5, 0.7),  # estimates: saved tensors counted at 1024 px, flash attention assumed
     blocks=listed_blocks(transformer_blocks=5, single_transformer_blocks=20),
     pipelines=("Flux2Pipeline", "Flux2KleinPipeline"),

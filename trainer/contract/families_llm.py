@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .blocks import listed_blocks
-from .family_types import Base, Family, Signature
+from .family_types import Base, Family, Signature, by_targets
 
 QWENIMAGE = Family(
     key="qwenimage",
@@ -17,7 +17,7 @@ QWENIMAGE = Family(
     token_limit=512,
     params=(20430.4, 8292.2, 126.9),
     caption=(100, 3584),
-    lora_params_per_rank={"attention": 2936.8, "transformer": 6592.5, "transformer+conv": 6592.5},
+    lora_params_per_rank=by_targets(2936.8, 6592.5),
     activation_gib=(33.5, 1.5),  # an estimate: counted without memory, flash attention assumed
     blocks=listed_blocks(transformer_blocks=60),
     pipelines=("QwenImagePipeline",),
@@ -49,7 +49,7 @@ LUMINA2 = Family(
     token_limit=220,  # 256 with the system prompt
     params=(2609.8, 2614.3, 83.8),
     caption=(100, 2304),
-    lora_params_per_rank={"attention": 460.8, "transformer": 1497.6, "transformer+conv": 1497.6},
+    lora_params_per_rank=by_targets(460.8, 1497.6),
     activation_gib=(21.8, 2.0),  # estimate, likewise
     blocks=listed_blocks(layers=26, noise_refiner=2, context_refiner=2),
     pipelines=("Lumina2Pipeline", "Lumina2Text2ImgPipeline"),
@@ -88,7 +88,7 @@ KREA2 = Family(
     token_limit=512,
     params=(12820.1, 4437.8, 126.9),
     caption=(100, 30720),
-    lora_params_per_rank={"attention": 1462.3, "transformer": 3354.6, "transformer+conv": 3354.6},
+    lora_params_per_rank=by_targets(1462.3, 3354.6),
     activation_gib=(35.5, 1.4),  # estimate, likewise
     blocks=listed_blocks(transformer_blocks=28),
     pipelines=("Krea2Pipeline",),
@@ -123,7 +123,7 @@ ERNIEIMAGE = Family(
     token_limit=2048,
     params=(8033.5, 3849.1, 84.0),
     caption=(100, 3072),
-    lora_params_per_rank={"attention": 1179.6, "transformer": 2949.1, "transformer+conv": 2949.1},
+    lora_params_per_rank=by_targets(1179.6, 2949.1),
     activation_gib=(43.1, 1.4),  # estimate, likewise
     blocks=listed_blocks(layers=36),
     pipelines=("ErnieImagePipeline",),
@@ -156,7 +156,7 @@ HUNYUANIMAGE = Family(
     token_limit=1000,
     params=(17425.8, 8511.6, 405.6),
     caption=(100, 3584),
-    lora_params_per_rank={"attention": 2007.0, "transformer": 5017.6, "transformer+conv": 5017.6},
+    lora_params_per_rank=by_targets(2007.0, 5017.6),
     activation_gib=(38.5, 1.8),  # estimate: saved tensors counted at 2048 px, flash attention assumed
     blocks=listed_blocks(transformer_blocks=20, single_transformer_blocks=40),
     pipelines=("HunyuanImagePipeline",),
@@ -192,7 +192,7 @@ HIDREAM = Family(
     token_limit=128,
     params=(17105.7, 13610.0, 83.8),
     caption=(128, 33 * 4096),
-    lora_params_per_rank={"attention": 1310.7, "transformer": 8106.0, "transformer+conv": 8106.0},
+    lora_params_per_rank=by_targets(1310.7, 8106.0),
     activation_gib=(48.8, 1.1),  # estimate, likewise; two of four experts for each token
     blocks=listed_blocks(double_stream_blocks=16, single_stream_blocks=32),
     pipelines=("HiDreamImagePipeline",),

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from .blocks import Block
+
+T = TypeVar("T")
+
+
+def by_targets(attention: T, transformer: T, convolutions: T | None = None) -> dict[str, T]:
+    """A value for each choice of ``adapter.targets``; without convolutions the last two are alike."""
+    last = transformer if convolutions is None else convolutions
+    return {"attention": attention, "transformer": transformer, "transformer+conv": last}
 
 
 @dataclass(frozen=True)

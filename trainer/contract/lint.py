@@ -14,6 +14,7 @@ from . import (  # noqa: F401 (registers the rules)
     lint_dataset,
     lint_families,
     lint_idle,
+    lint_limits,
     lint_loss,
     lint_machine,
     lint_masks,

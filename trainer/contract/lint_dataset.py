@@ -236,58 +236,6 @@ def faces_are_mirrored(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
 
 
 @rule
-def turned_far(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    if config.dataset.rotate > 15:
-        yield Finding(
-            "warning",
-            "dataset.rotate",
-            f"Turned by up to {config.dataset.rotate:g} degrees, tilted pictures are learnt, and frames lose "
-            "much of their edges.",
-            {"dataset.rotate": 5.0},
-            "Use 5 degrees",
-        )
-
-
-@rule
-def reframed_far(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    if config.dataset.random_crop > 0.25:
-        yield Finding(
-            "warning",
-            "dataset.random_crop",
-            f"Frames smaller and moved by up to {config.dataset.random_crop:.0%} cut off what the crop was "
-            "chosen for.",
-            {"dataset.random_crop": 0.1},
-            "Use 10 %",
-        )
-
-
-@rule
-def hues_of_what_is_learnt(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    if config.dataset.hue > 15:
-        yield Finding(
-            "warning",
-            "dataset.hue",
-            f"Hues shifted by up to {config.dataset.hue:g} degrees: the colours of a coat, of skin or of a "
-            "style are then not learnt.",
-            {"dataset.hue": 0.0},
-            "Leave hues alone",
-        )
-
-
-@rule
-def light_varies_much(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    if config.dataset.colour > 0.25:
-        yield Finding(
-            "warning",
-            "dataset.colour",
-            f"Light and colours changed by up to {config.dataset.colour:.0%} each make washed-out and gaudy "
-            "pictures, which are learnt.",
-            {"dataset.colour": 0.1},
-            "Use 10 %",
-        )
-
-
-@rule
 def more_variants_than_looks(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     data = config.dataset
     if not facts.images or not is_varied(data):

@@ -172,19 +172,6 @@ def scale_v_of_another_base(config: TrainConfig, facts: Facts) -> Iterator[Findi
 
 
 @rule
-def noise_offset_high(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    if config.noise.offset > 0.15:
-        yield Finding(
-            "warning",
-            "noise.offset",
-            f"A noise offset of {config.noise.offset:g} makes every picture very dark or very bright; 0.03 "
-            "to 0.1 is usual.",
-            {"noise.offset": 0.05},
-            "Use 0.05",
-        )
-
-
-@rule
 def noise_offset_and_multires(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     if config.noise.offset and config.noise.multires_iterations:
         yield Finding(
@@ -239,19 +226,6 @@ def multires_discount_high(config: TrainConfig, facts: Facts) -> Iterator[Findin
             "to 0.3 is usual.",
             {"noise.multires_discount": 0.3},
             "Use 0.3",
-        )
-
-
-@rule
-def input_perturbation_high(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    gamma = config.noise.input_perturbation
-    if gamma > 0.2:
-        yield Finding(
-            "warning",
-            "noise.input_perturbation",
-            f"At {gamma:g} the denoiser sees far more noise than it is told; 0.05 to 0.1 is usual.",
-            {"noise.input_perturbation": 0.1},
-            "Use 0.1",
         )
 
 

@@ -51,19 +51,6 @@ def mask_scales_the_learning_rate(config: TrainConfig, facts: Facts) -> Iterator
 
 
 @rule
-def mask_shows_everything(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    if config.loss.mask != "off" and config.loss.mask_floor > 0.8:
-        yield Finding(
-            "warning",
-            "loss.mask_floor",
-            f"Outside of the masks {config.loss.mask_floor:.0%} counts, so that they change hardly anything; "
-            "0.1 is usual.",
-            {"loss.mask_floor": USUAL_FLOOR},
-            f"Use {USUAL_FLOOR}",
-        )
-
-
-@rule
 def nothing_holds_the_surroundings(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     if config.loss.mask in ("normalised", "batch") and config.loss.mask_floor == 0:
         yield Finding(

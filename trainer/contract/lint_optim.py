@@ -378,16 +378,3 @@ def unlearning_is_on(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
             {"train.unlearn": False},
             "Learn them instead",
         )
-
-
-@rule
-def unlearning_too_much(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    limit = config.train.unlearn_limit
-    if config.train.unlearn and limit > 5:
-        yield Finding(
-            "warning",
-            "train.unlearn_limit",
-            f"Losses {limit:g} times the base's own are noise: everything else goes with what is unlearnt.",
-            {"train.unlearn_limit": 2.0},
-            "Use 2",
-        )

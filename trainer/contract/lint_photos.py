@@ -104,20 +104,6 @@ def resolution_is_rounded(config: TrainConfig, facts: Facts) -> Iterator[Finding
         )
 
 
-@rule
-def caption_dropout_high(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    share = config.captions.dropout
-    if share > 0.3:
-        yield Finding(
-            "warning",
-            "captions.dropout",
-            f"{share:.0%} of the pictures are shown without their caption, so the trigger word hardly binds; "
-            "5-10 % is usual.",
-            {"captions.dropout": 0.1},
-            "Use 10 %",
-        )
-
-
 # Model and machine -----------------------------------------------------------------------------------
 
 

@@ -52,19 +52,6 @@ def prior_settings_without_a_method(config: TrainConfig, facts: Facts) -> Iterat
 
 
 @rule
-def keeping_outweighs_learning(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    if config.prior.method != "none" and config.prior.weight > 5:
-        yield Finding(
-            "warning",
-            "prior.weight",
-            f"Keeping counts {config.prior.weight:g} times as much as learning; the subject would hardly be "
-            "learnt. 1 is usual.",
-            {"prior.weight": 1.0},
-            "Weight 1",
-        )
-
-
-@rule
 def class_pictures_not_all_used(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     prior = config.prior
     if prior.method != "class_pictures" or prior.path or facts.images is None:

@@ -49,18 +49,6 @@ def rank_large_for_the_pictures(config: TrainConfig, facts: Facts) -> Iterator[F
 
 
 @rule
-def dropout_high(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    if config.adapter.dropout > 0.3:
-        yield Finding(
-            "warning",
-            "adapter.dropout",
-            f"Dropout {config.adapter.dropout:g} leaves little to learn from; 0 to 0.1 is usual.",
-            {"adapter.dropout": 0.1},
-            "Use 0.1",
-        )
-
-
-@rule
 def start_from_cannot_be_used(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     families = facts.start_from_families
     problem = facts.start_from_problem and f"It cannot start from this LoRA: {facts.start_from_problem}."

@@ -51,18 +51,6 @@ def one_photo_is_held_out(config: TrainConfig, facts: Facts) -> Iterator[Finding
 
 
 @rule
-def much_is_held_out(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    if config.validation.held_share > 0.3:
-        yield Finding(
-            "warning",
-            "validation.share",
-            f"{config.validation.share:.0%} of the photos are never learnt; 10 to 20 % is usual.",
-            {"validation.share": 0.2},
-            "Hold out 20 %",
-        )
-
-
-@rule
 def checkpoints_without_a_validation_loss(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     every, saved = config.validation.every, config.checkpoints.every
     in_epochs = config.checkpoints.every_epochs or config.validation.every_epochs  # how long is not known

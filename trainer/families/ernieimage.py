@@ -33,11 +33,10 @@ class Family(BatchNormVae, NativeFamily):
     patch = 1  # latents are in patches already
     text_classes: ClassVar[dict[str, Any]] = {"text_encoder": Mistral3Model}
     tokenizer_classes: ClassVar[dict[str, Any]] = {"tokenizer": TokenizersBackend}
-    targets: ClassVar[dict[str, str]] = {
-        "attention": rf"layers\.\d+\.{_ATTENTION}",
-        "transformer": rf"layers\.\d+\.({_ATTENTION}|mlp\.(gate_proj|up_proj|linear_fc2))",
-    }
-    targets["transformer+conv"] = targets["transformer"]  # there are no convolutions
+    targets: ClassVar[dict[str, str]] = catalogue.by_targets(
+        rf"layers\.\d+\.{_ATTENTION}",
+        rf"layers\.\d+\.({_ATTENTION}|mlp\.(gate_proj|up_proj|linear_fc2))",
+    )
     landmark = "layers.0.adaLN_sa_ln.weight"
 
     def setup(self) -> None:

@@ -45,11 +45,10 @@ class Family(BatchNormVae, FluxFamily):
     patch = 1  # latents are in patches already
     text_classes: ClassVar[dict[str, Any]] = {"text_encoder": Qwen3ForCausalLM}
     tokenizer_classes: ClassVar[dict[str, Any]] = {"tokenizer": Qwen2Tokenizer}
-    targets: ClassVar[dict[str, str]] = {
-        "attention": rf"({_DOUBLE}\.{ATTENTION}|{_SINGLE})",
-        "transformer": rf"({_DOUBLE}\.({ATTENTION}|ff(_context)?\.linear_(in|out))|{_SINGLE})",
-    }
-    targets["transformer+conv"] = targets["transformer"]  # there are no convolutions
+    targets: ClassVar[dict[str, str]] = catalogue.by_targets(
+        rf"({_DOUBLE}\.{ATTENTION}|{_SINGLE})",
+        rf"({_DOUBLE}\.({ATTENTION}|ff(_context)?\.linear_(in|out))|{_SINGLE})",
+    )
 
     double_names: ClassVar[dict[str, str]] = {
         **FluxFamily.double_names,

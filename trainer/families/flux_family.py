@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..contract import families as catalogue
 from ..noise import Flow
 from ..timesteps import Times
 from .base import Native
@@ -60,12 +61,11 @@ _LAYERS = {"linear_1": "in_layer", "linear_2": "out_layer"}
 class FluxFamily(NativeFamily):
     """``attention`` is what "attention" trains; "transformer" is every layer of the blocks, as kohya's."""
 
-    targets: ClassVar[dict[str, str]] = {
-        "attention": rf"{_BLOCKS}\.{ATTENTION}",
-        "transformer": rf"{_BLOCKS}\.({ATTENTION}|ff(_context)?\.net\.(0\.proj|2)|norm(1|1_context)?\.linear"
+    targets: ClassVar[dict[str, str]] = catalogue.by_targets(
+        rf"{_BLOCKS}\.{ATTENTION}",
+        rf"{_BLOCKS}\.({ATTENTION}|ff(_context)?\.net\.(0\.proj|2)|norm(1|1_context)?\.linear"
         r"|proj_mlp|proj_out)",
-    }
-    targets["transformer+conv"] = targets["transformer"]  # there are no convolutions
+    )
 
     landmark = "double_blocks.0.img_attn.qkv.weight"
     swapped = ("norm_out.linear",)

@@ -69,11 +69,10 @@ class Family(NativeFamily):
         "tokenizer_3": T5Tokenizer,
         "tokenizer_4": PreTrainedTokenizerFast,
     }
-    targets: ClassVar[dict[str, str]] = {
-        "attention": rf"{_BLOCKS}\.{_ATTENTION}",
-        "transformer": rf"{_BLOCKS}\.({_ATTENTION}|ff_[it]\.((shared_experts|experts\.\d+)\.)?w[123])",
-    }
-    targets["transformer+conv"] = targets["transformer"]  # there are no convolutions
+    targets: ClassVar[dict[str, str]] = catalogue.by_targets(
+        rf"{_BLOCKS}\.{_ATTENTION}",
+        rf"{_BLOCKS}\.({_ATTENTION}|ff_[it]\.((shared_experts|experts\.\d+)\.)?w[123])",
+    )
     landmark = "double_stream_blocks.0.block.adaLN_modulation.1.weight"
 
     def setup(self) -> None:

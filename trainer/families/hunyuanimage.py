@@ -54,12 +54,11 @@ class Family(FluxFamily):
         "text_encoder_2": T5EncoderModel,
     }
     tokenizer_classes: ClassVar[dict[str, Any]] = {"tokenizer_2": ByT5Tokenizer, "tokenizer": Qwen2Tokenizer}
-    targets: ClassVar[dict[str, str]] = {
-        "attention": rf"transformer_blocks\.\d+\.{ATTENTION}|{_SINGLE})",
-        "transformer": rf"transformer_blocks\.\d+\.({ATTENTION}|ff(_context)?\.net\.(0\.proj|2))"
+    targets: ClassVar[dict[str, str]] = catalogue.by_targets(
+        rf"transformer_blocks\.\d+\.{ATTENTION}|{_SINGLE})",
+        rf"transformer_blocks\.\d+\.({ATTENTION}|ff(_context)?\.net\.(0\.proj|2))"
         rf"|{_SINGLE}|proj_mlp|proj_out)",
-    }
-    targets["transformer+conv"] = targets["transformer"]  # there are no convolutions
+    )
 
     def setup(self) -> None:
         config = self.denoiser_config

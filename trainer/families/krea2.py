@@ -56,11 +56,10 @@ class Family(QwenVaeFamily):
     denoiser_class = Krea2Transformer2DModel
     text_classes: ClassVar[dict[str, Any]] = {"text_encoder": Qwen3VLModel}
     tokenizer_classes: ClassVar[dict[str, Any]] = {"tokenizer": Qwen2Tokenizer}
-    targets: ClassVar[dict[str, str]] = {
-        "attention": rf"{_BLOCKS}\.{_ATTENTION}",
-        "transformer": rf"{_BLOCKS}\.({_ATTENTION}|ff\.(gate|up|down))",
-    }
-    targets["transformer+conv"] = targets["transformer"]  # there are no convolutions
+    targets: ClassVar[dict[str, str]] = catalogue.by_targets(
+        rf"{_BLOCKS}\.{_ATTENTION}",
+        rf"{_BLOCKS}\.({_ATTENTION}|ff\.(gate|up|down))",
+    )
 
     landmark = "txtfusion.projector.weight"
 

@@ -49,11 +49,10 @@ class Family(NativeFamily):
     denoiser_class = Lumina2Transformer2DModel
     text_classes: ClassVar[dict[str, Any]] = {"text_encoder": Gemma2Model}
     tokenizer_classes: ClassVar[dict[str, Any]] = {"tokenizer": GemmaTokenizer}
-    targets: ClassVar[dict[str, str]] = {
-        "attention": rf"{_BLOCKS}\.{_ATTENTION}",
-        "transformer": rf"{_BLOCKS}\.({_ATTENTION}|feed_forward\.linear_[123])",
-    }
-    targets["transformer+conv"] = targets["transformer"]  # there are no convolutions
+    targets: ClassVar[dict[str, str]] = catalogue.by_targets(
+        rf"{_BLOCKS}\.{_ATTENTION}",
+        rf"{_BLOCKS}\.({_ATTENTION}|feed_forward\.linear_[123])",
+    )
 
     landmark = "cap_embedder.1.weight"
     unused = ("norm_final.weight",)

@@ -30,11 +30,10 @@ class Family(QwenVaeFamily):
     denoiser_class = QwenImageTransformer2DModel
     text_classes: ClassVar[dict[str, Any]] = {"text_encoder": Qwen2_5_VLForConditionalGeneration}
     tokenizer_classes: ClassVar[dict[str, Any]] = {"tokenizer": Qwen2Tokenizer}
-    targets: ClassVar[dict[str, str]] = {
-        "attention": rf"{_BLOCKS}\.{_ATTENTION}",
-        "transformer": rf"{_BLOCKS}\.({_ATTENTION}|(img|txt)_mlp\.net\.(0\.proj|2))",
-    }
-    targets["transformer+conv"] = targets["transformer"]  # there are no convolutions
+    targets: ClassVar[dict[str, str]] = catalogue.by_targets(
+        rf"{_BLOCKS}\.{_ATTENTION}",
+        rf"{_BLOCKS}\.({_ATTENTION}|(img|txt)_mlp\.net\.(0\.proj|2))",
+    )
     landmark = "txt_norm.weight"
     unread = r"attn\.(add_q_proj|to_add_out)|txt_mlp\.net\.(0\.proj|2)"
 

@@ -70,11 +70,7 @@ class Family(PipelineFamily):
     patch = 1
     text_classes: ClassVar[dict[str, Any]] = {"text_encoder": Gemma2Model}
     tokenizer_classes: ClassVar[dict[str, Any]] = {"tokenizer": GemmaTokenizer}
-    targets: ClassVar[dict[str, str]] = {
-        "attention": _ATTENTION,
-        "transformer": _TRANSFORMER,
-        "transformer+conv": _TRANSFORMER,
-    }
+    targets: ClassVar[dict[str, str]] = catalogue.by_targets(_ATTENTION, _TRANSFORMER)
 
     def setup(self) -> None:
         vae_factor = 2 ** (len(self.vae_config["encoder_block_out_channels"]) - 1)

@@ -80,11 +80,9 @@ class Family(PipelineFamily):
     trainable_text = ("text_encoder", "text_encoder_2")
     text_targets = r".*(q_proj|k_proj|v_proj|out_proj|mlp\.fc1|mlp\.fc2)"
     clip_names: ClassVar[dict[str, str]] = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
-    targets: ClassVar[dict[str, str]] = {
-        "attention": rf"transformer_blocks\.\d+\.{_ATTENTION}",
-        "transformer": _TRANSFORMER,
-        "transformer+conv": _TRANSFORMER,
-    }
+    targets: ClassVar[dict[str, str]] = catalogue.by_targets(
+        rf"transformer_blocks\.\d+\.{_ATTENTION}", _TRANSFORMER
+    )
     unread = r"attn\.add_q_proj"  # the last block attends to the text, but not from it
 
     def setup(self) -> None:

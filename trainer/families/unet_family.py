@@ -10,6 +10,7 @@ from diffusers import DDPMScheduler, EulerDiscreteScheduler, ModelMixin, UNet2DC
 from torch import nn
 from transformers import CLIPTextConfig
 
+from ..contract import families as catalogue
 from ..contract.errors import RunError
 from ..contract.families import known_base
 from ..noise import Ddpm
@@ -31,11 +32,11 @@ class UnetFamily(PipelineFamily):
     denoiser_part = "unet"
     denoiser_class = UNet2DConditionModel
     patch = 1
-    targets: ClassVar[dict[str, str]] = {
-        "attention": rf".*\.{_ATTENTION}",
-        "transformer": rf".*attentions\..*{_TRANSFORMER}",
-        "transformer+conv": rf"(.*attentions\..*{_TRANSFORMER}|.*{_CONV})",
-    }
+    targets: ClassVar[dict[str, str]] = catalogue.by_targets(
+        rf".*\.{_ATTENTION}",
+        rf".*attentions\..*{_TRANSFORMER}",
+        rf"(.*attentions\..*{_TRANSFORMER}|.*{_CONV})",
+    )
     text_targets = r".*(q_proj|k_proj|v_proj|out_proj|mlp\.fc1|mlp\.fc2)"
 
     noise: Ddpm

@@ -43,11 +43,10 @@ class Family(NativeFamily):
     denoiser_class = ZImageTransformer2DModel
     text_classes: ClassVar[dict[str, Any]] = {"text_encoder": Qwen3Model}
     tokenizer_classes: ClassVar[dict[str, Any]] = {"tokenizer": Qwen2Tokenizer}
-    targets: ClassVar[dict[str, str]] = {
-        "attention": rf"{_BLOCKS}\.{_ATTENTION}",
-        "transformer": rf"{_BLOCKS}\.({_ATTENTION}|feed_forward\.w[123])",
-    }
-    targets["transformer+conv"] = targets["transformer"]  # there are no convolutions
+    targets: ClassVar[dict[str, str]] = catalogue.by_targets(
+        rf"{_BLOCKS}\.{_ATTENTION}",
+        rf"{_BLOCKS}\.({_ATTENTION}|feed_forward\.w[123])",
+    )
 
     landmark = "cap_embedder.1.weight"
     unused = ("norm_final.weight",)
