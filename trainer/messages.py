@@ -99,19 +99,25 @@ class Narrator:
     def _message(
         self, event: str, heard: dict[str, Any], text: str, files: tuple[str, ...] = (), cause: str = ""
     ) -> Message:
-        named = (self._run.path, Path.home(), self._config.dataset.path, self._config.model.base)
-        known = [str(path) for path in named if Path(path).is_absolute() and len(Path(path).parts) > 1]
         unique = f"{self._run.id} {heard['time']} {heard['seq']}"
         return Message(
             event=event,
             step=heard["step"],
             total=self._total,
-            text=redact(without_paths(text, *known)),
+            text=redact(without_paths(text, *_places(self._run, self._config))),
             time=heard["time"],
             id=f"msg_{hashlib.sha256(unique.encode()).hexdigest()[:24]}",
             files=files,
             cause=cause,
         )
+
+
+def _places(run: RunFolder, config: TrainConfig) -> list[str]:
+    """The folders and files that a run has to do with, which may have spaces in their names."""
+    data = config.dataset
+    named = [str(run.path), str(Path.home()), data.path, *(subset.path for subset in data.subsets)]
+    named += [config.validation.path, config.prior.path, config.model.base, config.adapter.start_from]
+    return [path for path in named if Path(path).is_absolute() and len(Path(path).parts) > 1]
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,22 @@ def request_of(service: str, run: str, name: str, message: Message, files: Seque
             "id": message.id,
         }
     )
+
+
+def with_pictures(request: Request, pictures: Sequence[tuple[str, bytes]]) -> Request:
+    """The request with (name, WebP) pictures attached, as Discord reads them: multipart, the JSON a part."""
+    boundary = hashlib.sha256(request.body).hexdigest()[:32]
+    parts = [('name="payload_json"', "application/json", request.body)]
+    for number, (name, data) in enumerate(pictures):
+        parts.append((f'name="files[{number}]"; filename="{name}"', "image/webp", data))
+    body = b"".join(
+        f"--{boundary}\r\nContent-Disposition: form-data; {what}\r\nContent-Type: {kind}\r\n\r\n".encode()
+        + data
+        + b"\r\n"
+        for what, kind, data in parts
+    )
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    return Request(body + f"--{boundary}--\r\n".encode(), headers)
 
 
 def _json(value: dict[str, Any]) -> Request:

@@ -25,7 +25,7 @@ from .checkpoints import MANIFEST
 from .contract.addresses import address_problem, service_of, shown
 from .contract.config import TrainConfig
 from .contract.runs import RunFolder
-from .messages import File, Message, Narrator, request_of, signed
+from .messages import File, Message, Narrator, request_of, signed, with_pictures
 
 ADDRESS, SECRET = "STUDIO_WEBHOOK", "STUDIO_WEBHOOK_SECRET"
 """Environment variables: the address where the recipe has none, and what messages are signed with."""
@@ -36,6 +36,8 @@ PATIENCE_S = 600.0
 """How long a message is tried again and again before it is given up."""
 UPLOAD_S = 120.0
 """How long a message waits for the upload of what it tells of; then it goes without addresses."""
+MOST_PICTURES, PICTURES_BYTES = 10, 8 * 2**20
+"""Attached to a message to Discord, which takes ten files and 10 MB; beyond that it has the text alone."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 
 
@@ -135,6 +137,8 @@ class Webhooks:
     def _deliver(self, client: httpx2.Client, message: Message) -> None:
         files = self._files(message)
         request = request_of(self._service, self._run.id, self._name, message, files)
+        if self._service == "discord" and message.event == "sample":
+            request = with_pictures(request, self._pictures(message))
         until = time.monotonic() + PATIENCE_S
         for pause in _pauses():
             headers = dict(request.headers)
@@ -159,6 +163,16 @@ class Webhooks:
                 break
             self._pause(max(pause, asked))
         self._warn(f"{self._shown} {problem}; messages are lost")
+
+    def _pictures(self, message: Message) -> list[tuple[str, bytes]]:
+        """What was drawn, as far as it is small enough; the first ones count."""
+        found: list[tuple[str, bytes]] = []
+        for name in message.files[:MOST_PICTURES]:
+            with suppress(OSError):
+                data = (self._run.path / name).read_bytes()
+                if sum(len(other) for _, other in found) + len(data) <= PICTURES_BYTES:
+                    found.append((name.rpartition("/")[2], data))
+        return found
 
     # What a message tells of ------------------------------------------------------------------------
 

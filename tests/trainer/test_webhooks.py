@@ -7,6 +7,8 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from email.parser import BytesParser
+from email.policy import HTTP
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +291,28 @@ def test_discord_and_slack_and_ntfy_get_what_they_read() -> None:
     assert ntfy.body.decode() == message().text
     assert (ntfy.headers["Title"], ntfy.headers["Priority"]) == ("my-cat", "high")
     assert ntfy.headers["Click"] == files()[0].url
+
+
+def test_discord_gets_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhooks, "PICTURES_BYTES", 100)
+    run = RunFolder(tmp_path)
+    drawn = {"s000050_p00.webp": b"RIFF\r\n--x", "s000050_p01.webp": b"y" * 101, "s000050_p02.webp": b"RIFF2"}
+    heard = [started()]
+    for number, (name, data) in enumerate(drawn.items()):
+        write_bytes(run.samples / name, data)
+        heard.append(an_event("sample", number + 2, step=50, prompt=number, text="x", file=name))
+    with stand_in(lambda asked: Answer(204)) as server:
+        config = told(format="discord", events=["sample"])
+        assert not deliver(config, run, server.url, [*heard, an_event("weights", 9, step=50)])
+    (asked,) = server.asked
+    head = f"Content-Type: {asked.headers['content-type']}\r\n\r\n".encode()
+    parts = BytesParser(policy=HTTP).parsebytes(head + asked.body).get_payload()
+    found = {part.get_param("name", header="content-disposition"): part for part in parts}
+    assert set(found) == {"payload_json", "files[0]", "files[1]"}  # one is too large
+    assert json.loads(found["payload_json"].get_content())["content"].startswith("**my-cat** · 3 samples")
+    attached = [found[f"files[{n}]"] for n in (0, 1)]
+    assert [part.get_filename() for part in attached] == ["s000050_p00.webp", "s000050_p02.webp"]
+    assert [part.get_content() for part in attached] == [b"RIFF\r\n--x", b"RIFF2"]
 
 
 def test_a_format_can_be_chosen(tmp_path: Path) -> None:
