@@ -30,8 +30,8 @@ from .trainings import Trainings
 TICK_S = 0.5
 STRAYS_EVERY_S = 2.0
 """How often trainings are looked for that somebody else started."""
-ALL_FAIL, AT_ONCE_S = 3, 60.0
-"""So many trainings in a row that fail within so many seconds are no accident."""
+ALL_FAIL = 3
+"""So many trainings in a row that fail before their first step are no accident."""
 CPU_AT_ONCE = 2
 """Jobs that run beside those on the GPU."""
 
@@ -220,7 +220,8 @@ class Dispatcher(Trainings):
             status = self.status(self.run_of(job))
             told: dict[str, JobState] = {"finished": "finished", "stopped": "stopped"}
             state, message = told.get(status.state, "failed"), status.message
-            book.put(job.but(state=state, ended=time.time(), message=message, cause=status.cause))
+            end = {"message": message, "cause": status.cause, "step": status.step}
+            book.put(job.but(state=state, ended=time.time(), **end))
             self._pause_when_all_fail(book)
             return
         code, message = self._codes.pop(job.id, None), ""
@@ -250,11 +251,11 @@ class Dispatcher(Trainings):
     def _pause_when_all_fail(self, book: Book) -> None:
         """Where one training after the other fails at once, something else is broken: the others wait."""
         last = [job for job in book.ends() if job.kind == "train"][:ALL_FAIL]
-        at_once = all(job.state == "failed" and job.ended - job.started < AT_ONCE_S for job in last)
+        at_once = all(job.state == "failed" and not job.step for job in last)
         if len(last) == ALL_FAIL and at_once and any(job.on_gpu for job in book.waiting()):
             book.paused = True
             book.notice = (
-                f"{ALL_FAIL} trainings in a row failed within a minute of their start. The queue is paused, "
+                f"{ALL_FAIL} trainings in a row failed before their first step. The queue is paused, "
                 "so that the others do not fail as well."
             )
 

@@ -52,6 +52,7 @@ class Job(BaseModel):
         arguments: what follows the command of its kind. Never a secret.
         devices: the GPUs it was given, () where there was nothing to choose.
         pid, began: of its process; a training's are in its launch.json instead.
+        step: how far a training got.
         cause: of a failed training, one of trainer.contract.runs.CAUSES.
     """
 
@@ -72,6 +73,7 @@ class Job(BaseModel):
     began: float | None = None
     stop: Stop | None = None
     message: str = ""
+    step: int = 0
     cause: str = ""
 
     def but(self, **changes: Any) -> Job:

@@ -110,7 +110,7 @@ def test_the_queue_goes_on_after_a_death(supervise, project) -> None:
 
 
 def test_when_one_after_the_other_fails_at_once_the_others_wait(supervise, project) -> None:
-    jobs = supervise("exit1")
+    jobs = supervise("exit2")
     runs = start(jobs, project, 5)
     wait_for(lambda: states(jobs, runs) == ["failed"] * 3 + ["waiting"] * 2)
     book = jobs.queue.look()
