@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -109,6 +110,30 @@ def test_catalogue_and_family_files_are_the_same_set() -> None:
     files = (ROOT / "trainer" / "families").glob("*.py")  # others are what families share
     families = {file.stem for file in files if "\nclass Family(" in file.read_text(encoding="utf-8")}
     assert families == set(CATALOGUE)
+
+
+def test_a_family_costs_one_short_file_one_row_and_one_preset() -> None:
+    """In all at most 300 lines."""
+    contract = (ROOT / "trainer" / "contract").glob("families*.py")
+    rows = {
+        keyword.value.value: node.end_lineno - node.lineno + 1
+        for file in contract
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Family"
+        for keyword in node.keywords
+        if keyword.arg == "key" and isinstance(keyword.value, ast.Constant) and node.end_lineno
+    }
+    assert set(rows) == set(CATALOGUE)
+    for key in CATALOGUE:
+        file = ROOT / "trainer" / "families" / f"{key}.py"
+        presets = [
+            preset.read_text(encoding="utf-8")
+            for preset in (ROOT / "presets").glob("*.toml")
+            if tomllib.loads(preset.read_text(encoding="utf-8")).get("model", {}).get("family", "sdxl") == key
+        ]
+        assert presets, key
+        lines = rows[key] + min(text.count("\n") for text in presets)
+        assert lines + len(file.read_text(encoding="utf-8").splitlines()) <= 300, key
 
 
 def test_no_family_is_named_outside_its_file() -> None:

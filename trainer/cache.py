@@ -30,6 +30,7 @@ from .contract.files import is_disk_full, staged
 from .contract.plan import CAPTIONS_IN_MEMORY_GIB
 from .contract.prompt import prompts_of
 from .contract.settings.dataset import DatasetSettings
+from .contract.whole import sha256_of
 from .data import Progress, Stages, TrainImage
 from .families.base import ModelFamily, TextEmbeds
 from .masks import mask_at, mask_digest
@@ -119,8 +120,9 @@ class LatentCache:
         was encoded stays."""
         encoder = self._family.image_encoder_id()
         looks = [(image, view) for image in images for view in _views(image, settings)]
+        contents = {image.id: self._content(root, image) for image in images}
         for number, (image, view) in enumerate(looks):
-            key = _key(image.sha256, *_view_key(image, view), encoder)
+            key = _key(contents[image.id], *_view_key(image, view), encoder)
             file = self._folder / key[:2] / f"{key}.safetensors"
             cached = _read(file, self._warn)
             if cached is None:
@@ -133,16 +135,21 @@ class LatentCache:
                         "nan",
                     )
                 cached = {"latents": latents}
-                if hashlib.sha256(image.path(root).read_bytes()).hexdigest() == image.sha256:
-                    _write(file, cached, self._warn)
-                else:  # kept under this key, it would pass for the picture that it replaced
-                    self._warn(
-                        f"{image.original_name} was changed after it was added; it is used as it is now"
-                    )
+                _write(file, cached, self._warn)
             self._latents[image.id, view] = cached["latents"]
             if image.mask:
                 self._masks[image.id, view] = self._mask(root, image, view)
             progress(number + 1, len(looks))
+
+    def _content(self, root: Path, image: TrainImage) -> str:
+        """SHA-256 of a picture as it is now; a project has that of the day on which it was added."""
+        try:
+            sha256 = sha256_of(image.path(root))
+        except FileNotFoundError:
+            return image.sha256  # what was encoded of it serves, where there is such
+        if sha256 != image.sha256:
+            self._warn(f"{image.original_name} was changed after it was added; it is used as it is now")
+        return sha256
 
     def _mask(self, root: Path, image: TrainImage, view: View) -> Tensor:
         """Made once for a mask file's content, crop and size of latents; apart from the latents, which need

@@ -18,7 +18,7 @@ from .contract.config import TrainConfig
 from .contract.errors import RunError
 from .contract.families import CATALOGUE
 from .contract.lora_header import DORA, DOWN, UP, encoders_in, families_of, read_lora_header
-from .export import diffusers_name, original_name, save_lora
+from .export import Format, diffusers_name, original_name, save_lora, tensors_in
 from .families.base import ModelFamily
 
 
@@ -112,26 +112,33 @@ def save_and_read_back(
     wrong = ""
     for dtype in (torch.float16, torch.float32):
         save_lora(path, weights, family, config, rank=rank, dtype=dtype, **about)
-        wrong = _lost(path, weights, family, rank)
+        wrong = _lost(path, weights, family, rank, about.get("format", "kohya"))
         if not wrong:
             return
     raise RunError(f"{path.name} was written, but does not hold what was trained: {wrong}", "unknown")
 
 
-def _lost(path: Path, weights: Mapping[str, AdapterWeights], family: ModelFamily, rank: int | None) -> str:
-    """What a file lacks of the weights, "" where it lacks nothing. Of other kinds than LoRA, not all
-    of which are read here, the numbers alone are looked at."""
+def _lost(
+    path: Path,
+    weights: Mapping[str, AdapterWeights],
+    family: ModelFamily,
+    rank: int | None,
+    format: Format,
+) -> str:
+    """What a file lacks of the weights, "" where it lacks nothing. Other kinds than LoRA, not all of which
+    are read here, are compared tensor by tensor."""
     with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 (a handle is no dict)
-            if not bool(file.get_tensor(key).isfinite().all()):
-                return f"{key} is infinite"
+        tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (no dict)
+    for key, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            return f"{key} is infinite"
     own = {
         name: lora
         for name, lora in weights.items()
         if isinstance(lora, LoraWeights) and lora.magnitude is None
     }
     if len(own) < len(weights):
-        return ""
+        return _differing(tensors, tensors_in(format, weights, family))
     found = read_lora(path, family, own)
     for name, lora in own.items():
         told = found.get(name)
@@ -140,6 +147,15 @@ def _lost(path: Path, weights: Mapping[str, AdapterWeights], family: ModelFamily
         trained = lora.cut(rank) if rank is not None else lora
         if not product_norm(difference(told, trained)) <= ROUNDING * product_norm(trained) + 1e-12:
             return f"{name} differs"
+    return ""
+
+
+def _differing(written: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    if odd := sorted(set(written) ^ set(wanted)):
+        return f"{odd[0]} is {'missing' if odd[0] in wanted else 'too much'}"
+    for key, tensor in wanted.items():
+        if not (written[key] - tensor).norm() <= ROUNDING * tensor.norm() + 1e-12:
+            return f"{key} differs"
     return ""
 
 

@@ -70,10 +70,11 @@ class BaseModel:
 
     def read_json(self, *parts: str) -> dict[str, Any]:
         """A configuration file. Raises RunError(model_missing) when it is not there or damaged."""
-        return _read_json(self.config.joinpath(*parts), self.name, "/".join(parts))
+        return read_config(self.config.joinpath(*parts), self.name, "/".join(parts))
 
 
-def _read_json(file: Path, model: str, label: str) -> dict[str, Any]:
+def read_config(file: Path, model: str, label: str) -> dict[str, Any]:
+    """A configuration file of a model. Raises RunError(model_missing) when it is not there or damaged."""
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -117,7 +118,7 @@ def _find(
     family: str, base: str, revision: str, vae: str, beside: Path | None, on_download: Tell
 ) -> BaseModel:
     def check(folder: Path, name: str = base) -> None:
-        index = _read_json(folder / "model_index.json", name, "model_index.json")
+        index = read_config(folder / "model_index.json", name, "model_index.json")
         require(kind_of_pipeline(str(index.get("_class_name", ""))), family, name)
 
     own_vae = _resolve_vae(vae, beside, on_download) if vae else None

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionM
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from tests.tiny import tiny_qwen_vae, tiny_vae
 from trainer import source
 from trainer.contract.errors import RunError
 from trainer.contract.events import read_events
@@ -223,6 +224,23 @@ def test_another_architecture_is_refused_by_its_header(phrase: str, tmp_path: Pa
     assert caught.value.cause == "model_missing"
 
 
+@pytest.mark.parametrize(
+    "ending",
+    (
+        *("lora_A.weight", "lora_A.default.weight", "lora_down.weight", "lora.down.weight", "hada_w1_a"),
+        *("lokr_w1", "lokr_w1_a", "oft_blocks", "oft_diag", "dora_scale", "diff"),
+        "lora_linear_layer.down.weight",
+    ),
+)
+def test_no_adapter_passes_for_a_base(ending: str, tmp_path: Path) -> None:
+    """Under the names of the original code too, which are those that tell a base."""
+    stems = ["joint_blocks.0.x_block.attn.qkv", "double_blocks.0.img_attn.qkv", "img_in", "label_emb.0.0"]
+    stems += ["input_blocks.4.1.proj_in", "input_blocks.1.1.proj_in", "txt_norm", "layers.0.attention.qkv"]
+    names = [f"diffusion_model.{stem}.{ending}" for stem in stems]
+    file = layout.write_names(tmp_path / "lora.safetensors", names)
+    assert kind_of_file(read_header(file)).phrase == "a LoRA"
+
+
 def test_a_folder_of_another_pipeline_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
     with pytest.raises(RunError, match=r"is a FLUX\.1 model, the recipe says Stable Diffusion XL"):
@@ -371,6 +389,25 @@ def test_what_is_no_vae(tiny_base: Path, tmp_path: Path) -> None:
         resolve("sdxl", base, vae=str(tmp_path))
     with pytest.raises(RunError, match="the VAE nowhere does not exist"):
         resolve("sdxl", base, vae="nowhere")
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_a_vae_of_another_architecture_is_refused_at_opening(
+    form: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    """FLUX.1's for SDXL, by its header; Qwen-Image's by its class."""
+    vae = tmp_path / "vae"
+    tiny_vae(16).save_pretrained(vae)
+    given = vae if form == "folder" else vae / "diffusion_pytorch_model.safetensors"
+    with pytest.raises(RunError, match=r"latents of model\.vae have 16 channels, and those of .* have 4;"):
+        family_of(resolve("sdxl", str(tiny_base), vae=str(given)))
+    if form == "folder":
+        tiny_qwen_vae().save_pretrained(tmp_path / "video")
+        with pytest.raises(RunError, match=r"model\.vae is an AutoencoderKLQwenImage, and .* has an Auto"):
+            family_of(resolve("sdxl", str(tiny_base), vae=str(tmp_path / "video")))
+        (vae / "config.json").write_text("{")
+        with pytest.raises(RunError, match=r"config\.json of the base model model\.vae is damaged"):
+            family_of(resolve("sdxl", str(tiny_base), vae=str(vae)))
 
 
 def test_checkpoints_that_differ_in_their_vae_alone(checkpoint: Path, tmp_path: Path) -> None:

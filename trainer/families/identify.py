@@ -42,7 +42,12 @@ UNKNOWN = Kind("no checkpoint of a known architecture")
 
 # What is no base model is told first: a LoRA or a ControlNet has some names of the model that it goes with.
 _EXTRAS = (
-    Signature("a LoRA", (r".*(lora_(down|up|[AB])|hada_w1|lokr_w1|oft_blocks)\b",)),
+    Signature(
+        "a LoRA",
+        (
+            r".*(lora_(down|up|[AB])\b|lora(_linear_layer)?\.(down|up)\.|\.(hada_|lokr_|oft_|dora_scale|diff$))",
+        ),
+    ),
     Signature("a ControlNet", (r"(control_model\.|controlnet_|.*input_hint_block\.)",)),
     Signature("a textual inversion", (r"(emb_params|clip_[lg]|string_to_param)$",)),
     Signature(

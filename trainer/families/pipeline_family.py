@@ -21,14 +21,17 @@ from torch import Tensor, nn
 
 from ..contract import families as catalogue
 from ..contract.errors import RunError
+from ..contract.headers import read_header
 from ..contract.plan import TILE
 from ..hub import VARIANTS
 from ..noise import Flow, Noise
 from ..quantize import Quantization, quantize
 from ..samplers import scheduler
-from ..source import BaseModel, fingerprint
+from ..source import BaseModel, fingerprint, read_config
 from ..timesteps import Times
 from .base import Native, TextEmbeds
+
+_VAE = "it is for another architecture; leave model.vae empty for the base's own"
 
 
 class PipelineFamily:
@@ -188,11 +191,25 @@ class PipelineFamily:
     # Parts ----------------------------------------------------------------------------------------
 
     def _read_vae_config(self) -> dict[str, Any]:
-        folder = self.base.vae
-        if folder and folder.is_dir():
-            config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            return config
-        return self.base.read_json("vae", "config.json")
+        own, given = self.base.read_json("vae", "config.json"), self.base.vae
+        if given is None:
+            return own
+        config = read_config(given / "config.json", "model.vae", "config.json") if given.is_dir() else own
+        one, other = own.get("_class_name"), config.get("_class_name", own.get("_class_name"))
+        if one != other:
+            raise RunError(
+                f"model.vae is an {other}, and {self.base.name} has an {one}; {_VAE}", "model_missing"
+            )
+        channels = own.get("latent_channels", own.get("z_dim"))
+        for file in [given] if given.is_file() else given.glob("*.safetensors"):
+            for name, tensor in read_header(file).tensors.items():
+                if name.endswith("decoder.conv_in.weight") and channels not in (None, tensor.shape[1]):
+                    raise RunError(
+                        f"the latents of model.vae have {tensor.shape[1]} channels, and those of "
+                        f"{self.base.name} have {channels}; {_VAE}",
+                        "model_missing",
+                    )
+        return config
 
     def source(self, part: str) -> Path:
         """Where a part's weights are: a folder, or a single file."""
