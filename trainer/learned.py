@@ -20,7 +20,7 @@ from dataset_tools.crop import render_crop
 from dataset_tools.images import ImageError, open_image
 from dataset_tools.likeness import Vector, change, copied_from, descriptor, likeness, thumbnail
 
-from .adapters import change_norm
+from .adapters import change_norm, lora_parameters
 from .adapters.dora import dense_weight
 from .adapters.layers import trained_layers
 from .checkpoints import list_checkpoints, step_of
@@ -77,8 +77,9 @@ class Weights:
 
     @torch.no_grad()
     def measure(self) -> dict[str, Any]:
-        """``norm``: ‖ΔW‖ over everything; ``blocks``: {block: ‖ΔW‖ / ‖W‖}. Computed where the layers are:
-        some kinds need all of the base's weights, which a processor would take minutes for."""
+        """``norm``: ‖ΔW‖ over everything; ``up``: ‖B‖ likewise, which is 0 until something is learnt, None of
+        kinds that have no B; ``blocks``: {block: ‖ΔW‖ / ‖W‖}. Computed where the layers are: some kinds need
+        all of the base's weights, which a processor would take minutes for."""
         total = 0.0
         squares: dict[str, list[float]] = {}
         for name, layer in self._layers().items():
@@ -92,7 +93,12 @@ class Weights:
                 "the LoRA's weights became infinite; train again with a lower learning rate", "nan"
             )
         blocks = {block: round((moved / base) ** 0.5, 6) for block, (moved, base) in squares.items() if base}
-        return {"norm": total**0.5, "blocks": blocks}
+        up = [each for name, each in lora_parameters(self._parts).items() if ".lora_B." in name]
+        return {
+            "norm": total**0.5,
+            "up": float(torch.stack([each.float().norm() for each in up]).norm()) if up else None,
+            "blocks": blocks,
+        }
 
 
 class Pictures:

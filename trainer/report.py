@@ -190,9 +190,9 @@ class Reporter:
         """A drawing was compared with the photos and with the base's (:mod:`trainer.learned`)."""
         self._tell("measured", step=step, **figures)
 
-    def weights(self, step: int, norm: float, blocks: dict[str, float]) -> None:
-        """How far the LoRA has moved the weights: ‖ΔW‖, and ‖ΔW‖ / ‖W‖ by block."""
-        self._tell("weights", step=step, norm=norm, blocks=blocks)
+    def weights(self, step: int, norm: float, up: float | None, blocks: dict[str, float]) -> None:
+        """How far the LoRA has moved the weights: ‖ΔW‖, ‖B‖, and ‖ΔW‖ / ‖W‖ by block."""
+        self._tell("weights", step=step, norm=norm, up=up, blocks=blocks)
 
     def saved(self, step: int, file: str) -> None:
         self._tell("saved", step=step, file=file)

@@ -61,7 +61,11 @@ def test_a_run_measures_pictures_and_weights(
     assert all(event["photo"].startswith("photo ") for event in measured)
     weights = [event for event in events if event["kind"] == "weights"]
     assert [event["step"] for event in weights] == [0, 4, 8]
-    assert weights[0]["norm"] == 0 < weights[1]["norm"] < weights[2]["norm"]
+    for figure in ("norm", "up"):
+        assert weights[0][figure] == 0 < weights[1][figure] < weights[2][figure]
+    tensors = adapter_tensors(run.checkpoint(8), "adapter.safetensors")
+    ups = torch.cat([tensor.flatten() for name, tensor in tensors.items() if ".lora_B." in name])
+    assert weights[2]["up"] == pytest.approx(ups.norm().item(), rel=1e-5)
     told = capsys.readouterr().err
     assert [s.text for s in verdict(events).sentences if s.text not in told] == []
     assert "The LoRA changes the base's weights" in told

@@ -12,7 +12,7 @@ validation    step, loss (on held-out photos), by_time (at each noise level), pi
 sample        step, prompt (index), text, file
 checkpoint    step, folder
 measured      step, prompt, text, trigger (whether the prompt has it), likeness, change, copied, photo
-weights       step, norm, blocks          how far the LoRA has moved the base's weights, by block
+weights       step, norm, up, blocks      how far the LoRA has moved the base's weights, by block
 saved         step, file                  the LoRA itself
 adapted       rung, changes ({setting: value}), text      GPU memory ran out; see ladder.json
 warning       text

@@ -154,7 +154,8 @@ def _of_weights(last: dict[str, Any] | None) -> list[Sentence]:
         ]
     top = max(last["blocks"], key=last["blocks"].__getitem__)
     moved = last["blocks"][top]
-    text = f"The LoRA changes the base's weights by up to {moved:.1%} ({top})."
+    text = f"The LoRA changes the base's weights by up to {moved:.1%} ({top}); ‖ΔW‖ is {last['norm']:.3g}"
+    text += f", ‖B‖ {last['up']:.3g}." if last.get("up") is not None else "."
     return [Sentence("warning" if moved > 0.5 else "plain", text)]
 
 
