@@ -122,7 +122,9 @@ class Dispatcher(Trainings):
                     book.put(new_job("train", project=project, run=run.id, detail=detail))
 
     def _forget(self, book: Book, job: Job) -> None:
-        """Drop what was made for a training that never began."""
+        """Drop the log of a job that is no run's, and what was made for a training that never began."""
+        if not job.run:
+            self.log_of(job).unlink(missing_ok=True)
         if job.kind != "train" or book.of_run(job.run, "train"):
             return
         run = self.run_of(job)

@@ -98,7 +98,7 @@ def model_card(run: RunFolder, repo_id: str) -> str:
     else:  # diffusers would drop a part of it, or all, without a word
         others = "## Use\n\nFor ComfyUI, Forge and A1111, which read this kind of adapter"
     parts += [f"{others}: download {_code(name)} and put it into their LoRA folder.\n"]
-    parts += ["## Training\n", _table(run, config)]
+    parts += ["## Training\n", _table(run, run.amended())]
     return "\n".join(parts)
 
 

@@ -6,6 +6,7 @@
 
   const TERMINAL = ["finished", "stopped", "failed", "lost"];
   const LOG_LINES = 4000;
+  const LINE_LENGTH = 2000; // of what is kept of a line; a flood without line ends must not fill the page
 
   /** What is known of a run: the current events only, in columns. */
   function fresh(run = null) {
@@ -74,10 +75,13 @@
 
   /** Log text arrives in pieces; a carriage return rewrites its line, as on a terminal. */
   function foldLog(data, text) {
-    const last = (line) => line.replace(/\r+$/, "").split("\r").pop();
+    const last = (line) => {
+      const shown = line.replace(/\r+$/, "").split("\r").pop();
+      return shown.length > LINE_LENGTH ? `${shown.slice(0, LINE_LENGTH)}…` : shown;
+    };
     const lines = (data.logTail + text).split("\n");
     const tail = lines.pop();
-    data.logTail = tail.endsWith("\r") ? `${last(tail)}\r` : tail;
+    data.logTail = tail.endsWith("\r") || tail.length > 2 * LINE_LENGTH ? `${last(tail)}${tail.endsWith("\r") ? "\r" : ""}` : tail;
     data.log.push(...lines.map(last));
     data.logCount += lines.length;
     if (data.log.length > LOG_LINES) data.log.splice(0, data.log.length - LOG_LINES);

@@ -155,6 +155,24 @@ def test_the_page_keeps_the_events_that_still_count(page: Page, server: StudioPr
     assert marked == ["", "control"], "prompts without the trigger are marked"
 
 
+def test_a_flood_of_output_does_not_fill_the_page(page: Page, server: StudioProcess) -> None:
+    open_page(page, server, "failed", "train")
+    kept = page.evaluate(
+        """() => {
+            const data = studio.live.fresh("flood");
+            const fold = (text) => studio.live.foldLog(data, text);
+            for (let i = 0; i < 100; i += 1) fold("x".repeat(64 * 1024)); // no line ever ends
+            const tail = data.logTail.length;
+            fold("\\n");
+            for (let i = 0; i < 200; i += 1) fold("line\\n".repeat(100));
+            const longest = Math.max(...data.log.map((line) => line.length));
+            return { tail, longest, lines: data.log.length, last: data.log.at(-1) };
+        }"""
+    )
+    assert kept["tail"] < 5000 and kept["longest"] < 5000 and kept["last"] == "line"
+    assert kept["lines"] == 4000
+
+
 def test_a_zoomed_chart_stays_put_while_the_run_goes_on(page: Page, server: StudioProcess) -> None:
     open_page(page, server, "failed", "train")
     page.evaluate(

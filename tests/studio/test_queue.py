@@ -195,8 +195,9 @@ def test_a_tool_that_fails_says_why_and_is_tried_again(workspace, project) -> No
     job = jobs.tool(project, "crop")
     ended = wait_for(lambda: (j := jobs.queue.look().job(job.id)).over and j)
     assert (ended.state, ended.message) == ("failed", "The face model cannot be had.")
+    assert jobs.log_of(job).exists()
     jobs.retry(job.id)
-    assert jobs.queue.look().job(job.id) is None
+    assert jobs.queue.look().job(job.id) is None and not jobs.log_of(job).exists()
     wait_for(lambda: [j.state for j in jobs.queue.look().jobs] == ["failed"])
 
 
