@@ -23,7 +23,7 @@ from trainer.families.sdxl import Family
 from trainer.requests import Requests
 from trainer.sampling import draw
 
-from .helpers import recipe, train_here
+from .helpers import Script, recipe, train_here
 
 
 @pytest.fixture
@@ -195,3 +195,21 @@ def test_a_bf16_lora_over_fp16_is_refused_before_anything_loads(
     with pytest.raises(RunError, match="set it to fp32"):
         train_here(run)
     assert run.raw_status().cause == "config"
+
+
+def test_a_run_does_not_go_on_with_another_recipe_or_other_pictures(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    assert not train_here(run, Script(run, "stop", 1))
+    recipe_text, rows = run.recipe.read_text(), run.dataset.read_text()
+    run.recipe.write_text(recipe_text.replace("learning_rate = 0.01", "learning_rate = 0.02"))
+    assert main(["resume", str(run.path)]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "train.learning_rate is 0.02" in told and "step-000001 was trained with 0.01; put it back" in told
+    run.recipe.write_text(recipe_text.replace("every = 3", "every = 4"))
+    run.dataset.write_text(rows.replace("number 3", "number 33"))
+    assert main(["resume", str(run.path)]) == 2
+    assert "dataset.json names other pictures" in capsys.readouterr().err
+    run.dataset.write_text(rows)
+    assert main(["resume", str(run.path)]) == 0, "how often is saved may change"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from trainer.checkpoints import TrainState, list_checkpoints, newest_whole, save_checkpoint, step_of
+from trainer.contract.config import TrainConfig
 from trainer.contract.files import read_json, write_json
 from trainer.contract.runs import RunFolder
 from trainer.contract.settings.files import CheckpointSettings
@@ -106,6 +107,27 @@ def test_a_power_cut_while_writing_any_other_file(kept: int | None, tmp_path: Pa
         seen.append(read_json(file)["content"][:3])
         write_json(file, {"content": "old" * 50})
     assert set(seen) >= {"old"} and len(seen) == 4 and read_json(file)["content"] == "new" * 99
+
+
+def test_a_run_that_was_made_is_there_after_a_power_cut(tmp_path: Path) -> None:
+    """Neither its folder nor those that it lies in are lost with everything in them."""
+    root = tmp_path / "workspace"
+    root.mkdir()
+    run = RunFolder(root / "runs" / "one")
+
+    def make_and_save() -> None:
+        run.create(TrainConfig())
+        (root / "the next thing").mkdir()
+
+    operations = 0
+    while cut_at(operations, root, make_and_save, 0):
+        if run.recipe.exists():
+            assert run.config() == TrainConfig() and run.checkpoints.is_dir()
+            return
+        shutil.rmtree(root)
+        root.mkdir()
+        operations += 1
+    pytest.fail("it was never durable")
 
 
 def test_the_cut_finds_what_is_not_made_durable(tmp_path: Path) -> None:

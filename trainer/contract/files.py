@@ -45,6 +45,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """A folder, with those that it lies in, that a power cut does not take away again with all its files."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     with staged(path) as temporary:
         temporary.write_bytes(data)

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from .config import TrainConfig
 from .errors import RunError
 from .fields import dump_recipe, load_recipe
-from .files import read_json, replace_json, write_json, write_text
+from .files import make_folder, read_json, replace_json, write_json, write_text
 from .ladder import amended, read_ladder
 
 State = Literal[
@@ -201,7 +201,7 @@ class RunFolder:
             )
         try:
             for folder in (self.control, self.samples, self.checkpoints):
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
             write_text(self.recipe, dump_recipe(self.own(config)))
         except OSError as error:
             raise self._not_writable(error) from None
