@@ -285,7 +285,7 @@ def in_words(error: BaseException, url: str) -> str:
         keys = _KEYS.get(protocol, "")
         remedy = f"set {keys} in the environment" if keys else "check its permissions"
         return f"{where} refuses the credentials ({_first_line(error)}); {remedy}"
-    if isinstance(error, FileNotFoundError) or type(error).__name__ == "RepositoryNotFoundError":
+    if is_missing(error):
         return f"{where} does not exist ({_first_line(error)}); create it, or correct storage.url"
     if isinstance(error, Differs):
         return f"{where} does not keep what is sent to it ({error})"
@@ -294,11 +294,21 @@ def in_words(error: BaseException, url: str) -> str:
     return f"{where} cannot be reached ({_first_line(error)})"
 
 
+def is_missing(error: BaseException) -> bool:
+    """Whether the bucket or the repository is not there."""
+    return isinstance(error, FileNotFoundError) or _status(error) == 404
+
+
 def is_refusal(error: BaseException) -> bool:
     """Whether the store knows us and does not let us in, which waiting alone does not change."""
-    code = getattr(getattr(error, "response", None), "status_code", None)
     named = ("NoCredentialsError", "PartialCredentialsError", "LocalTokenNotFoundError")
-    return isinstance(error, PermissionError) or type(error).__name__ in named or code in (401, 403)
+    return isinstance(error, PermissionError) or type(error).__name__ in named or _status(error) in (401, 403)
+
+
+def _status(error: BaseException) -> int | None:
+    """Of an answer over HTTP."""
+    code: int | None = getattr(getattr(error, "response", None), "status_code", None)
+    return code
 
 
 def _first_line(error: BaseException) -> str:

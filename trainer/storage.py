@@ -34,7 +34,7 @@ from .contract.retention import best_first, staying
 from .contract.runs import RunFolder
 from .contract.whole import MANIFEST, list_checkpoints, step_of
 from .data import photo_folder
-from .remote import BUGS, Abandoned, Listed, Remote, in_words, is_refusal
+from .remote import BUGS, Abandoned, Listed, Remote, in_words, is_missing, is_refusal
 from .report import Reporter
 from .stored import CARD, FOLDERS, RECIPE, Stored, is_small, picture_files, require_same, sha256_in
 
@@ -156,7 +156,7 @@ class Mirror:
                 if isinstance(error, BUGS):
                     traceback.print_exc()
                 self._failed(error)
-                if closing and is_refusal(error):
+                if closing and (is_refusal(error) or is_missing(error)):
                     return
                 pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self._failures - 1))
                 self._closing.wait(pause * random.uniform(0.5, 1.0)) if not closing else time.sleep(0.5)

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,11 +61,19 @@ def test_one_that_is_damaged_here_gets_no_manifest_there(tmp_path: Path) -> None
     assert is_whole(checkpoints / "step-000400")
 
 
+def answered(code: int) -> Exception:
+    error = OSError("no such repository")
+    error.response = SimpleNamespace(status_code=code)  # type: ignore[attr-defined]
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
         (FileNotFoundError("The specified bucket does not exist"), "does not exist (The spec"),
         (OSError(errno.ENOSPC, "No space left on device"), "is full; free some space there"),
+        (answered(404), "does not exist (no such repository); create it"),
+        (answered(403), "refuses the credentials (no such repository); set HF_TOKEN"),
         (PermissionError("Forbidden"), "refuses the credentials (Forbidden); set HF_TOKEN"),
         (ConnectionError("at https://hub/x?token=hf_secret"), "cannot be reached (at https://hub/x)"),
         (Differs("a did not arrive as it was sent"), "does not keep what is sent to it (a did"),

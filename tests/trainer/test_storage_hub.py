@@ -1,0 +1,75 @@
+"""Storing a run on the Hub, through the library's own file system, with a Hub on loopback.
+
+In a process of its own: the library reads its address and token when it is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.studio.hub_server import Repository
+from trainer.contract.whole import is_whole
+
+from .hub_files_server import FilesHub
+
+TOKEN = "hf_atokenfortests"
+PROGRAM = """
+import json, os, shutil, sys
+from pathlib import Path
+from tests.trainer.stored_run import Machine, Told
+from trainer.stored import begin, catch_up
+
+url, root, token = sys.argv[1], Path(sys.argv[2]), os.environ["HF_TOKEN"]
+machine = Machine(root / "one", url)
+machine.draw(1)
+machine.save(500)
+os.environ["HF_TOKEN"] = "hf_another0token"
+machine.flush()
+refused = machine.told
+os.environ["HF_TOKEN"], machine.told = token, Told()
+machine.flush()
+machine.save(600)
+machine.save(700)
+machine.flush()
+shutil.rmtree(root / "one")
+catch_up(begin(url.replace("{run}", "first"), "", root / "two", root))
+print(json.dumps([[told.warnings, told.mirror] for told in (refused, machine.told)]))
+"""
+
+
+@pytest.fixture
+def hub() -> Iterator[FilesHub]:
+    hub = FilesHub(TOKEN)
+    hub.repositories["ada/loras"] = Repository(private=True)
+    yield hub
+    hub.close()
+
+
+def test_a_repository_holds_a_run(hub: FilesHub, tmp_path: Path) -> None:
+    own = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+    own |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", PROGRAM, "hf://ada/loras/{run}", str(tmp_path)]
+    done = subprocess.run(
+        command, env=os.environ | own, capture_output=True, text=True, cwd=ROOT, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert "hf_a" not in done.stdout + done.stderr
+    (refused, said), (warnings, mirror) = json.loads(done.stdout.splitlines()[-1])
+    assert len(refused) == 1 and "refuses the credentials" in refused[0] and "HF_TOKEN" in refused[0]
+    assert said.startswith("Not stored")
+    assert (warnings, mirror) == ([], "Stored up to step 700.")
+    files = hub.repositories["ada/loras"].files
+    steps = {name.split("/")[2] for name in files if name.startswith("first/checkpoints/")}
+    assert steps == {"step-000600", "step-000700"}  # the oldest of three is gone again
+    assert len([name for name in files if name.startswith("first/pictures/")]) == 2
+    assert not any(TOKEN.encode() in content for content in files.values())
+    assert is_whole(tmp_path / "two" / "checkpoints" / "step-000700")
+    assert len(list((tmp_path / "two" / "pictures").iterdir())) == 2
