@@ -27,7 +27,7 @@ from .contract.ladder import (
 )
 from .contract.runs import RunFolder, Status
 from .report import Reporter
-from .requests import Asks
+from .requests import Asks, Stopped
 from .restart import Restart
 
 _MAKERS, _SIGNS = ("CUDA", "CUBLAS", "CUDNN", "MPS"), ("out of memory", "ALLOC_FAILED")
@@ -65,9 +65,9 @@ def release(error: BaseException) -> None:
 def losing_no_step(save: Callable[[], None], unchanged: bool) -> Iterator[None]:
     """Where memory runs out inside this block, ``save`` before the error goes on.
 
-    The block computes gradients. Weights, averages and optimizer are then still as the last step left them,
-    unless they are changed while gradients come in (``unchanged`` says whether they are not). Where saving
-    fails too, the newest checkpoint is what there is.
+    The block computes gradients, or measures and draws: weights, averages and optimizer are then still as the
+    last step left them, unless they are changed while gradients come in (``unchanged`` says whether they are
+    not). Where saving fails too, the newest checkpoint is what there is.
     """
     try:
         yield
@@ -102,12 +102,17 @@ def climb(
 def begin_again_with_less(
     run: RunFolder, config: TrainConfig, report: Reporter, requests: Asks, error: BaseException
 ) -> str:
-    """Raise Restart where there is a change to begin again with; else return why the run ends."""
-    if climb(run, config, report.status) and not requests.stop():
-        message = "The GPU is full; the run begins again with less."
-        report.pause(message)
-        raise Restart(message) from error
-    return why_it_ends(run, config)
+    """Raise Restart where there is a change to begin again with, Stopped where a stop was asked meanwhile;
+    else return why the run ends."""
+    if not climb(run, config, report.status):
+        return why_it_ends(run, config)
+    if requests.stop():
+        message = f"{requests.why} The GPU is full; resume to go on with less.".strip()
+        report.end("stopped", message)
+        raise Stopped(message) from error
+    message = "The GPU is full; the run begins again with less."
+    report.pause(message)
+    raise Restart(message) from error
 
 
 def tell(run: RunFolder, report: Reporter) -> None:

@@ -271,9 +271,10 @@ def _train(
             save(state)  # before sampling: a failed drawing must not cost a checkpoint
         if requests.stop():
             continue  # to the head of the loop, which saves
-        validation.measure(state.step)
-        if drawings.due(state.step) or requests.take("sample"):
-            sample(state.step)
+        with losing_no_step(partial(save, state), unchanged=True):
+            validation.measure(state.step)
+            if drawings.due(state.step) or requests.take("sample"):
+                sample(state.step)
 
     if not crew.main:
         return

@@ -163,13 +163,48 @@ def test_it_stops_where_that_is_wanted(
     assert train_here(run)
 
 
-def test_what_is_asked_for_meanwhile_is_heard(
+class WhenFull(Script):
+    """Asks for a stop as soon as memory has run out."""
+
+    def __init__(self, run: RunFolder, at: list[int]) -> None:
+        super().__init__(run)
+        self._at = at
+
+    def stop(self) -> bool:
+        return not self._at
+
+
+def test_a_stop_that_is_asked_for_meanwhile_is_heard(
     tiny_base: Path, photos: Path, tmp_path: Path, full: list[int]
 ) -> None:
     run = made(tmp_path / "runs" / "asked", tiny_base, photos)
     full += [4]
-    assert not train_here(run, Script(run, "stop", 3))
-    assert run.read_status().state == "stopped"
+    assert not train_here(run, WhenFull(run, full))
+    status = run.read_status()
+    assert (status.state, status.step) == ("stopped", 3) and "resume to go on with less" in status.message
+    assert run.ladder.exists() and run.checkpoint(3).is_dir()
+
+
+def test_measuring_costs_no_step_either(
+    tiny_base: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory runs out while validation is measured, after a step that no checkpoint would have been of."""
+    fixed, calls = Objective.fixed_losses, 0
+
+    def running_out(self: Objective, *args: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # two photos at step 0, and the second one at step 2
+            raise torch.cuda.OutOfMemoryError(OOM)
+        return fixed(self, *args)
+
+    monkeypatch.setattr(Objective, "fixed_losses", running_out)
+    sections: dict[str, Any] = {"validation": {"every": 2, "share": 0.5}, "samples": {"prompts": []}}
+    sections["train"] = {"steps": 4, "batch_size": 4}
+    run = made(tmp_path / "runs" / "measured", tiny_base, photos, **sections)
+    assert to_the_end(run) == 1
+    started = [event["step"] for event in read_events(run.events)[0] if event["kind"] == "started"]
+    assert started == [0, 2]
 
 
 def test_a_drawing_that_does_not_fit_is_decoded_in_tiles(
