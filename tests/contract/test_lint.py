@@ -457,9 +457,10 @@ def test_the_demo_model_has_its_own_learning_rates() -> None:
     assert lint(changed({**demo, "train.learning_rate": 2e-3})) == []
 
 
-def test_lion_wants_a_lower_rate_and_prodigy_another_one() -> None:
-    lion = {one.rule for one in lint(changed({"train.optimizer": "lion", "train.learning_rate": 2e-4}))}
-    assert "learning_rate_too_high" in lion
+def test_some_optimizers_want_a_lower_rate_and_prodigy_another_one() -> None:
+    for kind in ("lion", "came"):
+        fast = lint(changed({"train.optimizer": kind, "train.learning_rate": 2e-4}))
+        assert "learning_rate_too_high" in {one.rule for one in fast}
     assert lint(changed({"train.optimizer": "lion", "train.learning_rate": 3e-5})) == []
     assert lint(changed(PRODIGY)) == []
 

@@ -106,10 +106,10 @@ def usual_rate(config: TrainConfig) -> tuple[float, float, float]:
 
     Full-size bases: what kohya, ai-toolkit, OneTrainer, SimpleTuner and diffusers ship lies between
     6e-6 (1e-4 at rank 16, alpha 1) and 4e-4. The embedded model is far narrower and wants more. Lion's steps
-    are larger, and want 3 to 10 times less (Chen et al. 2023).
+    are larger, and want 3 to 10 times less (Chen et al. 2023); CAME's too (docs/techniques.md).
     """
     rates = (2e-4, 2e-3, 1e-2) if config.model.base == DEMO_BASE else (1e-5, 1e-4, 6e-4)
-    share = 0.2 if config.train.optimizer.startswith("lion") else 1.0
+    share = 0.2 if config.train.optimizer.startswith(("lion", "came")) else 1.0
     low, usual, high = (rate * share for rate in rates)
     return low, usual, high
 
