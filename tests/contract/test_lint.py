@@ -113,12 +113,7 @@ CASES = [
         {"adapter.precision": "bf16", "model.precision": "auto"},
     ),
     Case("alpha_above_rank", {"adapter.alpha": 64}, {"adapter.alpha": 32}, says=("64", "rank 16")),
-    Case(
-        "learning_rate_too_high",
-        {"train.learning_rate": 1e-3},
-        {"train.learning_rate": 4e-4},
-        says=("0.001",),
-    ),
+    Case("learning_rate_too_high", {"train.learning_rate": 1e-3}, {"train.learning_rate": 4e-4}),
     Case("learning_rate_too_low", {"adapter.alpha": 1}, {"adapter.alpha": 2}, says=("e-06",)),
     Case("rank_large_for_the_pictures", {"adapter.rank": 128, "adapter.alpha": 128}, {}, Facts(images=20)),
     Case("dropout_high", {"adapter.dropout": 0.5}, {"adapter.dropout": 0.1}),
@@ -454,13 +449,13 @@ def test_unknown_facts_and_an_unknown_base_raise_nothing() -> None:
 def test_the_demo_model_has_its_own_learning_rates() -> None:
     demo = {"model.base": "demo", "dataset.resolution": None}
     assert "learning_rate_too_low" in {one.rule for one in lint(changed(demo))}
-    assert lint(changed({**demo, "train.learning_rate": 2e-3})) == []
+    assert lint(changed(demo | {"train.learning_rate": 2e-3})) == []
 
 
 def test_some_optimizers_want_a_lower_rate_and_prodigy_another_one() -> None:
     for kind in ("lion", "came"):
-        fast = lint(changed({"train.optimizer": kind, "train.learning_rate": 2e-4}))
-        assert "learning_rate_too_high" in {one.rule for one in fast}
+        (found,) = lint(changed({"train.optimizer": kind, "train.learning_rate": 2e-4}))
+        assert found.rule == "learning_rate_too_high"
     assert lint(changed({"train.optimizer": "lion", "train.learning_rate": 3e-5})) == []
     assert lint(changed(PRODIGY)) == []
 
@@ -497,5 +492,5 @@ def test_a_base_that_was_distilled_wants_no_guidance() -> None:
     ],
 )
 def test_whose_negative_prompt_is_read(family: str, base: str, read: bool) -> None:
-    config = changed({"model.family": family, "model.base": base, "samples.negative": "blurry"})
-    assert ("negative_prompt_ignored" in {one.rule for one in lint(config)}) != read
+    found = lint(changed({"model.family": family, "model.base": base, "samples.negative": "blurry"}))
+    assert ("negative_prompt_ignored" in {one.rule for one in found}) != read
