@@ -118,7 +118,9 @@ def verdict(
         usual = flatten(reference)
         changed = sum(value != usual[path] for path, value in flatten(config).items())
     whole = in_steps(config, batches_of(config, facts.folders))
-    machine = Machine(gpu["name"] if gpu else "CPU", gpu["total_gib"] if gpu else None)
+    machine = Machine("CPU", None)
+    if gpu:
+        machine = Machine(gpu["name"], gpu["total_gib"], gpu.get("count", 0))
     plan = estimate(
         config,
         machine,

@@ -39,7 +39,7 @@ def this_machine() -> Machine:
     device = pick_device()
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        return Machine(properties.name, properties.total_memory / GIB)
+        return Machine(properties.name, properties.total_memory / GIB, torch.cuda.device_count())
     return Machine("CPU", None)
 
 

@@ -84,10 +84,10 @@ class Several(Crew):
         dist.init_process_group(backend, store=own, rank=rank, world_size=world, timeout=PATIENCE)
 
     def require(self, config: TrainConfig) -> None:
-        if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        if "true" in (os.environ.get(f"ACCELERATE_USE_{name}", "").lower() for name in ("FSDP", "DEEPSPEED")):
             raise RunError(
-                "DeepSpeed splits what is trained, which of a LoRA is next to nothing; start without it, and "
-                "set machine.shard to split the base",
+                "accelerate's FSDP and DeepSpeed split what is trained, of a LoRA next to nothing; start "
+                "with another accelerate configuration (multi-GPU), and set machine.shard to split the base",
                 "config",
             )
         if config.train.fused_backward:
@@ -208,8 +208,8 @@ class Several(Crew):
                     self.delivered(file)
 
     def tell(self, error: BaseException) -> None:
-        if self.over:
-            return
+        if self.over or (self._stepping and self._shared is not None):
+            return  # the others wait in a pass, which cannot end without this one: torchrun starts all again
         # Those who are gone, or have heard of it, raise here; the error itself is what the caller raises.
         with suppress(Exception):
             self._meet(error=error)

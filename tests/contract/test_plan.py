@@ -156,6 +156,23 @@ def test_an_assistant_is_fetched_and_kept_in_memory(tmp_path: Path) -> None:
     assert mine.download_gib == without.download_gib
 
 
+def test_several_gpus_share_a_batch_and_may_split_the_base() -> None:
+    def of(gpus: int, here: int = 2, **machine: object) -> Plan:
+        sections = {"train": {"batch_size": 4}, "machine": {"gpus": gpus, **machine}}
+        config: TrainConfig = parse(merge(SDXL, sections))
+        return estimate(config, Machine("a card", 24.0, here))
+
+    one, two, all_there, split = of(1), of(2), of(0), of(2, shard=True)
+    assert two.breakdown["activations"] == pytest.approx(one.breakdown["activations"] / 2, rel=0.01)
+    assert all_there.vram_gib == two.vram_gib and two.ram_gib == pytest.approx(2 * one.ram_gib, rel=0.01)
+    assert two.breakdown["denoiser"] == one.breakdown["denoiser"]
+    assert split.breakdown["denoiser"] == pytest.approx(0.6 * one.breakdown["denoiser"], rel=0.01)
+    assert split.vram_gib["train"] < two.vram_gib["train"] < one.vram_gib["train"]
+    assert not any("machine.gpus" in warning for warning in two.warnings)
+    assert any("machine.gpus is 4, and there are 2" in warning for warning in of(4).warnings)
+    assert not any("machine.gpus" in warning for warning in of(4, here=0).warnings)
+
+
 def test_what_is_encoded_once_takes_disk_and_ram() -> None:
     def of(images: int, **sections: dict[str, object]) -> Plan:
         config: TrainConfig = parse(merge(SDXL, sections))

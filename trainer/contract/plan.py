@@ -44,6 +44,8 @@ LATENT_GIB = 1 / 1024
 """Of a picture of a megapixel, as it is cached: 16 channels in 32 bits at an eighth of the side."""
 CAPTIONS_IN_MEMORY_GIB = 1.0
 """Encoded captions that are held in RAM; more stay on disk."""
+UNDER_WAY = 0.1
+"""Of a base that is split over several GPUs, the blocks that are whole at one time."""
 HEADROOM = 0.95
 """Share of a card's memory that may be used."""
 STAYS = 0.1
@@ -54,10 +56,12 @@ TILE = 512
 
 @dataclass(frozen=True)
 class Machine:
-    """The device a training would run on; ``vram_gib`` is None without a GPU."""
+    """The device a training would run on; ``vram_gib`` is that of one GPU, None without any, and ``gpus`` how
+    many there are (0: not known)."""
 
     name: str
     vram_gib: float | None
+    gpus: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,16 +148,20 @@ def estimate(
     checkpointing = config.train.gradient_checkpointing
     recompute = checkpointing == "on" or (checkpointing == "auto" and on_gpu)
     # To keep what the base draws, pictures are shown twice, in the same pass.
-    samples = area * at_once(config) * (2 if config.prior.method == "output" else 1)
+    processes = config.machine.gpus or machine.gpus or 1
+    pictures = min(at_once(config), -(-config.train.batch_size // processes))  # each has its share of a batch
+    samples = area * pictures * (2 if config.prior.method == "output" else 1)
     activations = (checkpointed_gib if recompute else stored_gib) * samples
     if recompute:
         # One block is recomputed, and so stored, at a time: about a tenth of the network.
         activations += 0.1 * stored_gib * samples
-    text_activations = TEXT_ACTIVATION_GIB * trained_text_m / 1e3 * at_once(config)
+    text_activations = TEXT_ACTIVATION_GIB * trained_text_m / 1e3 * pictures
     activations += text_activations * (0.1 if recompute else 1.0)
     activations += size.rebuilt * plain / GIB * (0.1 if recompute else 1.0)
     base_gib = weights(denoiser_m, config.model.quantize, family.linear_share)
     denoiser = base_gib * STAYS if config.machine.offload and on_gpu else base_gib
+    if config.machine.shard and processes > 1:
+        denoiser = base_gib * (1 / processes + UNDER_WAY)
     encoders = weights(encoder_m, config.model.quantize_text, TEXT_LINEAR_SHARE)
     vae = weights(vae_m)
     kept_text = encoders if trained_text_m else 0.0  # encoders that learn are needed at every step
@@ -197,7 +205,7 @@ def estimate(
         phases["sample"] = 0.0
     # With a GPU the parts pass through RAM one after the other; what is kept there is kept beside them.
     in_ram = (optimizer if chosen.paged else 0.0) + (average if config.train.ema_on_cpu else 0.0)
-    in_ram += base_gib - denoiser
+    in_ram += base_gib - denoiser if config.machine.offload else 0.0
     peak = max(phases.values())
     passing = weights(max(denoiser_m, encoder_m)) + 2.0 if on_gpu else peak + 1.0
     fits = None if machine.vram_gib is None else peak <= machine.vram_gib * HEADROOM
@@ -212,15 +220,18 @@ def estimate(
         warnings.append(f"train.fused_backward saves the LoRA's gradients, {freed:.2f} GiB, and nothing else")
     if not on_gpu and not (base and base.id == DEMO_BASE):
         warnings.append("no GPU was found: a full-size model trains for days on a CPU; try the demo base")
+    if 0 < machine.gpus < processes:
+        have = "is 1" if machine.gpus == 1 else f"are {machine.gpus}"
+        warnings.append(f"machine.gpus is {processes}, and there {have} here; a start would be refused")
     # A checkpoint holds the LoRA and its optimizer state; one more is written before the oldest goes.
     kept = most_at_once(config.checkpoints, config.train.steps)
     checkpoints = (kept + 1) * (lora + optimizer + average) + lora / 2
     between = config.train.steps // config.samples.every if config.samples.every else 0
-    pictures = len(config.samples.prompts) * (between + 2)
-    disk = checkpoints + pictures * 1.5 * area * megapixels / 1024 + encoded
+    drawings = len(config.samples.prompts) * (between + 2)
+    disk = checkpoints + drawings * 1.5 * area * megapixels / 1024 + encoded
     return Plan(
         vram_gib={phase: round(gib, 2) if on_gpu else 0.0 for phase, gib in phases.items()},
-        ram_gib=round(held + in_ram + passing, 2),
+        ram_gib=round(processes * (held + in_ram + passing), 2),
         disk_gib=round(disk, 3),
         download_gib=round(_download(config, encoder_m + vae_m) + assistant_download, 2),
         steps=config.train.steps,
