@@ -112,7 +112,7 @@ class Several(Crew):
         while True:
             told = mine.clone()
             self._with_others(dist.all_reduce, told)
-            if calls or not told[3]:
+            if told[2] or calls or not told[3]:
                 break
             self._follow()
         if told[2]:
@@ -148,7 +148,8 @@ class Several(Crew):
         told: list[Any] = [None]
         self._with_others(dist.broadcast_object_list, told, src=0)
         inputs, options = placed(told[0], self._device)
-        with torch.no_grad():
+        dtype = next(self._shared.parameters()).dtype  # the base's own, which comes first
+        with torch.no_grad(), torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32):
             self._shared(*inputs, **options)
 
     def share(self, batches: Sequence[Sequence[T]], at_once: int = 0) -> list[tuple[list[T], float]]:
