@@ -79,6 +79,7 @@ def live_routes(studio: Studio) -> APIRouter:
             "status": {
                 **status.model_dump(),
                 "evidence": redact(status.evidence),
+                "mirror": redact(status.mirror),
                 "alive": alive,
                 "remedy": diagnosis.remedy if diagnosis else "",
             },

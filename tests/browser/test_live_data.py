@@ -69,6 +69,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudioProcess]:
         cause="host_oom",
         message=f"The computer ran out of memory {NASTY}.",
         evidence=f"MemoryError: {NASTY}",
+        mirror=f"Not stored: {NASTY}.",
     )
     costs = {"cost": 5.02, "cost_per_1000": 12.5, "budget": 5.0, "currency": "€"}
     past_run(stopped, "stopped", 400, message="The budget of €5.00 is used up (€5.02).", **costs)
@@ -246,6 +247,7 @@ def test_a_failure_says_why_and_what_to_do(page: Page, server: StudioProcess) ->
     card = page.locator(".failure")
     expect(card).to_contain_text("The computer ran out of memory")
     expect(card.locator(".evidence")).to_contain_text("MemoryError")
+    expect(page.locator("#train-stored")).to_contain_text("Not stored")
     expect(card).to_contain_text("What helps")
     expect(card.get_by_role("button", name="Try again")).to_be_visible()
     expect(page.locator("#train-resume")).to_be_visible()
