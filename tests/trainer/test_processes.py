@@ -26,7 +26,7 @@ from trainer.processes import ALONE, Crew
 
 from .helpers import Script, recipe, train_here, weights_hash
 
-pytestmark = pytest.mark.timeout(900)  # the fixtures are for the whole file
+pytestmark = pytest.mark.timeout(1500)  # the fixtures are for the whole file
 
 QUIET = {"samples": {"prompts": [], "every": 0}, "checkpoints": {"every": 1, "keep": 99}}
 BUSY: dict[str, Any] = {
@@ -115,7 +115,7 @@ def alone(make: Callable[..., RunFolder]) -> dict[str, RunFolder]:
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not condition():
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.005)
@@ -141,7 +141,7 @@ def killed(make: Callable[..., RunFolder], tmp_path_factory: pytest.TempPathFact
         second.kill()
         until(lambda: run.raw_status().attempt == 2 and run.raw_status().step > 4, process, log)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(100) == 3, log.read_text()
+        assert process.wait(300) == 3, log.read_text()
     finally:
         process.kill()
     return run
@@ -163,7 +163,7 @@ def trained(make: Callable[..., RunFolder], alone: dict[str, RunFolder], killed:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=280,
+        timeout=700,
     )
     assert done.returncode == 0, done.stdout
     return Trained(runs[0].path.parent, done.stdout)
