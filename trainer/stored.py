@@ -18,6 +18,7 @@ import json
 import re
 import shutil
 import sys
+import time
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -32,10 +33,12 @@ from .contract.runs import RunFolder, slug
 from .contract.same_run import differing
 from .contract.settings.storage import RUN
 from .contract.whole import MANIFEST, is_whole, list_checkpoints, sha256_of, step_of
-from .remote import BUGS, Differs, Listed, Remote, in_words
+from .remote import BUGS, Differs, Listed, Remote, in_words, is_missing, is_refusal
 
 CARD, RECIPE, DATASET = "run.json", "recipe.toml", "dataset.json"
 FOLDERS = ("checkpoints", "pictures", "samples")
+WAIT_S = 60.0
+"""How long a machine that has nothing of a run waits for a storage that does not answer."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -86,11 +89,12 @@ def find(config: TrainConfig, run_dir: Path | None) -> Stored | None:
         return None  # the place of a new run
     settings = config.storage.for_run(run_dir.resolve().name if run_dir else "")
     try:
-        stored = Stored.look(Remote(settings.url, settings.endpoint))
+        stored = _look(Remote(settings.url, settings.endpoint), patient=True)
     except (UserError, *BUGS):
         raise
-    except Exception:
-        return None  # it is said when the run catches up
+    except Exception as error:
+        _say(f"warning: {in_words(error, settings.url)}. It is not known whether the run is there.")
+        return None
     if stored:
         require_same(stored, config)
     return stored
@@ -99,14 +103,16 @@ def find(config: TrainConfig, run_dir: Path | None) -> Stored | None:
 def begin(url: str, endpoint: str, run_dir: Path | None, runs: Path) -> RunFolder:
     """The folder on this machine of a run that is stored at ``url``, made if need be, for :func:`catch_up`.
 
-    Raises RunError(config) where there is no such run.
+    Raises RunError where there is no such run, or it cannot be reached.
     """
     where = parse({"storage": {"url": url, "endpoint": endpoint}}).storage
     remote = Remote(where.url, where.endpoint)
     try:
-        stored = Stored.look(remote)
+        stored = _look(remote, patient=True)
+    except BUGS:
+        raise
     except Exception as error:
-        raise RunError(in_words(error, url), "config") from None
+        raise RunError(in_words(error, url), _cause(error)) from None
     if stored is None:
         raise RunError(f"{url} holds no run; check the address", "config")
     run = RunFolder((run_dir or runs / stored.run_id).resolve())
@@ -130,7 +136,7 @@ def catch_up(run: RunFolder) -> None:
         return
     try:
         remote = Remote(settings.url, settings.endpoint)
-        stored = Stored.look(remote)
+        stored = _look(remote, patient=not any(map(is_whole, list_checkpoints(run.checkpoints))))
     except (UserError, *BUGS):
         raise
     except Exception as error:
@@ -152,7 +158,30 @@ def catch_up(run: RunFolder) -> None:
             raise RunError(
                 f"the disk of {run.path} is full; free some space, then resume", "disk_full"
             ) from None
-        raise RunError(f"{in_words(error, settings.url)}; start again to go on", "config") from None
+        raise RunError(f"{in_words(error, settings.url)}; start again to go on", _cause(error)) from None
+
+
+def _look(remote: Remote, *, patient: bool) -> Stored | None:
+    """:meth:`Stored.look`. A machine that has nothing itself is ``patient``: it waits a while for a storage
+    that does not answer, as beginning anew would cost more."""
+    end, pause = time.monotonic() + (WAIT_S if patient else 0.0), 1.0
+    while True:
+        try:
+            return Stored.look(remote)
+        except BUGS:
+            raise
+        except Exception as error:
+            if is_refusal(error) or is_missing(error) or time.monotonic() + pause > end:
+                raise
+            if pause == 1.0:
+                _say(f"{in_words(error, remote.url)}; trying again for {WAIT_S:.0f} seconds")
+        time.sleep(pause)
+        pause = min(2 * pause, 10.0)
+
+
+def _cause(error: Exception) -> str:
+    """What no waiting changes is the recipe's fault."""
+    return "config" if is_refusal(error) or is_missing(error) else "unknown"
 
 
 def require_same(stored: Stored, config: TrainConfig) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -284,3 +285,26 @@ def test_a_message_on_a_checkpoint_has_addresses_that_open(server: S3Server, tmp
         content = httpx.get(file["url"]).content
         assert (len(content), hashlib.sha256(content).hexdigest()) == (file["size"], file["sha256"])
     assert SECRET.encode() not in hook.asked[0].body
+
+
+def test_a_new_machine_waits_for_a_storage_that_does_not_answer(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, _ = place(server, tmp_path)
+    machine = Machine(tmp_path / "one", url, server.url)
+    machine.save(500)
+    machine.flush()
+    where = machine.config.storage.url
+    server.kill()
+    monkeypatch.setattr("trainer.stored.WAIT_S", 1.5)
+    with pytest.raises(RunError, match="cannot be reached") as caught:
+        begin(where, server.url, tmp_path / "two", tmp_path)
+    assert caught.value.cause == "unknown" and "trying again for" in capsys.readouterr().err
+    catch_up(machine.run)  # has what it needs, and goes on at once
+    said = capsys.readouterr().err
+    assert "goes on from what is on this machine" in said and "trying again" not in said
+    monkeypatch.setattr("trainer.stored.WAIT_S", 60.0)
+    threading.Timer(1.5, server.start).start()
+    run = begin(where, server.url, tmp_path / "two", tmp_path)
+    catch_up(run)
+    assert is_whole(run.checkpoint(500))
