@@ -227,7 +227,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from .requests import Requests
 
     requests = Requests()
-    config = load_recipe(arguments.recipe, tuple(arguments.set))
+    config = load_recipe_or_preset(arguments.recipe, tuple(arguments.set))
     machines = _machines(arguments)
     with joined() as crew:
         stored = crew.same(_stored(config, arguments.run_dir) if crew.main else "")

@@ -148,6 +148,9 @@ def test_a_guides_recipe_is_checked_as_it_lies_there(
     assert "error" not in capsys.readouterr().out
     config = load_recipe_or_preset(file, (*mine[1::2], "train.batch_size=2"))
     assert config.dataset.trigger == "zwx dog" and config.train.batch_size == 2
+    taken = ("--run-dir", str(tmp_path / "photos"))  # refused, but not for what the file is
+    assert main(["train", str(file), *mine, *taken]) == 2
+    assert "is the folder of photos" in capsys.readouterr().err
     assert any("zwx dog" in prompt for prompt in config.samples.prompts)
     assert config.adapter == PRESETS[key].apply(TrainConfig()).adapter
 
