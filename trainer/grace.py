@@ -11,10 +11,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from .checkpoints import list_checkpoints, step_of
 from .contract.runs import RunFolder
+from .processes import under_torchrun
 from .report import Reporter
 from .requests import Asks, Requests
 
@@ -64,6 +65,9 @@ def guarded(
                 kept = f"saved up to step {step_of(saved[-1]):,}" if saved else "nothing was saved yet"
                 report.end("stopped", f"Stopped in the middle, as the machine goes; {kept}.")
                 finish()
+                if under_torchrun():  # which starts all again when one has ended: they are to end at once
+                    with suppress(OSError):
+                        run.send("stop")
                 os._exit(STOPPED)
 
     threading.Thread(target=watch, name="grace", daemon=True).start()
