@@ -21,6 +21,7 @@ from trainer.contract.errors import RunError, UserError
 from trainer.contract.fields import dump_recipe
 from trainer.contract.files import seen_from
 from trainer.contract.runs import RunFolder, new_run_id
+from trainer.contract.settings.storage import RUN
 
 from . import machine
 from .dispatch import Dispatcher
@@ -71,6 +72,7 @@ class Supervisor(Dispatcher):
                 run = RunFolder(self.workspace.runs / new_run_id(config.output.name))
             frozen = self._frozen(run, project, config)
             self._refuse_double(book, project, frozen)
+            self._refuse_taken(frozen)
             job = new_job("train", project=project.id, run=run.id, detail=in_words(config))
             try:
                 run.create(frozen)
@@ -196,18 +198,35 @@ class Supervisor(Dispatcher):
 
     def _refuse_double(self, book: Book, project: Project, frozen: TrainConfig) -> None:
         """RunError for the very training that was queued a moment ago: a button pressed twice."""
-        recipe = dump_recipe(frozen)
         for job in book.jobs:
             age = time.time() - job.added
             if job.kind != "train" or job.over or job.project != project.id or not 0 <= age < DOUBLE_S:
                 continue
+            other = self.run_of(job)
             with suppress(OSError):
-                if (self.workspace.runs / job.run / "recipe.toml").read_text(encoding="utf-8") == recipe:
+                if other.recipe.read_text(encoding="utf-8") == dump_recipe(other.own(frozen)):
                     raise RunError(
                         f"{project.name} was started with this very recipe {age:.0f} s ago; wait "
                         f"{DOUBLE_S - age:.0f} s and press again if you want it twice.",
                         "config",
                     )
+
+    def _refuse_taken(self, frozen: TrainConfig) -> None:
+        """RunError for a new run that is to be stored where another one is: of the same recipe, it would go
+        on from what lies there."""
+        url = frozen.storage.url
+        if not url or RUN in url:
+            return
+        for other in self.workspace.list_runs():
+            place = ""
+            with suppress(UserError):  # of a run that cannot be read it is not known
+                place = other.config().storage.url
+            if place == url:
+                raise RunError(
+                    f"{url} is the place of {other.id} already; add /{RUN} to storage.url, which stands for "
+                    "the run's name.",
+                    "config",
+                )
 
     # What a person does to the queue ------------------------------------------------------------
 

@@ -144,10 +144,13 @@ def test_a_picture_that_cannot_be_read_is_left_out(jobs, project) -> None:
 
 
 def test_once_the_pictures_are_frozen_it_is_a_new_run(jobs, project) -> None:
-    run = failed(project, "bad_image", "red.png cannot be read (truncated).")
+    url = "file:///mnt/loras/{run}"
+    run = failed(project, "bad_image", "red.png cannot be read (truncated).", storage={"url": url})
     run.dataset.write_text("{}")
     begun = apply(jobs, run, fix_of(jobs, run).key)
     assert begun.id != run.id and len(project.dataset().enabled_images()) == 2
+    assert run.config().storage.url == url.replace("{run}", run.id)
+    assert begun.config().storage.url == url.replace("{run}", begun.id), "else it goes on with the old one"
 
 
 def test_a_gated_model_says_where_and_whether_there_is_a_token(jobs, project, monkeypatch) -> None:

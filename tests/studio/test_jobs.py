@@ -75,6 +75,26 @@ def test_a_button_pressed_twice_starts_one_training(supervise, project) -> None:
     assert len(project.runs()) == 1
 
 
+def test_two_runs_are_never_stored_in_one_place(supervise, project, tmp_path) -> None:
+    jobs = supervise(steps=1)
+    jobs.pause(True)
+
+    def stored_at(url: str):
+        return parse(merge(to_tables(project.config()), {"storage": {"url": url}}))
+
+    own = stored_at(f"file://{tmp_path}/stored/{{run}}")
+    run = jobs.start(project, own)
+    assert run.config().storage.url.endswith(f"/{run.id}")
+    with pytest.raises(RunError, match="started with this very recipe"):
+        jobs.start(project, own)
+    one = stored_at(f"file://{tmp_path}/one")
+    first = jobs.start(project, one)
+    jobs.cancel(jobs.queue.look().of_run(first.id, "train").id)
+    with pytest.raises(RunError, match=rf"/one is the place of {first.id} already; add /{{run}} to"):
+        jobs.start(project, one)
+    assert len(project.runs()) == 2
+
+
 def test_a_new_studio_finds_the_run_again_and_stops_it(supervise, project) -> None:
     run = supervise(steps=5000).start(project, project.config())
     wait_for(run.alive)
