@@ -48,7 +48,7 @@ def going(jobs: Supervisor) -> dict[str, dict[str, Any]]:
         status = run.raw_status() if run else None
         stop = None
         if job.stop:
-            stop = told(job, run, status, jobs.patience.left(job.stop, status, time.time()))
+            stop = told(job, run, status, jobs.stop_left(job, job.stop))
         progress = {"step": status.step, "total": status.total} if status else {"step": 0, "total": 0}
         answer[job.id] = {**progress, "stop": stop}
     return answer

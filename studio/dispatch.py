@@ -18,13 +18,13 @@ from pathlib import Path
 
 from trainer.contract.disk import require_space
 from trainer.contract.errors import RunError, UserError
-from trainer.contract.runs import RunFolder, Status
+from trainer.contract.runs import RunFolder
 
 from .processes import child_environment, end_group, lives, spawn, started_at
 from .projects import Workspace
 from .publication import read_publish_status, write_publish_status
 from .queue import Book, Job, JobState, Kind, Rung, Stop, in_words, new_job
-from .stopping import NEXT, Patience
+from .stopping import GRACE_S, NEXT, Patience
 from .trainings import Trainings
 
 TICK_S = 0.5
@@ -87,7 +87,7 @@ class Dispatcher(Trainings):
             for job in book.running():
                 if not self._job_lives(job):
                     self._close(book, job)
-                elif job.stop and not self.patience.left(job.stop, self._status_of(job), time.time()):
+                elif job.stop and not self.stop_left(job, job.stop):
                     self._climb(book, job, NEXT[job.stop.rung])
             while chosen := self._may_start(book):  # again, as one that failed makes room
                 for job in chosen:
@@ -136,8 +136,14 @@ class Dispatcher(Trainings):
             return self.is_running(self.run_of(job))
         return job.id in self._unreaped or lives(job.pid, job.began)
 
-    def _status_of(self, job: Job) -> Status | None:
-        return self.run_of(job).raw_status() if job.kind == "train" else None
+    def stop_left(self, job: Job, stop: Stop) -> float:
+        """Seconds until a job that was told to stop comes to the next rung, 0 when it is due."""
+        if job.kind != "train":
+            return self.patience.left(stop, None, time.time())
+        run, grace_s = self.run_of(job), GRACE_S
+        with suppress(UserError):
+            grace_s = run.config().machine.grace_s
+        return self.patience.left(stop, run.raw_status(), time.time(), grace_s)
 
     def _may_start(self, book: Book) -> list[Job]:
         """The waiting jobs whose turn it is, with the GPUs that they get. The order is kept: nobody passes

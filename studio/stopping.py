@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.contract.runs import RunFolder, Status
+from trainer.contract.settings.machine import MachineSettings
 
 from .queue import Job, Rung, Stop
 
 NEXT: dict[Rung, Rung] = {"asked": "term", "term": "kill", "kill": "kill"}
+GRACE_S = MachineSettings().grace_s
 STEPS_TO_WAIT = 3
 """A step that takes a minute is not a trainer that does not listen."""
 
@@ -29,22 +31,29 @@ class Patience:
 
     asked_s: float = 60.0
     term_s: float = 35.0
-    """More than machine.grace_s usually is, within which a trainer ends by itself."""
+    """More than machine.grace_s usually is (:data:`GRACE_S`), within which a trainer ends by itself; where
+    that is longer, so is this."""
     kill_s: float = 5.0
     saving_s: float = 300.0
+    storing_s: float = 660.0
+    """Once the trainer has saved and said its last word, it uploads for ten minutes at most."""
 
-    def seconds(self, rung: Rung, status: Status | None) -> float:
-        """How long a job may take on a rung; ``status`` is a training's."""
+    def seconds(self, stop: Stop, status: Status | None, grace_s: float = GRACE_S) -> float:
+        """How long a job may take on its rung; ``status`` and ``grace_s`` are a training's."""
+        rung = stop.rung
+        if rung == "asked" and status and status.terminal and status.heartbeat >= stop.since:
+            return self.storing_s
         if rung == "asked":
             pace = status.steps_per_s if status else None
             return max(self.asked_s, STEPS_TO_WAIT / pace if pace else 0.0)
         if rung == "term":
-            return self.saving_s if status and status.state == "saving" else self.term_s
+            saving = status and status.state == "saving"
+            return self.saving_s if saving else self.term_s + max(0.0, grace_s - GRACE_S)
         return self.kill_s
 
-    def left(self, stop: Stop, status: Status | None, now: float) -> float:
+    def left(self, stop: Stop, status: Status | None, now: float, grace_s: float = GRACE_S) -> float:
         """Seconds until the next rung, 0 when it is due."""
-        return max(0.0, stop.since + self.seconds(stop.rung, status) - now)
+        return max(0.0, stop.since + self.seconds(stop, status, grace_s) - now)
 
 
 def saved_step(run: RunFolder) -> int | None:

@@ -422,7 +422,11 @@ def test_patience_is_longer_for_slow_steps_and_while_it_saves() -> None:
     asked, term = Stop(rung="asked", since=100.0), Stop(rung="term", since=100.0)
     assert patience.left(asked, Status(), 110.0) == 50.0
     assert patience.left(asked, Status(steps_per_s=0.02), 110.0) == 140.0
+    stored = Status(state="stopped", heartbeat=105.0)
+    assert patience.left(asked, stored, 110.0) == 650.0, "it is saved, and uploads"
+    assert patience.left(asked, stored.model_copy(update={"heartbeat": 90.0}), 110.0) == 50.0
     assert patience.left(term, Status(state="training"), 110.0) == 25.0
+    assert patience.left(term, Status(state="training"), 110.0, grace_s=120.0) == 115.0
     assert patience.left(term, Status(state="saving"), 110.0) == 290.0
 
 
