@@ -48,7 +48,10 @@ def sync_folder(folder: Path) -> None:
 def make_folder(folder: Path) -> None:
     """A folder, with those that it lies in, that a power cut does not take away again with all its files."""
     if not folder.is_dir():
-        make_folder(folder.parent)
+        if folder.is_file():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+        if folder.parent != folder:  # as of a drive that is not there
+            make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         sync_folder(folder.parent)
 
