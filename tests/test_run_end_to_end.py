@@ -87,6 +87,15 @@ def test_a_recipe_from_start_to_finish(home: Path) -> None:
 
     again = trainer("train", "recipe.toml", "--run-dir", "run", "--set", "train.steps=5", cwd=home)
     assert again.returncode == 0 and "is finished" in again.stderr
+    result = run.result(run.config())
+    result.rename(result.with_suffix(".away"))  # as if it had stopped
+    spent = ("--set", "machine.budget=0.000001", "--set", "machine.price_per_hour=1000")
+    poor = trainer("resume", "run", *spent, cwd=home)
+    assert poor.returncode == 2 and "is used up" in poor.stderr and "raise machine.budget" in poor.stderr
+    status = run.raw_status()
+    assert status.state == "stopped" and status.cost and status.budget and status.cost > status.budget
+    result.with_suffix(".away").rename(result)
+    run.write_status(status.model_copy(update={"state": "finished"}))
     other = trainer("train", "recipe.toml", "--run-dir", "run", cwd=home)
     assert other.returncode == 2 and "another recipe" in other.stderr
     dearer = ("--set", "train.steps=5", "--set", "machine.budget=9", "--set", "machine.price_per_hour=1")

@@ -1,7 +1,7 @@
 """``python -m trainer``: the trainer's command line, and the one place that catches every error.
 
-Exit codes: 0 finished · 1 failed (cause on the last line) · 2 bad recipe or arguments · 3 stopped and
-saved, resume with the same folder.
+Exit codes: 0 finished · 1 failed (cause on the last line) · 2 bad recipe or arguments, or a budget that was
+used up before · 3 stopped and saved, resume with the same folder.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .contract.fields import RECORDS, load_recipe, parse, to_tables
 from .contract.presets import load_recipe_or_preset
 from .contract.runs import RunFolder, new_run_id
 from .contract.same_run import differing
+from .contract.spent import refused_for_its_budget
 from .processes import Crew, Machines, joined, leave, speaks, under_torchrun
 from .restart import AGAIN, Restart, begin_again, fit_allocator
 from .steady import steady_output
@@ -316,6 +317,10 @@ def _run(run: RunFolder, requests: Requests, crew: Crew, machines: Machines) -> 
             if crew.main:
                 print(f"{run.id} is finished: {result}", file=sys.stderr)
             return FINISHED
+        if why := crew.same(refused_for_its_budget(run) if crew.main else ""):
+            if crew.main:
+                print(f"error: {why}", file=sys.stderr)
+            return BAD_RECIPE
         # What torch and its kin make on import is there to stay: looking through it for garbage, again
         # and again while it grows, costs a sixth of the start.
         gc.disable()
