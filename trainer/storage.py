@@ -194,8 +194,9 @@ class Mirror:
         self._there = remote.list(*FOLDERS)
         card = {"version": 1, "run": self._run.id, "writer": self._writer}
         self._send_bytes(remote, CARD, json.dumps(card).encode())
-        if stored is None:
-            self._send_bytes(remote, RECIPE, self._run.recipe.read_bytes())
+        recipe = self._run.recipe.read_bytes()
+        if stored is None or stored.recipe != recipe:  # a larger budget, say, which has to come along
+            self._send_bytes(remote, RECIPE, recipe)
         for step in stored.steps() if stored else ():
             if self._is_same(remote, step):
                 self._whole.add(step)

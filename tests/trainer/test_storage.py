@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from trainer import alongside
+from trainer.contract.amend import amend
 from trainer.contract.errors import ConfigError, RunError
 from trainer.contract.whole import MANIFEST, is_whole
 from trainer.remote import Differs, Remote, Sent, in_words
@@ -47,6 +48,16 @@ def test_another_disk_and_photos_that_stay_here(tmp_path: Path) -> None:
     run = begin(f"file://{there}", "", tmp_path / "three", tmp_path)
     with pytest.raises(RunError, match="4 of the run's 4 photos and masks are neither in file://"):
         catch_up(run)
+
+
+def test_what_was_changed_of_a_run_comes_along(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "one", f"file://{tmp_path}/disk")
+    machine.save(500)
+    machine.flush()
+    amend(machine.run, ["machine.price_per_hour=1", "machine.budget=30"])
+    machine.flush()
+    run = begin(f"file://{tmp_path}/disk", "", tmp_path / "two", tmp_path)
+    assert run.config().machine.budget == 30
 
 
 def test_one_that_is_damaged_here_gets_no_manifest_there(tmp_path: Path) -> None:
