@@ -301,7 +301,7 @@ def _run(run: RunFolder, requests: Requests, crew: Crew, machines: Machines) -> 
         from .torchrun import launch, wanted
 
         if (processes := wanted(config.machine.gpus)) * machines.count > 1:
-            return launch(run, processes, machines)
+            return launch(run, processes, machines, requests.stop)
     crew.require(config)
     with run.hold() if crew.main else nullcontext() as lock:
         if crew.main:

@@ -261,14 +261,16 @@ def wanted(gpus: int) -> int:
     return gpus or there or 1
 
 
-def launch(run: RunFolder, processes: int, machines: Machines) -> int:
+def launch(run: RunFolder, processes: int, machines: Machines, asked: Callable[[], bool]) -> int:
     """Train the run in that many processes of this machine, and return the exit code that all agree on.
 
     This process is torchrun's agent: it starts all again, from the newest checkpoint, when one has died
     without a word; of several machines, it ends with LOST then, and whoever has started them does. A signal
-    to it is passed on to them, and they decide how it ends.
+    to it is passed on to them, and they decide how it ends; ``asked`` says whether one came before.
     """
     _pass_signals_on(run)
+    if asked():
+        run.send("stop")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     if machines.count == 1 and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -20,9 +20,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
+from trainer import torchrun
 from trainer.contract.events import current_events, read_events
 from trainer.contract.runs import RunFolder
-from trainer.processes import ALONE, Crew
+from trainer.processes import ALONE, CODE_FILE, Crew, Machines
 
 from .helpers import Script, recipe, train_here, weights_hash
 
@@ -271,3 +272,20 @@ def test_a_failure_of_one_ends_all_with_its_sentence(trained: Trained) -> None:
     assert status.evidence == "process 1: MemoryError: no room for it"
     for rank in (0, 1):
         assert f"rank {rank}: RunError: The computer ran out of memory" in trained.said
+
+
+def test_a_stop_before_the_processes_are_there_is_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*arguments: str) -> None:
+        Path(os.environ[CODE_FILE]).write_text("3", encoding="utf-8")
+
+    monkeypatch.setattr(torchrun, "elastic_launch", lambda config, entry: start)
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    monkeypatch.setenv(CODE_FILE, "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    run = RunFolder(tmp_path / "run")
+    run.control.mkdir(parents=True)
+    assert torchrun.launch(run, 2, Machines(), lambda: True) == 3
+    assert run.take_controls() == ["stop"]
