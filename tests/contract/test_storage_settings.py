@@ -68,6 +68,12 @@ def test_what_this_machine_lacks(tmp_path: Path) -> None:
         ({"model.base": "me/mix"}, {"model.base": "you/mix"}, ["model.base"]),
         ({"train.seed": 1, "adapter.rank": 4}, {"train.seed": 2}, ["adapter.rank", "train.seed"]),
         ({"samples.prompts": ["a"]}, {"samples.prompts": ["b"]}, ["samples.prompts"]),
+        ({"dataset.subsets": [{"path": "/a"}]}, {"dataset.subsets": [{"path": "b"}]}, []),
+        (
+            {"dataset.subsets": [{"path": "/a"}]},
+            {"dataset.subsets": [{"path": "/a", "repeats": 3}]},
+            ["dataset.subsets"],
+        ),
     ],
 )
 def test_the_same_run_on_another_machine(

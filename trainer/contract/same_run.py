@@ -8,15 +8,19 @@ from .amend import SECTIONS
 from .config import TrainConfig
 from .fields import flatten
 
-FOLDERS = ("dataset.path", "dataset.subsets", "validation.path", "prior.path")
-"""Where photos lie. Which they are is told by the frozen dataset."""
+FOLDERS = ("dataset.path", "validation.path", "prior.path")
+"""Where photos lie, as the paths of subsets do. Which they are is told by the frozen dataset."""
 FILES = ("model.base", "model.vae", "model.assistant", "adapter.start_from")
 """A file by its name, wherever it lies."""
 
 
 def differing(one: TrainConfig, other: TrainConfig) -> list[str]:
     """The settings in which two recipes differ, where things lie aside."""
-    first, second = flatten(one), flatten(other)
+    first, second = (
+        flatten(config)
+        | {"dataset.subsets": [row.model_copy(update={"path": "-"}) for row in config.dataset.subsets]}
+        for config in (one, other)
+    )
     told = [name for name in first if name not in FOLDERS and name.partition(".")[0] not in SECTIONS]
     return [
         name
