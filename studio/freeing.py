@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trainer.contract.errors import UserError
 from trainer.contract.runs import RunFolder
+from trainer.contract.whole import newest_whole
 
 from .jobs import Supervisor
 
@@ -47,10 +48,15 @@ def removable(jobs: Supervisor) -> list[Removable]:
 
 
 def free(chosen: Sequence[Removable]) -> None:
-    """Delete them. Raises UserError where a folder cannot be deleted."""
-    for folder in (folder for one in chosen for folder in one.folders):
-        try:
-            shutil.rmtree(folder)
-        except OSError as error:
-            sentence = f"{folder} cannot be deleted ({error.strerror}); delete it by hand."
-            raise UserError(sentence) from None
+    """Delete them, but for one from which a run would go on because newer ones are damaged. Raises UserError
+    where a folder cannot be deleted."""
+    for one in chosen:
+        needed = newest_whole(one.run.checkpoints, lambda text: None)
+        for folder in one.folders:
+            if folder == needed:
+                continue
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                sentence = f"{folder} cannot be deleted ({error.strerror}); delete it by hand."
+                raise UserError(sentence) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from running import make_run, wait_for
 
 from studio.context import Studio
 from studio.fixes import Fix, apply, propose
-from studio.freeing import removable
+from studio.freeing import free, removable
 from studio.jobs import Supervisor
 from studio.pages import train
 from studio.projects import Project
@@ -18,6 +19,7 @@ from trainer.contract.fields import merge, parse, to_tables
 from trainer.contract.files import write_json
 from trainer.contract.ladder import read_ladder
 from trainer.contract.runs import RunFolder, Status
+from trainer.contract.whole import MANIFEST, sha256_of
 
 
 def failed(
@@ -109,6 +111,20 @@ def test_memory_that_cannot_be_saved_any_more_means_smaller_pictures_in_a_new_ru
 def test_a_batch_is_taken_in_parts_where_memory_ran_out(jobs, project) -> None:
     fix = fix_of(jobs, failed(project, "host_oom", train={"batch_size": 4}))
     assert fix.rows == [["Pictures at once", "0", "2"]]
+
+
+def test_what_a_run_goes_on_from_stays_when_newer_ones_are_damaged(jobs, project) -> None:
+    run = failed(project, "disk_full")
+    good, damaged = (run.checkpoint(step) for step in (10, 20))
+    (good / "state.json").write_text("{}")
+    entry = {"size": 2, "sha256": sha256_of(good / "state.json")}
+    for folder in (good, damaged):  # of the newer one the file is gone
+        (folder / MANIFEST).write_text(json.dumps({"state.json": entry}))
+    free(removable(jobs))
+    assert good.is_dir() and damaged.is_dir()
+    (damaged / "state.json").write_text("{}")
+    free(removable(jobs))
+    assert not good.is_dir() and damaged.is_dir()
 
 
 def test_full_disk_lists_what_may_go_and_deletes_no_more(jobs, project) -> None:
