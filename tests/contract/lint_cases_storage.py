@@ -22,7 +22,7 @@ CASES = [
     Case(
         "storage_over_an_open_line",
         {**S3, "storage.endpoint": "http://s3.example.org:9000"},
-        {**S3, "storage.endpoint": "http://192.168.1.7:9000"},
+        {**S3, "storage.endpoint": "http://172.20.1.7:9000"},
         says=("s3.example.org",),
     ),
     Case(

@@ -1,4 +1,4 @@
-"""Addresses of webhooks: which services they belong to, and which of them are secrets."""
+"""Addresses: which services webhooks belong to, which are secrets, and which hosts are near."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from .addresses import is_private
 from .config import TrainConfig
 from .findings import Facts, Finding, rule
 from .settings.storage import RUN
@@ -34,7 +35,7 @@ def storage_is_of_one_run(config: TrainConfig, facts: Facts) -> Iterator[Finding
 def storage_over_an_open_line(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     endpoint = config.storage.endpoint
     host = urlsplit(endpoint).hostname or ""
-    if endpoint.startswith("http://") and "." in host and not host.startswith(_NEAR):
+    if endpoint.startswith("http://") and not is_private(host):
         yield Finding(
             "warning",
             "storage.endpoint",
@@ -42,10 +43,6 @@ def storage_over_an_open_line(config: TrainConfig, facts: Facts) -> Iterator[Fin
             {"storage.endpoint": endpoint.replace("http://", "https://", 1)},
             "Use https",
         )
-
-
-_NEAR = ("127.", "10.", "192.168.", "172.16.", "169.254.")
-"""How the addresses of one's own network begin."""
 
 
 @rule
