@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomlkit
 
 from trainer.contract.config import TrainConfig, go_with_family
 from trainer.contract.errors import ConfigError
@@ -21,6 +22,7 @@ from trainer.contract.fields import (
     override,
     parse,
     settings_page,
+    to_tables,
 )
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -450,6 +452,8 @@ def test_a_folder_is_a_table_or_a_line() -> None:
     one, other = (parse({"dataset": {"subsets": [given]}}) for given in (table, line))
     assert one == other and one.dataset.subsets[0].line == line
     assert "[[dataset.subsets]]" in dump_recipe(one)
+    odd = parse({"samples": {"prompts": ['ö "x"\n\t\x7f']}, "captions": {"prefix": "a\\b"}, "dataset": {}})
+    assert all(dump_recipe(each) == tomlkit.dumps(to_tables(each)) for each in (TrainConfig(), one, odd))
 
 
 @pytest.mark.parametrize(
