@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trainer.contract.errors import UserError
 from trainer.contract.runs import RunFolder
-from trainer.contract.whole import newest_whole
+from trainer.contract.whole import list_checkpoints, newest_whole, step_of
 
 from .jobs import Supervisor
 
@@ -26,8 +26,8 @@ class Removable:
 def removable(jobs: Supervisor) -> list[Removable]:
     """What may go, run by run, the oldest first.
 
-    The newest checkpoint of a run stays: it is what resumes, draws and exports. So do starred ones, and all
-    of a training that runs or waits.
+    The newest whole checkpoint of a run stays: it is what resumes, draws and exports. So do starred ones,
+    all of a training that runs or waits, and all of a run that has no whole one. Damaged ones may go.
     """
     book = jobs.queue.look()
     busy = {job.run for job in (*book.running(), *book.waiting())}
@@ -39,22 +39,20 @@ def removable(jobs: Supervisor) -> list[Removable]:
             starred = run.starred()
         except UserError:
             continue  # what a person wants to keep is not known
-        whole = sorted(manifest.parent for manifest in run.checkpoints.glob("step-*/MANIFEST.json"))
-        old = [folder for folder in whole[:-1] if int(folder.name.removeprefix("step-")) not in starred]
-        if old:
+        there = list_checkpoints(run.checkpoints)
+        spare = len(there) > 1  # to find the newest whole one, all of its bytes are read
+        if not (spare and (needed := newest_whole(run.checkpoints, lambda text: None))):
+            continue
+        if old := [folder for folder in there if folder != needed and step_of(folder) not in starred]:
             size = sum(file.stat().st_size for folder in old for file in folder.iterdir())
             found.append(Removable(run, tuple(old), size))
     return found
 
 
 def free(chosen: Sequence[Removable]) -> None:
-    """Delete them, but for one from which a run would go on because newer ones are damaged. Raises UserError
-    where a folder cannot be deleted."""
+    """Delete them. Raises UserError where a folder cannot be deleted."""
     for one in chosen:
-        needed = newest_whole(one.run.checkpoints, lambda text: None)
         for folder in one.folders:
-            if folder == needed:
-                continue
             try:
                 shutil.rmtree(folder)
             except OSError as error:

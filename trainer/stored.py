@@ -295,13 +295,25 @@ def _news(stored: Stored, run: RunFolder) -> None:
 def _files(stored: Stored, run: RunFolder, newer: bool) -> None:
     """Samples, the finished LoRA and small files that this machine has not, or has not so new."""
     result = run.result(run.config()).name
+    if newer and run.stars.exists():
+        _stars(stored, run)
     for name, listed in stored.files.items():
         path = PurePosixPath(name)
         sample = len(path.parts) == 2 and path.parts[0] == "samples"
         small = is_small(name)
         target = run.path / name
-        if (sample or small or name == result) and not (target.exists() and not (small and newer)):
+        renewed = small and newer and target != run.stars
+        if (sample or small or name == result) and (renewed or not target.exists()):
             stored.remote.fetch(name, target, listed.size)
+
+
+def _stars(stored: Stored, run: RunFolder) -> None:
+    """What was starred here and what was starred where the run went on meanwhile: all of it stays."""
+    try:
+        there = frozenset(int(step) for step in json.loads(stored.remote.read(run.stars.name) or b"[]"))
+        write_json(run.stars, sorted(run.starred() | there))
+    except (ValueError, TypeError, RunError):
+        _say(f"warning: the stars were not brought from {stored.remote.url}, as one of the lists is damaged")
 
 
 def is_small(name: str) -> bool:

@@ -31,8 +31,10 @@ def failed(
     run.create(parse(merge(merge(to_tables(project.config()), own), settings)))
     for saved in (10, 20):
         run.checkpoint(saved).mkdir()
-        (run.checkpoint(saved) / "MANIFEST.json").write_text("{}")
-        (run.checkpoint(saved) / "adapter.safetensors").write_bytes(bytes(1_500_000))
+        weights = run.checkpoint(saved) / "adapter.safetensors"
+        weights.write_bytes(bytes(1_500_000))
+        entry = {"size": 1_500_000, "sha256": sha256_of(weights)}
+        (run.checkpoint(saved) / MANIFEST).write_text(json.dumps({weights.name: entry}))
     state = {"state": "failed", "cause": cause, "message": message, "step": step, "attempt": 1}
     run.write_status(Status.model_validate(state))
     return run
@@ -116,15 +118,16 @@ def test_a_batch_is_taken_in_parts_where_memory_ran_out(jobs, project) -> None:
 def test_what_a_run_goes_on_from_stays_when_newer_ones_are_damaged(jobs, project) -> None:
     run = failed(project, "disk_full")
     good, damaged = (run.checkpoint(step) for step in (10, 20))
-    (good / "state.json").write_text("{}")
-    entry = {"size": 2, "sha256": sha256_of(good / "state.json")}
-    for folder in (good, damaged):  # of the newer one the file is gone
-        (folder / MANIFEST).write_text(json.dumps({"state.json": entry}))
+    (damaged / "adapter.safetensors").write_bytes(b"torn")
+    assert [one.folders for one in removable(jobs)] == [(damaged,)], "the older one is what resumes"
+    run.star(20)
+    assert removable(jobs) == []
+    run.star(20, on=False)
+    (good / "adapter.safetensors").unlink()
+    assert removable(jobs) == [], "of a run without a whole one nothing goes by itself"
+    (good / "adapter.safetensors").write_bytes(bytes(1_500_000))
     free(removable(jobs))
-    assert good.is_dir() and damaged.is_dir()
-    (damaged / "state.json").write_text("{}")
-    free(removable(jobs))
-    assert not good.is_dir() and damaged.is_dir()
+    assert good.is_dir() and not damaged.is_dir()
 
 
 def test_full_disk_lists_what_may_go_and_deletes_no_more(jobs, project) -> None:

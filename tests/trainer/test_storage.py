@@ -144,6 +144,35 @@ def test_the_newest_of_here_and_there_goes_on(tmp_path: Path) -> None:
     assert sha256(machine.run.checkpoint(600) / "adapter.safetensors") == own
 
 
+def test_what_was_starred_here_stays_when_a_newer_checkpoint_comes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = Machine(tmp_path / "one", f"file://{tmp_path}/disk", keep=9)
+    machine.save(100)
+    machine.save(200)
+    machine.flush()
+    elsewhere = begin(f"file://{tmp_path}/disk", "", tmp_path / "two", tmp_path)
+    catch_up(elsewhere)
+    elsewhere.star(200)
+    again = Machine.__new__(Machine)
+    again.run, again.told = elsewhere, Told()
+    again.save(300)
+    again.flush()
+    machine.run.star(100)  # after this machine's last upload
+    catch_up(machine.run)
+    assert machine.run.checkpoint(300).is_dir() and machine.run.starred() == {100, 200}
+    machine.run.star(100, on=False)
+    catch_up(machine.run)
+    assert machine.run.starred() == {200}, "with nothing newer there, this machine knows best"
+
+    again.save(400)
+    again.flush()
+    machine.run.stars.write_text("{damaged")
+    catch_up(machine.run)
+    assert machine.run.checkpoint(400).is_dir() and machine.run.stars.read_text() == "{damaged"
+    assert "stars were not brought" in capsys.readouterr().err
+
+
 def test_only_the_newest_stay_there_and_what_is_starred(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "one", f"file://{tmp_path}/disk", keep=2)
     (machine.run.path / "starred.json").write_text("[100]")
