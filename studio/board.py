@@ -10,6 +10,7 @@ from typing import Any
 from trainer.contract.redact import redact
 
 from .jobs import Supervisor
+from .publication import ASKS_TOKEN
 from .queue import Job
 from .stopping import told
 
@@ -23,7 +24,11 @@ def board(jobs: Supervisor) -> tuple[str, dict[str, Any]]:
     """
     book = jobs.queue.look()
     shown = [*book.running(), *book.waiting(), *book.ends()[:ENDS_SHOWN]]
-    answer = {"paused": book.paused, "notice": book.notice, "jobs": [_row(job) for job in shown]}
+    rows = [_row(job) for job in shown]
+    for row, job in zip(rows, shown, strict=True):
+        if jobs.lacks_token(job):
+            row["message"] = ASKS_TOKEN
+    answer = {"paused": book.paused, "notice": book.notice, "jobs": rows}
     return hashlib.sha256(json.dumps(answer).encode()).hexdigest()[:12], answer
 
 
@@ -48,7 +53,8 @@ def going(jobs: Supervisor) -> dict[str, dict[str, Any]]:
         status = run.raw_status() if run else None
         stop = None
         if job.stop:
-            stop = told(job, run, status, jobs.stop_left(job, job.stop))
+            foreign = run is not None and jobs.is_foreign(run)
+            stop = told(job, run, status, jobs.stop_left(job, job.stop), foreign)
         progress = {"step": status.step, "total": status.total} if status else {"step": 0, "total": 0}
         answer[job.id] = {**progress, "stop": stop}
     return answer

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import shutil
 import threading
 import time
@@ -30,6 +31,8 @@ from .trainings import Trainings
 TICK_S = 0.5
 STRAYS_EVERY_S = 2.0
 """How often trainings are looked for that somebody else started."""
+OTHERS_S = 5.0
+"""So long is waited for another studio to note the end of a job that it started."""
 ALL_FAIL = 3
 """So many trainings in a row that fail before their first step are no accident."""
 CPU_AT_ONCE = 2
@@ -53,6 +56,8 @@ class Dispatcher(Trainings):
         self._gpus = gpus
         self._codes: dict[str, int] = {}
         self._tokens: dict[str, str] = {}
+        self._me = (os.getpid(), started_at(os.getpid()))
+        self._gone: dict[str, float] = {}  # jobs whose end another studio has seen -> since when
         self._strays_at = -math.inf
         self._over = threading.Event()
 
@@ -86,7 +91,8 @@ class Dispatcher(Trainings):
                     self._adopt(book, run)
             for job in book.running():
                 if not self._job_lives(job):
-                    self._close(book, job)
+                    if not self._is_anothers(job):
+                        self._close(book, job)
                 elif job.stop and not self.stop_left(job, job.stop):
                     self._climb(book, job, NEXT[job.stop.rung])
             while chosen := self._may_start(book):  # again, as one that failed makes room
@@ -136,6 +142,19 @@ class Dispatcher(Trainings):
             return self.is_running(self.run_of(job))
         return job.id in self._unreaped or lives(job.pid, job.began)
 
+    def _is_anothers(self, job: Job) -> bool:
+        """Whether another studio has seen the end of a job's process, and says in a moment how it was."""
+        if job.id in self._codes or job.studio in (None, self._me) or job.kind == "train":
+            return False
+        seen = self._gone.setdefault(job.id, time.monotonic())
+        return time.monotonic() - seen < OTHERS_S and lives(*job.studio)
+
+    def lacks_token(self, job: Job) -> bool:
+        """Whether a job waits for a token that was typed for it and that no studio has any more."""
+        if not job.typed_token or job.state != "waiting" or job.id in self._tokens:
+            return False
+        return job.studio in (None, self._me) or not lives(*job.studio)
+
     def stop_left(self, job: Job, stop: Stop) -> float:
         """Seconds until a job that was told to stop comes to the next rung, 0 when it is due."""
         if job.kind != "train":
@@ -160,6 +179,8 @@ class Dispatcher(Trainings):
         chosen: list[Job] = []
         blocked = False
         for job in book.waiting():
+            if job.typed_token and job.id not in self._tokens:
+                continue  # another studio has it, or a person has to type it again
             if not job.on_gpu:
                 if beside < CPU_AT_ONCE:
                     beside += 1
@@ -197,7 +218,8 @@ class Dispatcher(Trainings):
                 book.put(job.but(state="running", started=time.time()))
             else:
                 pid, began = self._run_tool(job)
-                book.put(job.but(state="running", started=time.time(), pid=pid, began=began))
+                known = {"pid": pid, "began": began, "studio": self._me}
+                book.put(job.but(state="running", started=time.time(), **known))
         except UserError as error:
             cause = getattr(error, "cause", "config")
             book.put(job.but(state="failed", ended=time.time(), message=str(error), cause=cause))
@@ -252,8 +274,9 @@ class Dispatcher(Trainings):
             message = _last_line(self.log_of(job)) or f"It ended with exit code {code}."
         elif code is None:
             message = "It ended while no studio was running; its log has the outcome."
-        if job.stop and state == "failed":
+        if job.stop and (code is None or state == "failed"):
             state = "stopped"
+        self._gone.pop(job.id, None)
         book.put(job.but(state=state, ended=time.time(), message=message))
 
     def _pause_when_all_fail(self, book: Book) -> None:
@@ -274,6 +297,11 @@ class Dispatcher(Trainings):
         elif not self._force(self.run_of(job), hard=rung == "kill"):
             rung = "asked"  # started from a command line: it can be asked, and nothing more
         book.put(job.but(stop=Stop(rung=rung, since=time.time())))
+
+    def _was_beaten(self, run: RunFolder) -> None:
+        with suppress(UserError), self._changing() as book:
+            if job := book.of_run(run.id, "train"):
+                book.put(job.but(detail="a trainer started elsewhere was quicker, and has it"))
 
     def _somebody_ended(self) -> None:
         with suppress(UserError, OSError):  # the next tick tries again

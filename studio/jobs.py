@@ -26,7 +26,13 @@ from trainer.contract.settings.storage import RUN
 from . import machine
 from .dispatch import Dispatcher
 from .projects import Project, Workspace
-from .publication import checked_repo_id, is_published_now, read_publish_status, write_publish_status
+from .publication import (
+    ASKS_TOKEN,
+    checked_repo_id,
+    is_published_now,
+    read_publish_status,
+    write_publish_status,
+)
 from .queue import Book, Job, Kind, Stop, in_words, new_job
 from .stopping import NEXT, Patience, saved_step
 
@@ -127,11 +133,15 @@ class Supervisor(Dispatcher):
         """Run ``python -m dataset_tools caption|crop`` on a project."""
         return self._add(new_job(kind, project=project.id, arguments=(kind, str(project.root), *arguments)))
 
-    def publish(self, run: RunFolder, repo_id: str, private: bool, token: str | None = None) -> None:
+    def publish(
+        self, run: RunFolder, repo_id: str, private: bool, token: str | None = None, ask: bool = False
+    ) -> None:
         """Push the run's LoRA to the Hub in the background; :meth:`publish_status` tells how it goes.
 
-        The token goes to that one process by its environment and is written nowhere.
+        The token goes to that one process by its environment and is written nowhere. With ``ask`` it waits
+        until one is typed.
         """
+        token = (token or "").strip()
         repo_id = checked_repo_id(repo_id)
         if not run.result(run.config()).is_file():
             raise UserError(f"{run.id} has no finished LoRA yet; publish it when the training has ended.")
@@ -140,17 +150,30 @@ class Supervisor(Dispatcher):
         with self._changing() as book:
             if self.publish_status(run)["state"] == "running":
                 raise UserError(f"{run.id} is being published already; wait until that has ended.")
+            if asks := book.of_run(run.id, "publish"):
+                book.remove(asks.id)  # this is its answer
             write_publish_status(run, state="running", repo_id=repo_id, private=private, message="Starting")
             job = new_job("publish", project=project, run=run.id, detail=repo_id, arguments=arguments)
-            if token and token.strip():
-                self._tokens[job.id] = token.strip()
+            if token or ask:
+                job = job.but(typed_token=True, studio=self._me if token else None)
+            if token:
+                self._tokens[job.id] = token
             book.put(job)
         self._begin(job)
 
     def publish_status(self, run: RunFolder) -> dict[str, Any]:
-        """``{"state": none|running|done|failed, "repo_id", "private", "message", "url", "time"}``."""
+        """``{"state": none|asks|running|done|failed, "repo_id", "private", "message", "url", "time"}``;
+        ``asks``: for its token, which was typed into a studio that is gone."""
         status = read_publish_status(run)
-        if status["state"] != "running" or self.queue.look().of_run(run.id, "publish"):
+        book = self.queue.look()
+        if job := book.of_run(run.id, "publish"):
+            if self.lacks_token(job):
+                return {**status, "state": "asks", "message": ASKS_TOKEN}
+            if job.state == "waiting":
+                why = "the queue is paused" if book.paused else "other jobs are before it"
+                return {**status, "message": f"It waits: {why}."}
+            return status
+        if status["state"] != "running":
             return status
         with self._probing:
             going = is_published_now(run)
@@ -269,7 +292,7 @@ class Supervisor(Dispatcher):
             return
         if job.kind == "publish":
             run, private = self.workspace.run(job.run), "--private" in job.arguments
-            self.publish(run, job.detail, private)
+            self.publish(run, job.detail, private, ask=job.typed_token)
         else:
             self._add(new_job(**job.model_dump(include={"kind", "project", "run", "detail", "arguments"})))
         self.remove(job_id)

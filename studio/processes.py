@@ -86,11 +86,22 @@ def end_group(pid: Any, started: Any, hard: bool) -> bool:
         with suppress(ProcessLookupError):
             os.killpg(pid, number)
         return True
-    left = [process for process in psutil.process_iter(["create_time"]) if _left_by(process, pid, started)]
+    left = _left_of(pid, started)
     for process in left:
         with suppress(psutil.Error):
             process.send_signal(number)
     return bool(left)
+
+
+def group_lives(pid: Any, started: Any) -> bool:
+    """Whether :func:`end_group` would find anybody."""
+    if not isinstance(pid, int) or not isinstance(started, (int, float)):
+        return False
+    return lives(pid, started) or (os.name == "posix" and bool(_left_of(pid, started)))
+
+
+def _left_of(leader: int, started: float) -> list[psutil.Process]:
+    return [process for process in psutil.process_iter(["create_time"]) if _left_by(process, leader, started)]
 
 
 def _left_by(process: psutil.Process, leader: int, started: float) -> bool:

@@ -16,6 +16,7 @@ from trainer.contract.errors import UserError
 from trainer.contract.files import read_json, write_json
 from trainer.contract.runs import RunFolder
 
+ASKS_TOKEN = "It waits for its access token, which is kept nowhere: type it again on the Results page."
 REPO_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}")
 
 

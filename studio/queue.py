@@ -51,6 +51,8 @@ class Job(BaseModel):
         detail: a few words for people.
         arguments: what follows the command of its kind. Never a secret.
         devices: the GPUs it was given, () where there was nothing to choose.
+        typed_token: it needs a token that was typed for it, which is kept nowhere.
+        studio: pid and start of the studio that has its token or has started its process.
         pid, began: of its process; a training's are in its launch.json instead.
         step: how far a training got.
         cause: of a failed training, one of trainer.contract.runs.CAUSES.
@@ -66,6 +68,8 @@ class Job(BaseModel):
     arguments: tuple[str, ...] = ()
     state: JobState = "waiting"
     devices: tuple[str, ...] = ()
+    typed_token: bool = False
+    studio: tuple[int, float] | None = None
     added: float = 0.0
     started: float = 0.0
     ended: float = 0.0

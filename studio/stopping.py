@@ -74,14 +74,17 @@ def at_stake(run: RunFolder, step: int) -> str:
     )
 
 
-def told(job: Job, run: RunFolder | None, status: Status | None, left_s: float) -> dict[str, Any]:
+def told(
+    job: Job, run: RunFolder | None, status: Status | None, left_s: float, foreign: bool = False
+) -> dict[str, Any]:
     """What a page shows of a stop that is under way: ``rung``, ``left_s`` (until the next rung), ``text``
-    and ``hurry``, what the button that skips ahead says ("" on the last rung)."""
+    and ``hurry``, what the button that skips ahead says ("" on the last rung). ``foreign``: no studio has
+    started the trainer."""
     assert job.stop is not None
     seconds = f"{math.ceil(left_s)} s"
     cost = at_stake(run, status.step) if run and status else "what it was doing would be lost"
     asked = "It finishes its step, saves and ends."
-    if run and not run.launch.exists():
+    if foreign:
         asked += " It was started outside of the studio: if it does not listen, end it there."
         return {"rung": "asked", "left_s": round(left_s, 1), "text": asked, "hurry": ""}
     text, hurry = {

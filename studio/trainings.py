@@ -17,7 +17,7 @@ from trainer.contract.files import read_json, write_json
 from trainer.contract.runs import RunFolder, Status, launch_record
 
 from .diagnosis import autopsy
-from .processes import child_environment, end_group, lives, spawn, started_at
+from .processes import child_environment, end_group, group_lives, lives, spawn, started_at
 from .projects import Workspace
 from .queue import Job, Queue
 from .stopping import saved_step
@@ -69,6 +69,13 @@ class Trainings:
             if run.alive():
                 return True
         return self._lives(run, launch_of(run))
+
+    def is_foreign(self, run: RunFolder) -> bool:
+        """Whether no studio has started the trainer of a run that is being trained: it can be asked to end,
+        and nothing more."""
+        launch = launch_of(run)
+        ours = run.id in self._unreaped or group_lives(launch.get("pid"), launch.get("started"))
+        return not ours
 
     def _lives(self, run: RunFolder, launch: dict[str, Any]) -> bool:
         """Whether the process that was launched still runs, or has only just ended: how is known at once."""
@@ -129,12 +136,14 @@ class Trainings:
         if self.is_running(run):
             return  # somebody else was quicker
         launch = launch_of(run)
-        verb = ["resume", str(run.path)] if launch else ["train", str(run.recipe), "--run-dir", str(run.path)]
+        begun = self._began(run)
+        verb = ["resume", str(run.path)] if begun else ["train", str(run.recipe), "--run-dir", str(run.path)]
         run.take_controls()  # a stop that a dead trainer never read must not end the new one
         argv = [*self._trainer, *verb]
         log_start = run.log.stat().st_size if run.log.exists() else 0
         child = spawn(argv, run.log, child_environment(devices))
-        record = launch_record(child.pid, started_at(child.pid), argv, int(launch.get("attempt", 0)) + 1)
+        attempt = max(int(launch.get("attempt", 0)), run.raw_status().attempt) + 1
+        record = launch_record(child.pid, started_at(child.pid), argv, attempt)
         try:
             write_json(run.launch, {**record, "log_start": log_start})
         except OSError:
@@ -148,14 +157,24 @@ class Trainings:
         """The exit code of a trainer, which the log does not tell."""
         launch = launch_of(run)
         if launch.get("pid") == pid:
+            with self._probing:
+                beaten = code != 0 and run.alive()
             with suppress(OSError):  # the run was deleted, or the disk is full: the code is only a hint
-                write_json(run.launch, {**launch, "exit_code": code})
+                if beaten:  # another trainer had the lock first: it is that one's run, and none of ours
+                    run.launch.unlink()
+                else:
+                    write_json(run.launch, {**launch, "exit_code": code})
+            if beaten:
+                self._was_beaten(run)
         self._active = (0.0, [])
+
+    def _was_beaten(self, run: RunFolder) -> None:
+        """Called when a trainer that we started found the run in the hands of another."""
 
     def _force(self, run: RunFolder, hard: bool) -> bool:
         """Tell the trainer's whole group to end, or kill it; False where it is no process of ours."""
         launch = launch_of(run)
-        if not launch:
+        if self.is_foreign(run):
             return False
         step, saved = run.raw_status().step, saved_step(run)
         where = f"goes on from step {saved:,}" if saved else "begins anew, as nothing was saved"

@@ -134,7 +134,7 @@
       const running = status.state === "running";
       this.button.disabled = running;
       this.button.textContent = running ? "Publishing…" : "Publish";
-      const kind = { done: "good", failed: "bad", running: "" }[status.state];
+      const kind = { done: "good", failed: "bad", asks: "warn", running: "" }[status.state];
       const link = status.url && /^https?:/.test(status.url) ? [" ", h("a.link", { href: status.url, target: "_blank", rel: "noopener noreferrer" }, "Open it")] : [];
       this.status.replaceChildren(...(kind === undefined ? [] : [
         h(`p.notice.${kind || "plain"}`, null, kind ? icon(kind === "good" ? "check" : "alert") : null, h("span", null, status.message, link))]));

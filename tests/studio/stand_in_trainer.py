@@ -1,8 +1,9 @@
 """Keeps the promises of the run folder and trains nothing: ``train RECIPE --run-dir DIR``, ``resume DIR``.
 
 How it behaves is told by ``--behave`` before the verb: ``train`` (50 steps a second until it is told to
-stop, or ``--steps`` are done), ``slow-start``, ``exit1``, ``exit2``, ``gpu-oom``, ``kill9``, ``flood``,
-``hears-term`` (no control file, only SIGTERM), ``deaf`` (neither; its child is as deaf). A checkpoint is
+stop, or ``--steps`` are done), ``slow-start``, ``gate`` (takes the run's lock once there is a file ``gate``),
+``exit1``, ``exit2``, ``gpu-oom``, ``kill9``, ``flood``, ``hears-term`` (no control file, only SIGTERM),
+``deaf`` (neither; its child is as deaf). A checkpoint is
 saved every ten steps. ``sample DIR`` writes down what it is asked to draw.
 """
 
@@ -17,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+from trainer.contract.errors import RunError
 from trainer.contract.events import EventLog
 from trainer.contract.runs import RunFolder, Status
 
@@ -41,8 +43,14 @@ def main() -> int:
         return 2
     if options.behave == "slow-start":
         time.sleep(1.0)
+    while options.behave == "gate" and not (run.path / "gate").exists():
+        time.sleep(0.02)
     run.config()
-    lock = run.hold()
+    try:
+        lock = run.hold()
+    except RunError as error:
+        print(f"error: {error}", flush=True)
+        return 2
     earlier = run.raw_status()
     attempt, step = earlier.attempt + 1, earlier.step
     events = EventLog(run.events, attempt)

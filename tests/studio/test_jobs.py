@@ -330,8 +330,8 @@ def test_evidence_is_redacted(supervise, project) -> None:
     wait_for(lambda: "exit_code" in read_json(run.launch))
     with run.log.open("a") as log:
         log.write("401 Client Error: https://me:pass@hub.example/x Bearer hf_abcdefghijklmnopqrst\n")
-    found = explain(jobs.status(run))
-    assert found is not None and found.cause == "gated_model"
+    found = wait_for(lambda: explain(jobs.status(run)))
+    assert found.cause == "gated_model"
     assert "abcdef" not in found.evidence and "pass@" not in found.evidence
 
 

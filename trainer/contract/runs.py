@@ -79,6 +79,9 @@ class InheritedLock:
 
 RunLock = BaseFileLock | InheritedLock
 
+PROBE_S = 0.01
+"""How long a lock is held at most by somebody who only asks whether a trainer holds it."""
+
 
 class Status(BaseModel):
     """status.json, replaced at most once a second by the trainer.
@@ -252,7 +255,8 @@ class RunFolder:
             return False
         probe = FileLock(self.lock)
         try:
-            probe.acquire(timeout=0)
+            # Another reader's probe is over in a moment: two studios may look into one workspace.
+            probe.acquire(timeout=PROBE_S, poll_interval=PROBE_S / 2)
         except Timeout:
             return True
         probe.release()
