@@ -116,8 +116,12 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, help="default: the recipe's")
     sample.set_defaults(verb=_sample)
 
-    export = verbs.add_parser("export", help="write a run's LoRA, or a recipe, for another program")
-    export.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="or RECIPE.toml, with kohya-toml")
+    export = verbs.add_parser(
+        "export", help="write a run's LoRA, a LoRA's file or a recipe for another program"
+    )
+    export.add_argument(
+        "run_dir", type=Path, metavar="RUN_DIR", help="or FILE.safetensors; or RECIPE.toml, with kohya-toml"
+    )
     export.add_argument(
         "--format",
         choices=("kohya", "diffusers", "comfyui", "kohya-toml"),
@@ -130,7 +134,12 @@ def _parser() -> argparse.ArgumentParser:
         help="where they are averaged: those of the last step, or their average (the default)",
     )
     export.add_argument("--rank", type=int, metavar="N", help="of a dylora: cut it to this rank")
-    export.add_argument("--out", type=Path, required=True, metavar="FILE")
+    export.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="default, of a LoRA's file: beside it, with the format's name",
+    )
     export.set_defaults(verb=_export)
 
     bring = verbs.add_parser("import", help="a recipe from another program's, or from a finished LoRA")
@@ -372,12 +381,32 @@ def _sample(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    source, out = arguments.run_dir, arguments.out
+    if source.suffix == ".safetensors" and not source.is_dir():
+        return _convert(arguments)
+    if out is None:
+        raise ConfigError({"--out": "--out is missing; name the file to write"})
     if arguments.format == "kohya-toml":
         return _export_recipe(arguments)
     from .after import export_run
 
     run = RunFolder(arguments.run_dir.resolve())
     return export_run(run, arguments.format, arguments.out, arguments.rank, arguments.weights)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    file, format = arguments.run_dir, arguments.format
+    for option, value in (("--rank", arguments.rank), ("--weights", arguments.weights)):
+        if value is not None:
+            raise ConfigError({option: f"{option} is for runs, and {file.name} is a file; leave it out"})
+    if format == "kohya-toml":
+        raise ConfigError({"--format": f"{file.name} holds no recipe; choose kohya, diffusers or comfyui"})
+    from .convert import convert
+
+    out = arguments.out or file.with_name(f"{file.stem}-{format}.safetensors")
+    convert(file, format, out)
+    print(out)
+    return FINISHED
 
 
 def _export_recipe(arguments: argparse.Namespace) -> int:

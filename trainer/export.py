@@ -15,24 +15,22 @@ diffusers' own converters are not used: they drop modules and rewrite alpha (doc
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from .adapters import AdapterWeights, LohaWeights, LokrWeights, LoraWeights, OftWeights
 from .contract.config import TrainConfig
 from .contract.errors import RunError
 from .contract.files import write_bytes
-from .contract.settings.adapter import AdapterSettings
 from .families.base import ModelFamily, Native
+from .lora_metadata import file_of, training_metadata
 
 Format = Literal["kohya", "diffusers", "comfyui"]
 FORMATS: tuple[Format, ...] = ("kohya", "diffusers", "comfyui")
@@ -49,11 +47,7 @@ def tensors_in(
     if format == "diffusers":
         for name, lora in weights.items():
             if not isinstance(lora, LoraWeights) or lora.magnitude is not None:
-                raise RunError(
-                    f"diffusers reads plain LoRAs, and this is {KINDS[type(lora)]}; "
-                    "choose the format kohya or comfyui, or use it in ComfyUI",
-                    "config",
-                )
+                raise only_plain(KINDS[type(lora)])
             stem = diffusers_name(name, family)
             tensors[f"{stem}.lora_A.weight"] = lora.down
             tensors[f"{stem}.lora_B.weight"] = lora.up * lora.scale
@@ -62,6 +56,15 @@ def tensors_in(
     for stem, each in _original(format, weights, family).items():
         tensors |= {f"{stem}.{ending}": tensor for ending, tensor in each.tensors(down, up).items()}
     return tensors
+
+
+def only_plain(kind: str) -> RunError:
+    """The error that the diffusers format cannot say what ``kind``, with its article, is."""
+    return RunError(
+        f"diffusers reads plain LoRAs, and this is {kind}; "
+        "choose the format kohya or comfyui, or use it in ComfyUI",
+        "config",
+    )
 
 
 KINDS: dict[type, str] = {
@@ -108,7 +111,13 @@ def _original(
     found: dict[str, AdapterWeights] = {}
     for stem, group in groups.items():
         if len(group) == 1 and group[0][1].rows is None:
-            found[stem] = group[0][2]
+            name, native, each = group[0]
+            if not native.swapped:
+                found[stem] = each
+            elif isinstance(each, LoraWeights):
+                found[stem] = replace(each, up=halves_swapped(each.up))
+            else:
+                found[lycoris_name(name)] = each
         elif one := fused([(native, each) for _, native, each in group]):
             found[stem] = one
         else:
@@ -121,19 +130,25 @@ def lycoris_name(name: str) -> str:
     return "lycoris_" + name.partition(".")[2].replace(".", "_")
 
 
-def fused(group: list[tuple[Native, AdapterWeights]]) -> AdapterWeights | None:
+def halves_swapped(up: Tensor) -> Tensor:
+    """(shift, scale) rows for (scale, shift), and back."""
+    return torch.cat(up.chunk(2)[::-1])
+
+
+def fused(group: Sequence[tuple[Native, AdapterWeights]]) -> AdapterWeights | None:
     """Modules that share an input, as one layer whose output rows are theirs; None where that is none of
     their kind: a Kronecker product, or a DoRA with other magnitudes.
 
-    A LoRA of it, and each of a LoHa's two products, has the summed rank and is exact.
+    A LoRA of it, and each of a LoHa's two products, has the summed rank and is exact. LoRAs with ``down`` in
+    common, as of a layer that was trained whole and taken apart, are that layer's LoRA again.
     """
+    group = sorted(group, key=lambda one: one[0].rows or (0, 0))
     natives = [native for native, _ in group]
     loras = [each for _, each in group if isinstance(each, LoraWeights) and each.magnitude is None]
     lohas = [each for _, each in group if isinstance(each, LohaWeights)]
     ofts = [each for _, each in group if isinstance(each, OftWeights)]
     if len(loras) == len(group):
-        up = _side_by_side(natives, [lora.up * lora.scale for lora in loras])
-        return LoraWeights(torch.cat([lora.down for lora in loras]), up, float(up.shape[1]))
+        return _fused_loras(natives, loras)
     if len(lohas) == len(group):
         w1_a = _side_by_side(natives, [each.w1_a * each.scale for each in lohas])
         w2_a = _side_by_side(natives, [each.w2_a for each in lohas])
@@ -148,6 +163,20 @@ def fused(group: list[tuple[Native, AdapterWeights]]) -> AdapterWeights | None:
                 blocks[native.rows[0] // size : native.rows[1] // size] = each.blocks
             return OftWeights(blocks)
     return None
+
+
+def _fused_loras(natives: list[Native], loras: list[LoraWeights]) -> LoraWeights:
+    """One scale is kept as it is, different ones are folded into ``up``."""
+    first, alike = loras[0], len({lora.scale for lora in loras}) == 1
+    if len(loras) > 1 and alike and all(torch.equal(first.down, lora.down) for lora in loras):
+        up = torch.zeros(natives[0].total, first.rank)
+        for native, lora in zip(natives, loras, strict=True):
+            assert native.rows
+            up[slice(*native.rows)] = lora.up
+        return LoraWeights(first.down, up, first.alpha)
+    up = _side_by_side(natives, [lora.up if alike else lora.up * lora.scale for lora in loras])
+    rank = float(up.shape[1])
+    return LoraWeights(torch.cat([lora.down for lora in loras]), up, first.scale * rank if alike else rank)
 
 
 def _side_by_side(natives: list[Native], ups: list[Tensor]) -> Tensor:
@@ -184,21 +213,34 @@ def save_lora(
         name: (tensor if name.endswith(".alpha") else tensor.to(dtype)).contiguous()
         for name, tensor in tensors_in(format, weights, family).items()
     }
-    metadata = _metadata(tensors, family, config, trigger, step, base_name, rank)
-    if format == "diffusers":
-        metadata["lora_adapter_metadata"] = json.dumps(_peft_metadata(weights, family), sort_keys=True)
-    write_bytes(path, in_order(save(tensors, metadata=metadata)))
+    metadata = training_metadata(family, config, trigger, step, base_name, rank)
+    write_bytes(path, file_of(tensors, metadata | format_metadata(format, weights, family)))
 
 
-def in_order(data: bytes) -> bytes:
-    """A safetensors file with its metadata in alphabetical order: the library writes it in another one each
-    time, so that the same LoRA would never be the same file."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
-    return len(text).to_bytes(8, "little") + text + data[end:]
+def format_metadata(
+    format: Format, weights: Mapping[str, AdapterWeights], family: ModelFamily
+) -> dict[str, str]:
+    """What a format says of the weights beside their tensors."""
+    if format != "diffusers":
+        return {}
+    found = {"lora_adapter_metadata": json.dumps(_peft_metadata(weights, family), sort_keys=True)}
+    if alphas := _folded_alphas(weights, family):
+        found[FOLDED] = json.dumps(alphas, sort_keys=True)
+    return found
+
+
+FOLDED = "folded_alpha"
+"""The alphas that are folded into B, for whoever wants them back: {key stem: alpha}, "" for all others."""
+
+
+def _folded_alphas(weights: Mapping[str, AdapterWeights], family: ModelFamily) -> dict[str, float]:
+    loras = {
+        diffusers_name(name, family): each for name, each in weights.items() if isinstance(each, LoraWeights)
+    }
+    if all(lora.alpha == lora.rank for lora in loras.values()):
+        return {}
+    usual = Counter(lora.alpha for lora in loras.values()).most_common(1)[0][0]
+    return {"": usual} | {stem: lora.alpha for stem, lora in loras.items() if lora.alpha != usual}
 
 
 def _peft_metadata(weights: Mapping[str, AdapterWeights], family: ModelFamily) -> dict[str, Any]:
@@ -219,90 +261,3 @@ def _peft_metadata(weights: Mapping[str, AdapterWeights], family: ModelFamily) -
         if lower := {name: each for name, each in sorted(ranks.items()) if each != rank}:
             metadata |= {f"{part}.rank_pattern": lower, f"{part}.alpha_pattern": lower}
     return metadata
-
-
-def _metadata(
-    tensors: dict[str, Tensor],
-    family: ModelFamily,
-    config: TrainConfig,
-    trigger: str,
-    step: int,
-    base_name: str,
-    rank: int | None,
-) -> dict[str, str]:
-    """What loaders and model pages read. Never a path, a user name or a token."""
-    width = height = config.dataset.resolution or family.resolution
-    ss = {
-        **{key: value for key, value in family.metadata().items() if key.startswith("ss_")},
-        **network_metadata(config.adapter, rank),
-        "ss_output_name": config.output.name,
-        "ss_sd_model_name": base_name,
-        "ss_resolution": f"({width}, {height})",
-        "ss_steps": str(step),
-        "ss_learning_rate": f"{config.train.learning_rate:g}",
-        "ss_optimizer": config.train.optimizer,
-        "ss_lr_scheduler": config.train.scheduler,
-        "ss_seed": str(config.train.seed),
-        "ss_training_comment": f"trigger: {trigger}" if trigger else "",
-    }
-    return {
-        **ss,
-        **{key: value for key, value in family.metadata().items() if key.startswith("modelspec.")},
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.title": config.output.name,
-        "modelspec.resolution": f"{width}x{height}",
-        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(_now())),
-        "modelspec.trigger_phrase": trigger,
-        "sshs_model_hash": _hash_of_tensors(tensors, ss),
-        "format": "pt",
-    }
-
-
-def _now() -> float:
-    """Unix seconds; SOURCE_DATE_EPOCH, as reproducible builds have it, for files that are the same byte for
-    byte whenever they are written."""
-    return float(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
-
-
-def network_metadata(adapter: AdapterSettings, cut: int | None = None) -> dict[str, str]:
-    """Kind and size, in kohya's words; ``cut`` is the rank that a DyLoRA was cut to."""
-    modules = {"lora": "networks.lora", "dylora": "networks.dylora", "oft": "lycoris.kohya"}
-    module = "lycoris.kohya" if adapter.dora else modules.get(adapter.type, "lycoris.kohya")
-    arguments: dict[str, str] = {}
-    if module == "lycoris.kohya":
-        arguments["algo"] = {"lora": "lora", "oft": "diag-oft"}.get(adapter.type, adapter.type)
-    if adapter.dora:
-        arguments |= {"dora_wd": "True", "wd_on_output": "False"}
-    if adapter.type == "lokr":
-        arguments["factor"] = str(adapter.lokr_factor)
-    if adapter.type == "dylora":
-        arguments["unit"] = str(adapter.dylora_unit)
-    if adapter.targets == "transformer+conv":
-        arguments["conv_dim"] = str(adapter.conv_rank or adapter.rank)
-        arguments["conv_alpha"] = f"{adapter.conv_alpha or adapter.alpha:g}"
-    for name, ours in (("block_dims", "block_ranks"), ("block_alphas", "block_alphas")):
-        if text := getattr(adapter, ours):
-            arguments[name] = text
-    for name in ("rank_dropout", "module_dropout"):
-        if value := getattr(adapter, name):
-            arguments[name] = f"{value:g}"
-    # The file's alpha is such that alpha / rank is the scale, whatever the recipe's rule for it.
-    rank = cut or adapter.rank * (2 if adapter.init in ("pissa", "olora") else 1)
-    scale = adapter.alpha / (adapter.rank**0.5 if adapter.rslora else adapter.rank)
-    found = {
-        "ss_network_module": module,
-        "ss_network_dim": str(rank),
-        "ss_network_alpha": f"{scale * rank:g}",
-    }
-    if adapter.max_norm:
-        found["ss_scale_weight_norms"] = f"{adapter.max_norm:g}"
-    if arguments:
-        found["ss_network_args"] = json.dumps(arguments)
-    return found
-
-
-def _hash_of_tensors(tensors: dict[str, Tensor], ss: dict[str, str]) -> str:
-    """SHA-256 of the tensor bytes behind the header, as A1111 and kohya define ``sshs_model_hash``."""
-    data = save(tensors, metadata=ss)
-    header = int.from_bytes(data[:8], "little")
-    return hashlib.sha256(data[8 + header :]).hexdigest()

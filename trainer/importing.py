@@ -22,7 +22,15 @@ from .contract.files import write_text
 from .contract.foreign.importing import ENDINGS, read_foreign
 from .contract.foreign.report import Imported
 from .contract.headers import Header
-from .contract.lora_header import DORA, DOWN, encoders_in, families_of, flat_name, read_lora_header
+from .contract.lora_header import (
+    DORA,
+    DOWN,
+    encoders_in,
+    families_of,
+    flat_name,
+    read_lora_header,
+    trigger_in,
+)
 from .contract.settings.files import OutputSettings
 from .contract.settings.train import TrainSettings
 
@@ -71,7 +79,7 @@ def read_finished_lora(file: Path) -> Imported:
     if any(name.endswith(DORA) for name in header.tensors):
         found.take("adapter.dora", True, "it is a DoRA")
     _take_rates(found, row, header)
-    if trigger := _trigger(metadata):
+    if trigger := trigger_in(metadata):
         found.take("dataset.trigger", trigger, "its metadata")
         found.take("samples.prompts", [trigger], "the trigger word")
     else:
@@ -132,12 +140,6 @@ def _take_rates(found: Imported, row: Family, header: Header) -> None:
     for part in encoders_in(header, row.trainable_text):
         setting = TEXT_RATES[row.trainable_text.index(part)]
         found.take(f"train.{setting}", usual, f"it has weights for {part}; half of the learning rate")
-
-
-def _trigger(metadata: dict[str, str]) -> str:
-    comment = metadata.get("ss_training_comment", "")
-    told = comment.removeprefix("trigger: ") if comment.startswith("trigger: ") else ""
-    return " ".join((metadata.get("modelspec.trigger_phrase") or told).split())[:100]
 
 
 def _side(text: str) -> int | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,23 @@ from .adapters.norms import product_norm
 from .contract.config import TrainConfig
 from .contract.errors import RunError
 from .contract.families import CATALOGUE
-from .contract.lora_header import DORA, DOWN, UP, encoders_in, families_of, read_lora_header
-from .export import Format, diffusers_name, original_name, save_lora, tensors_in
-from .families.base import ModelFamily
+from .contract.lora_header import (
+    DORA,
+    DOWN,
+    UP,
+    encoders_in,
+    families_of,
+    module_and_ending,
+    read_lora_header,
+)
+from .export import FORMATS, Format, diffusers_name, halves_swapped, original_name, save_lora, tensors_in
+from .families.base import ModelFamily, Native
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A file's tensors in its number formats."""
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a handle is no dict)
 
 
 def read_lora(path: Path, family: ModelFamily, modules: Iterable[str]) -> dict[str, LoraWeights]:
@@ -37,36 +53,22 @@ def read_lora(path: Path, family: ModelFamily, modules: Iterable[str]) -> dict[s
             "model_missing",
         )
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a handle is no dict)
+        tensors = read_tensors(path)
         metadata = json.loads(header.metadata.get("lora_adapter_metadata", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise RunError(
             f"{path.name} cannot be read as a LoRA ({error}); download it again", "model_missing"
         ) from None
-    found: dict[str, LoraWeights] = {}
-    used: set[str] = set()
-    for module in modules:
-        for stem, rows in _stems(module, family):
-            down = _first(tensors, stem, DOWN)
-            up = _first(tensors, stem, UP)
-            if down and up:
-                alpha_key = f"{stem}.alpha"
-                rank = tensors[down].shape[0]
-                if alpha_key in tensors:
-                    alpha = float(tensors[alpha_key]) or float(rank)  # 0 is the rank to kohya
-                else:
-                    alpha = _peft_alpha(metadata, module, rank)
-                up_weight = tensors[up].float()
-                dora_key = f"{stem}{DORA}"
-                found[module] = LoraWeights(
-                    tensors[down].float(),
-                    up_weight[slice(*rows)] if rows else up_weight,
-                    alpha,
-                    tensors[dora_key].flatten().float() if dora_key in tensors else None,
-                )
-                used |= {down, up, alpha_key, dora_key}
-                break
+    found, used = modules_in(tensors, metadata, family, modules, path.name)
+    found = {
+        name: replace(
+            lora,
+            down=lora.down.float(),
+            up=lora.up.float(),
+            magnitude=lora.magnitude if lora.magnitude is None else lora.magnitude.float(),
+        )
+        for name, lora in found.items()
+    }
     left = sorted(set(tensors) - used)
     if not found:
         what = f"such as {left[0]}" if left else "it is empty"
@@ -91,6 +93,93 @@ def read_lora(path: Path, family: ModelFamily, modules: Iterable[str]) -> dict[s
     return found
 
 
+def modules_in(
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    family: ModelFamily,
+    modules: Iterable[str],
+    file: str,
+) -> tuple[dict[str, LoraWeights], set[str]]:
+    """The LoRAs of ``modules`` in the number format of ``tensors``, and the keys that say them.
+
+    A module gets the ranks of a fused layer that are its own, or all where they are in common; one that a
+    fused layer has none for is left out. ``metadata`` are those that diffusers writes for its adapters, the
+    name of the ``file`` is for errors.
+    """
+    found: dict[str, LoraWeights] = {}
+    used: set[str] = set()
+    for stem, layer in layers_in({module_and_ending(key)[0] for key in tensors}, family, modules).items():
+        down_key, up_key = _first(tensors, stem, DOWN), _first(tensors, stem, UP)
+        if not (down_key and up_key):
+            continue
+        down, up = tensors[down_key], tensors[up_key]
+        alpha_key, dora_key = f"{stem}.alpha", f"{stem}{DORA}"
+        used |= {down_key, up_key, alpha_key, dora_key}
+        magnitude = tensors[dora_key].flatten() if dora_key in tensors else None
+        rows = [native.rows for _, native in layer]
+        if magnitude is not None and rows != [None]:
+            raise RunError(
+                f"{file} is a DoRA of {stem}, whose magnitudes are of several modules together and cannot "
+                "be taken apart; choose a plain LoRA",
+                "model_missing",
+            )
+        for (module, native), columns in zip(layer, _columns(up, rows), strict=True):
+            if alpha_key in tensors:
+                alpha = float(tensors[alpha_key]) or float(len(down))  # 0 is the rank to kohya
+            else:
+                alpha = _peft_alpha(metadata, module, len(down))
+            own = up[slice(*native.rows)] if native.rows else up
+            if native.swapped:
+                own = halves_swapped(own)
+            if columns == slice(0, len(down)):
+                found[module] = LoraWeights(down, own, alpha, magnitude)
+            elif columns.stop > columns.start:
+                rank = columns.stop - columns.start
+                found[module] = LoraWeights(down[columns], own[:, columns], alpha / len(down) * rank)
+    return found, used
+
+
+def _columns(up: Tensor, rows: Sequence[tuple[int, int] | None]) -> list[slice]:
+    """Which ranks of a layer's ``up``, (out, rank), are those of each of its modules, by their output rows.
+
+    Of several modules' LoRAs side by side, a rank has zeros in all rows but one module's. Ranks that are zero
+    altogether go with those before them, unless the others tell equal shares.
+    """
+    rank, modules = up.shape[1], range(len(rows))
+    whole = [slice(0, rank) for _ in modules]
+    if None in rows:
+        return whole
+    filled = torch.stack([up[slice(*own)].any(0) for own in rows if own])  # (modules, rank)
+    if bool((filled.sum(0) > 1).any()) or not bool(filled.any()):
+        return whole
+    owners = [int(own.to(torch.int8).argmax()) if bool(own.any()) else None for own in filled.T]
+    share = max(rank // len(rows), 1)
+    if all(owner in (None, column // share) for column, owner in enumerate(owners)) and rank % share == 0:
+        return [slice(i * share, (i + 1) * share) for i in modules]
+    last = next(owner for owner in owners if owner is not None)
+    whose = [last := last if owner is None else owner for owner in owners]
+    stretches = [(owner, len(list(ranks))) for owner, ranks in groupby(whose)]
+    if len(stretches) > len(set(whose)):
+        return whole
+    ends = dict(
+        zip((owner for owner, _ in stretches), accumulate(size for _, size in stretches), strict=True)
+    )
+    return [slice(ends.get(i, 0) - whose.count(i), ends.get(i, 0)) for i in modules]
+
+
+def layers_in(
+    stems: Collection[str], family: ModelFamily, modules: Iterable[str]
+) -> dict[str, list[tuple[str, Native]]]:
+    """Which modules each of a file's key stems is for, and where in the layer that it names."""
+    found: dict[str, list[tuple[str, Native]]] = {}
+    for module in modules:
+        for stem, native in _stems(module, family):
+            if stem in stems:
+                found.setdefault(stem, []).append((module, native))
+                break
+    return {stem: sorted(layer, key=lambda one: one[1].rows or (0, 0)) for stem, layer in found.items()}
+
+
 ROUNDING = 0.02
 """Share of a module's change that may be lost on the way through a file in half precision."""
 
@@ -112,13 +201,13 @@ def save_and_read_back(
     wrong = ""
     for dtype in (torch.float16, torch.float32):
         save_lora(path, weights, family, config, rank=rank, dtype=dtype, **about)
-        wrong = _lost(path, weights, family, rank, about.get("format", "kohya"))
+        wrong = lost(path, weights, family, rank, about.get("format", "kohya"))
         if not wrong:
             return
     raise RunError(f"{path.name} was written, but does not hold what was trained: {wrong}", "unknown")
 
 
-def _lost(
+def lost(
     path: Path,
     weights: Mapping[str, AdapterWeights],
     family: ModelFamily,
@@ -127,8 +216,7 @@ def _lost(
 ) -> str:
     """What a file lacks of the weights, "" where it lacks nothing. Other kinds than LoRA, not all of which
     are read here, are compared tensor by tensor."""
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (no dict)
+    tensors = {key: tensor.float() for key, tensor in read_tensors(path).items()}
     for key, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             return f"{key} is infinite"
@@ -138,19 +226,20 @@ def _lost(
         if isinstance(lora, LoraWeights) and lora.magnitude is None
     }
     if len(own) < len(weights):
-        return _differing(tensors, tensors_in(format, weights, family))
+        return differing(tensors, tensors_in(format, weights, family))
     found = read_lora(path, family, own)
     for name, lora in own.items():
         told = found.get(name)
-        if told is None:
-            return f"{name} is missing"
         trained = lora.cut(rank) if rank is not None else lora
-        if not product_norm(difference(told, trained)) <= ROUNDING * product_norm(trained) + 1e-12:
+        if told is None and bool(trained.up.any()):
+            return f"{name} is missing"
+        if told and not product_norm(difference(told, trained)) <= ROUNDING * product_norm(trained) + 1e-12:
             return f"{name} differs"
     return ""
 
 
-def _differing(written: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+def differing(written: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """Which tensor of a file is not what it should be, "" where each is."""
     if odd := sorted(set(written) ^ set(wanted)):
         return f"{odd[0]} is {'missing' if odd[0] in wanted else 'too much'}"
     for key, tensor in wanted.items():
@@ -179,21 +268,34 @@ def _peft_alpha(metadata: Mapping[str, Any], module: str, rank: int) -> float:
     return float(metadata.get(f"{part}.lora_alpha", rank))
 
 
-def _first(tensors: dict[str, Tensor], stem: str, endings: tuple[str, ...]) -> str:
+def _first(tensors: Mapping[str, Tensor], stem: str, endings: tuple[str, ...]) -> str:
     return next((stem + ending for ending in endings if stem + ending in tensors), "")
 
 
-def _stems(name: str, family: ModelFamily) -> list[tuple[str, tuple[int, int] | None]]:
-    """Every key stem that a module may have, with its output rows where the file has a fused layer."""
+def _stems(name: str, family: ModelFamily) -> list[tuple[str, Native]]:
+    """Every key stem that a module may have, with its place in the layer of that name."""
     part, _, module = name.partition(".")
-    stems: list[tuple[str, tuple[int, int] | None]] = [(name, None), (diffusers_name(name, family), None)]
-    for format in ("kohya", "comfyui"):
+    own = Native(name)
+    stems: list[tuple[str, Native]] = [(name, own), (diffusers_name(name, family), own)]
+    for format in FORMATS[::2]:
         stem, native = original_name(format, name, family)
-        stems.append((stem, native.rows))
+        stems.append((stem, native))
     if part == family.denoiser_part:
+        kohya, native = stems[2]
+        respelt = kohya
+        for ours, theirs in family.respelt.items():
+            respelt = respelt.replace(ours, theirs)
+        stems += [(respelt, native), ("lora_unet_" + native.name.replace(".", "_"), native)]
         # diffusers' names in kohya's spelling, and under the prefixes that other trainers write
         flat = module.replace(".", "_")
-        prefixes = ("lora_unet_", "lora_transformer_", "lycoris_")
-        stems += [(prefix + flat, None) for prefix in prefixes]
-        stems += [(f"{prefix}{module}", None) for prefix in ("diffusion_model.", "transformer.", "unet.", "")]
+        stems += [(prefix + flat, own) for prefix in ("lora_unet_", "lora_transformer_", "lycoris_")]
+        prefixes = (
+            "diffusion_model.",
+            "transformer.",
+            "unet.",
+            "",
+            f"base_model.model.{part}.",
+            "base_model.model.",
+        )
+        stems += [(f"{prefix}{module}", own) for prefix in prefixes]
     return stems

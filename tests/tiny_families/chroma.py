@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.tiny import tiny_t5, tiny_t5_tokenizer, tiny_vae
 
@@ -42,11 +42,6 @@ def build(folder: Path, seed: int = 0) -> Path:
         transformer=transformer,
     ).save_pretrained(folder)
     return folder
-
-
-def full_size() -> dict[str, nn.Module]:
-    with torch.device("meta"):
-        return {HD: ChromaTransformer2DModel()}
 
 
 def original(folder: Path) -> dict[str, Tensor] | None:

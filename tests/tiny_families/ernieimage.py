@@ -82,19 +82,6 @@ def build(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def full_size() -> dict[str, nn.Module]:
-    """As the published transformer/config.json says."""
-    with torch.device("meta"):
-        model = ErnieImageTransformer2DModel(
-            hidden_size=4096,
-            num_attention_heads=32,
-            num_layers=36,
-            ffn_hidden_size=12288,
-            text_in_dim=3072,
-        )
-    return {ERNIE: model}
-
-
 def original(folder: Path) -> dict[str, Tensor] | None:
     """As Comfy-Org publishes it: diffusers' names, behind a prefix."""
     state = ErnieImageTransformer2DModel.from_pretrained(folder / "transformer").state_dict()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel
 
 from tests.tiny import clip_config, tiny_t5, tiny_t5_tokenizer, tiny_tokenizer, tiny_vae
@@ -49,14 +49,6 @@ def build(folder: Path, seed: int = 0, guidance: bool = True) -> Path:
         transformer=transformer,
     ).save_pretrained(folder)
     return folder
-
-
-def full_size() -> dict[str, nn.Module]:
-    with torch.device("meta"):
-        return {
-            DEV: FluxTransformer2DModel(guidance_embeds=True),
-            SCHNELL: FluxTransformer2DModel(guidance_embeds=False),
-        }
 
 
 def original(folder: Path) -> dict[str, Tensor] | None:

@@ -136,24 +136,6 @@ def drawn(family: Any, latents_BCHW: Tensor) -> Tensor:
     return nn.functional.batch_norm(patches, bn.running_mean, bn.running_var, eps=bn.eps)
 
 
-def full_size() -> dict[str, nn.Module]:
-    def klein(double: int, single: int, heads: int, text: int) -> Flux2Transformer2DModel:
-        return Flux2Transformer2DModel(
-            num_layers=double,
-            num_single_layers=single,
-            num_attention_heads=heads,
-            joint_attention_dim=text,
-            guidance_embeds=False,
-        )
-
-    with torch.device("meta"):
-        return {
-            KLEIN_4B: klein(5, 20, 24, 7680),
-            KLEIN_9B: klein(8, 24, 32, 12288),
-            DEV: Flux2Transformer2DModel(),
-        }
-
-
 def original(folder: Path) -> dict[str, Tensor] | None:
     return merged(Flux2Transformer2DModel.from_pretrained(folder, subfolder="transformer"))
 

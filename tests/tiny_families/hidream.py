@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, HiDreamImagePipeline, HiDreamImageTransformer2DModel
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModelWithProjection, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.tiny import clip_config, tiny_t5, tiny_t5_tokenizer, tiny_tokenizer, tiny_vae
@@ -76,15 +75,6 @@ def tiny_llama_tokenizer() -> PreTrainedTokenizerFast:
     model = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     model.pre_tokenizer = Split("", "isolated")
     return PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>", eos_token="<eos>")
-
-
-def full_size() -> dict[str, nn.Module]:
-    config: dict[str, Any] = {"caption_channels": [4096, 4096], "axes_dims_rope": (64, 32, 32)}
-    layers = [*range(32), *[31] * 16]
-    with torch.device("meta"):
-        return {
-            FULL: HiDreamImageTransformer2DModel(patch_size=2, in_channels=16, llama_layers=layers, **config)
-        }
 
 
 def original(folder: Path) -> dict[str, Tensor] | None:

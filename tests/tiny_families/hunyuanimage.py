@@ -13,7 +13,7 @@ from diffusers import (
     HunyuanImagePipeline,
     HunyuanImageTransformer2DModel,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     ByT5Tokenizer,
     Qwen2_5_VLConfig,
@@ -89,12 +89,6 @@ def build(folder: Path, seed: int = 0) -> Path:
 
 
 CONFIGURATION = "the one that diffusers' conversion script writes"
-
-
-def full_size() -> dict[str, nn.Module]:
-    """See CONFIGURATION."""
-    with torch.device("meta"):
-        return {HUNYUAN: HunyuanImageTransformer2DModel(text_embed_2_dim=1472)}
 
 
 def original(folder: Path) -> dict[str, Tensor] | None:

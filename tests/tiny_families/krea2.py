@@ -80,12 +80,6 @@ def build(folder: Path, seed: int = 0) -> Path:
 CONFIGURATION = "diffusers' default, which has the published 28 blocks of width 6144 and 12.9 billion weights"
 
 
-def full_size() -> dict[str, nn.Module]:
-    """See CONFIGURATION."""
-    with torch.device("meta"):
-        return {RAW: Krea2Transformer2DModel()}
-
-
 _TOP = {
     "img_in.": "first.",
     "time_embed.linear_1.": "tmlp.0.",

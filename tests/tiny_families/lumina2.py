@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Gemma2Config, Gemma2Model
 
 from tests.tiny import tiny_gemma_tokenizer, tiny_vae
@@ -48,11 +48,6 @@ def build(folder: Path, seed: int = 0) -> Path:
         tokenizer,
     ).save_pretrained(folder)
     return folder
-
-
-def full_size() -> dict[str, nn.Module]:
-    with torch.device("meta"):
-        return {LUMINA: Lumina2Transformer2DModel(cap_feat_dim=2304)}
 
 
 def original(folder: Path) -> dict[str, Tensor] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.tiny import qwen_vae_encode, tiny_qwen_tokenizer, tiny_qwen_vae
@@ -64,13 +64,6 @@ def build(folder: Path, seed: int = 0) -> Path:
         transformer,
     ).save_pretrained(folder)
     return folder
-
-
-def full_size() -> dict[str, nn.Module]:
-    """diffusers' defaults, which are the published transformer/config.json's values."""
-    with torch.device("meta"):
-        model = QwenImageTransformer2DModel()
-    return {QWEN: model, QWEN_2512: model}
 
 
 def original(folder: Path) -> dict[str, Tensor] | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel
 from diffusers.loaders.single_file_utils import convert_sana_transformer_to_diffusers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
 from tests.tiny import unconverted
@@ -62,11 +62,6 @@ def build(folder: Path, seed: int = 0) -> Path:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     ).save_pretrained(folder)
     return folder
-
-
-def full_size() -> dict[str, nn.Module]:
-    with torch.device("meta"):
-        return {SANA: SanaTransformer2DModel()}
 
 
 def encode(vae: Any, pixels_BCHW: Tensor) -> Tensor:

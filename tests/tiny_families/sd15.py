@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel
 
 from tests.tiny import clip_config, tiny_tokenizer, tiny_vae
@@ -50,19 +50,6 @@ def build(folder: Path, seed: int = 0, second: bool = False) -> Path:
         requires_safety_checker=False,
     ).save_pretrained(folder)
     return folder
-
-
-def full_size() -> dict[str, nn.Module]:
-    with torch.device("meta"):
-        return {
-            SD15: UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
-            SD21: UNet2DConditionModel(
-                sample_size=96,
-                cross_attention_dim=1024,
-                attention_head_dim=(5, 10, 20, 20),
-                use_linear_projection=True,
-            ),
-        }
 
 
 def original(folder: Path) -> dict[str, Tensor] | None:

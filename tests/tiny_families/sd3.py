@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
 from tests.tiny import clip_config, tiny_t5, tiny_t5_tokenizer, tiny_tokenizer, tiny_vae, unconverted
@@ -55,27 +55,6 @@ def build(folder: Path, seed: int = 0) -> Path:
         tokenizer_3=pieces,
     ).save_pretrained(folder)
     return folder
-
-
-def full_size() -> dict[str, nn.Module]:
-    with torch.device("meta"):
-        return {
-            MEDIUM: SD3Transformer2DModel(
-                num_layers=24,
-                num_attention_heads=24,
-                caption_projection_dim=1536,
-                dual_attention_layers=tuple(range(13)),
-                pos_embed_max_size=384,
-                qk_norm="rms_norm",
-            ),
-            LARGE: SD3Transformer2DModel(
-                num_layers=38,
-                num_attention_heads=38,
-                caption_projection_dim=2432,
-                pos_embed_max_size=192,
-                qk_norm="rms_norm",
-            ),
-        }
 
 
 def original(folder: Path) -> dict[str, Tensor] | None:

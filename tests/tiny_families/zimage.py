@@ -51,13 +51,6 @@ def build(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def full_size() -> dict[str, nn.Module]:
-    """The published transformer/config.json has diffusers' defaults, but for longer axes."""
-    with torch.device("meta"):
-        model = ZImageTransformer2DModel(axes_lens=[1536, 512, 512])
-    return {ZIMAGE: model, TURBO: model}
-
-
 def original(folder: Path) -> dict[str, Tensor] | None:
     """As Comfy-Org publishes them: q, k and v in one layer."""
     state = ZImageTransformer2DModel.from_pretrained(folder / "transformer").state_dict()

@@ -12,8 +12,9 @@ from torch import Tensor
 from tests.tiny_families import tiny
 from trainer.adapters import add_lora, lora_parameters, lora_weights
 from trainer.contract.settings.adapter import AdapterSettings
-from trainer.export import lycoris_name, network_metadata, original_name, tensors_in
+from trainer.export import lycoris_name, original_name, tensors_in
 from trainer.families.base import load_family
+from trainer.lora_metadata import network_metadata
 from trainer.source import resolve
 
 from .kinds import KINDS

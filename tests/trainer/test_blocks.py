@@ -11,6 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from tests.tiny_families import KEYS, tiny
+from tests.tiny_families import full_size as published
 from trainer.adapters import lora_weights
 from trainer.assemble import assemble, place
 from trainer.contract.blocks import block_of
@@ -32,7 +33,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("key", KEYS)
 def test_every_target_is_in_a_block_that_is_there(key: str) -> None:
     """The catalogue's blocks, against the published denoisers."""
-    for base, denoiser in tiny(key).full_size().items():
+    for base, denoiser in published(key).items():
         (blocks,) = block_maps(key, base)
         assert place(AdapterSettings(), load_row(key), denoiser).blocks == blocks
         pattern = family_class(key).targets_in(denoiser.config)["transformer+conv"]
@@ -69,7 +70,7 @@ def test_sdxls_slots_are_kohyas(full_size: UNet2DConditionModel) -> None:  # noq
 
 
 def test_sd15_has_kohyas_25(tmp_path: Path) -> None:
-    (denoiser,) = (d for base, d in tiny("sd15").full_size().items() if "v1-5" in base)
+    (denoiser,) = (d for base, d in published("sd15").items() if "v1-5" in base)
     (blocks,) = block_maps("sd15", "stable-diffusion-v1-5/stable-diffusion-v1-5")
     pattern = family_class("sd15").targets["transformer"]
     slots = [block_of(n, blocks) for n, _ in denoiser.named_modules() if re.fullmatch(pattern, n)]

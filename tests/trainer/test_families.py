@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.pictures import draw_masked_project
-from tests.tiny_families import KEYS, tiny
+from tests.tiny_families import KEYS, full_size, tiny
 from trainer.adapters import add_lora, lora_parameters, lora_weights
 from trainer.after import weights_in
 from trainer.assemble import Model, assemble, warm_start
@@ -332,7 +332,7 @@ def test_the_full_size_model(key: str) -> None:
     module = tiny(key)
     row = CATALOGUE[key]
     rows = {base.id: base for base in row.bases}
-    for base_id, denoiser in module.full_size().items():
+    for base_id, denoiser in full_size(key).items():
         base = rows[base_id]
         # Tables of positions too, which are kept and loaded like weights.
         millions = sum(tensor.numel() for tensor in denoiser.state_dict().values()) / 1e6

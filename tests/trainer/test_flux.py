@@ -155,7 +155,7 @@ def full_width(family: Family) -> dict[str, LoraWeights]:
 def test_a_file_of_the_published_width_is_read_by_diffusers(dev: Path) -> None:
     """Kohya's names: every module is found, and every product of the matrices is the same."""
     family = opened(dev)
-    family.width = 3072
+    family.denoiser_config |= {"num_attention_heads": 24, "attention_head_dim": 128}
     weights = full_width(family)
     tensors = tensors_in("kohya", weights, family)
     assert len(tensors) == 3 * (10 + 3)
@@ -173,7 +173,7 @@ def test_a_file_of_the_published_width_is_read_by_diffusers(dev: Path) -> None:
 def test_a_lora_is_recognised_by_its_names(dev: Path, tmp_path: Path) -> None:
     """Without metadata; one that adapts no modulation could be Chroma's too."""
     family = opened(dev)
-    family.width = 3072
+    family.denoiser_config |= {"num_attention_heads": 24, "attention_head_dim": 128}
     weights = full_width(family)
     for format in FORMATS:
         for left_out, expected in (("none", ["flux"]), (r".*norm.*linear", ["flux", "chroma"])):

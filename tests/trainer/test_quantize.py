@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tests.tiny_families import KEYS, tiny
+from tests.tiny_families import KEYS, full_size
 from trainer.__main__ import main
 from trainer.adapters import add_lora, begin_from_base, change_norm, lora_parameters
 from trainer.after import weights_in
@@ -101,7 +101,7 @@ def test_a_missing_library_is_told_before_anything_loads(
 
 @pytest.mark.parametrize("key", KEYS)
 def test_the_catalogue_knows_how_much_can_be_quantised(key: str) -> None:
-    for base, denoiser in tiny(key).full_size().items():
+    for base, denoiser in full_size(key).items():
         linear = [m.weight.numel() for m in denoiser.modules() if isinstance(m, nn.Linear)]
         share = sum(n for n in linear if n >= SMALLEST) / sum(p.numel() for p in denoiser.parameters())
         assert CATALOGUE[key].linear_share == pytest.approx(share, abs=0.05), base

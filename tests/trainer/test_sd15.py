@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from tests.tiny_families import full_size
 from tests.tiny_families import sd15 as tiny
 from trainer.families import ldm_single_file as single_file
 from trainer.families.identify import kind_of_file, read_header
@@ -76,7 +77,7 @@ def test_what_a_file_says_of_its_prediction(tmp_path: Path) -> None:
 @pytest.mark.parametrize("second", [False, True], ids=["1.5", "2.1"])
 def test_every_tensor_of_the_published_models_has_its_place(second: bool) -> None:
     """v1-5-pruned holds 686 + 248 + 197 tensors of these parts, v2-1_768 686 + 248 and open_clip's."""
-    full: torch.nn.Module = tiny.full_size()[tiny.SD21 if second else tiny.SD15]
+    full: torch.nn.Module = full_size("sd15")[tiny.SD21 if second else tiny.SD15]
     assert isinstance(full, UNet2DConditionModel)
     shapes = layout.unet_shapes((320, 640, 1280, 1280), 2, (1, 1, 1, 0), 1024 if second else 768, 0, second)
     assert len(shapes) == 686

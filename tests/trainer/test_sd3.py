@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tests.tiny_families import sd3 as tiny
 from trainer.adapters import add_lora, lora_parameters, lora_weights
 from trainer.contract.settings.adapter import AdapterSettings
-from trainer.families.base import Geometry
+from trainer.families.base import Geometry, Native
 from trainer.families.identify import kind_of_file, read_header
 from trainer.families.sd3 import Family
 from trainer.losses import mse
@@ -107,12 +107,11 @@ def test_names_of_the_original_code(family: Family) -> None:
     native = family.native(f"{block}.attn2.to_v")
     assert (native.name, native.rows, native.total) == ("joint_blocks.1.x_block.attn2.qkv", (32, 48), 48)
     assert family.native(f"{block}.ff_context.net.0.proj").name == "joint_blocks.1.context_block.mlp.fc1"
-    # The last block's text modulation has its halves swapped in diffusers: not the same layer.
+    # The last block's text modulation has its halves swapped in diffusers.
+    name = "joint_blocks.{}.context_block.adaLN_modulation.1"
     last = "transformer_blocks.2.norm1_context.linear"
-    assert family.native(last).name == last
-    assert family.native(f"{block}.norm1_context.linear").name == (
-        "joint_blocks.1.context_block.adaLN_modulation.1"
-    )
+    assert family.native(last) == Native(name.format(2), swapped=True)
+    assert family.native(f"{block}.norm1_context.linear") == Native(name.format(1))
 
 
 def test_checkpoints_are_told_apart(tmp_path: Path) -> None:

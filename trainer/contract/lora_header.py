@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,13 @@ UP = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight", ".lora_B.default.w
 
 DORA = ".dora_scale"
 
-_ENDING = re.compile("(" + "|".join(map(re.escape, (*DOWN, *UP, ".alpha", DORA))) + ")$")
+# Everything that a key may end in behind its module, of every kind that is known.
+_ENDING = re.compile(
+    r"\.(lora_(down|up|mid|[AB](\.default)?)\.weight|lora\.(down|up)\.weight|alpha|dora_scale"
+    r"|lora_magnitude_vector(\.weight)?|(hada|lokr|oft)_\w+|diff(_b)?|[wb]_norm)$"
+)
+# What has a module's inputs as its last dimension, and what tells a module of the kinds that have not.
+_MODULE = (*DOWN, ".hada_w1_b", ".lokr_w1", ".lokr_w1_a", ".oft_blocks", ".oft_diag", ".diff")
 _LOADER = re.compile(
     r"(base_model\.model\.)?(lora_(unet|transformer)_|lycoris_|(diffusion_model|transformer|unet|model)\.)?"
 )
@@ -31,7 +37,8 @@ _ENCODERS = (
 _OTHER_KINDS = {
     "a LoHa": r"hada_w1",
     "a LoKr": r"lokr_w1",
-    "an OFT": r"oft_(blocks|diag)|oft_R",
+    "an OFT of peft's kind": r"oft_R",
+    "an OFT": r"oft_(blocks|diag)",
     "a DoRA of peft's kind": r"lora_magnitude_vector",
     "a difference of whole weights": r"\.diff(_b)?$",
 }
@@ -40,22 +47,41 @@ _OTHER_KINDS = {
 def read_lora_header(path: Path) -> Header:
     """Names and shapes in a LoRA's file. Raises RunError(model_missing) for a damaged or empty file, for
     one that is no LoRA, and for the kinds that cannot be gone on from (LoHa, LoKr, …)."""
-    if path.suffix != ".safetensors":
-        raise RunError(f"{path.name} is not a .safetensors file; choose one that is", "model_missing")
-    header = read_header(path)
-    for phrase, pattern in _OTHER_KINDS.items():
-        if any(re.search(pattern, name) for name in header.tensors):
-            raise RunError(
-                f"{path.name} is {phrase}, which cannot be read here; choose a plain LoRA", "model_missing"
-            )
+    header = read_adapter_header(path)
+    if phrase := other_kind(header):
+        raise RunError(
+            f"{path.name} is {phrase}, which cannot be read here; choose a plain LoRA", "model_missing"
+        )
     if any(name.endswith(DORA) and tensor.shape[:1] != (1,) for name, tensor in header.tensors.items()):
         raise RunError(
             f"{path.name} is a DoRA by outputs, and those trained here are by inputs; choose a plain LoRA",
             "model_missing",
         )
-    if not any(name.endswith(DOWN) for name in header.tensors):
+    return header
+
+
+def read_adapter_header(path: Path) -> Header:
+    """Names and shapes in the file of a LoRA or of one of its kin. Raises RunError(model_missing) for a
+    damaged or empty file, and for any other."""
+    if path.suffix != ".safetensors":
+        raise RunError(f"{path.name} is not a .safetensors file; choose one that is", "model_missing")
+    header = read_header(path)
+    if not any(name.endswith(DOWN) for name in header.tensors) and not other_kind(header):
         raise RunError(f"{path.name} is no LoRA; choose a LoRA's .safetensors file", "model_missing")
     return header
+
+
+def other_kind(header: Header) -> str:
+    """What the file is, with its article, where it is neither a LoRA nor a DoRA of kohya's kind; else ""."""
+    kinds = _OTHER_KINDS.items()
+    return next((kind for kind, pattern in kinds if any(re.search(pattern, n) for n in header.tensors)), "")
+
+
+def module_and_ending(key: str) -> tuple[str, str]:
+    """A key's module as the file spells it, and what is behind it: ("unet.x", "lora_A.weight"); the whole
+    key and "" where it ends in nothing that is known."""
+    match = _ENDING.search(key)
+    return (key[: match.start()], match[1]) if match else (key, "")
 
 
 def families_of(header: Header) -> list[str]:
@@ -63,7 +89,7 @@ def families_of(header: Header) -> list[str]:
     said = (header.metadata.get(key, "") for key in ("modelspec.architecture", "ss_base_model_version"))
     named = [text for text in said if text]
     modules = Header(
-        {flat_name(name): tensor for name, tensor in header.tensors.items() if name.endswith(DOWN)}
+        {flat_name(name): tensor for name, tensor in header.tensors.items() if name.endswith(_MODULE)}
     )
     fitting = [
         row.key for row in CATALOGUE.values() if any(fits(modules, each) for each in row.lora_signatures)
@@ -72,6 +98,13 @@ def families_of(header: Header) -> list[str]:
         row.key for row in CATALOGUE.values() if any(text.startswith(row.architectures) for text in named)
     ]
     return [key for key in told if key in fitting or not fitting] or fitting
+
+
+def trigger_in(metadata: Mapping[str, str]) -> str:
+    """The trigger words that a file's metadata have."""
+    comment = metadata.get("ss_training_comment", "")
+    told = comment.removeprefix("trigger: ") if comment.startswith("trigger: ") else ""
+    return " ".join((metadata.get("modelspec.trigger_phrase") or told).split())[:100]
 
 
 def flat_name(key: str) -> str:

@@ -13,9 +13,9 @@ A family is one file, ``trainer/families/<key>.py``, with one class ``Family`` t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from diffusers.utils import logging as _diffusers
@@ -58,12 +58,14 @@ class Native:
     """Where a diffusers module lies in an architecture's original code.
 
     Original code often has one layer where diffusers has several: ``rows`` are the first and last + 1
-    output rows that are this module's, of ``total``; None where the layers are the same.
+    output rows that are this module's, of ``total``; None where the layers are the same. ``swapped``: the
+    halves of its output are the other way round there, (shift, scale) for diffusers' (scale, shift).
     """
 
     name: str
     rows: tuple[int, int] | None = None
     total: int = 0
+    swapped: bool = False
 
 
 class ModelFamily(Protocol):
@@ -81,7 +83,10 @@ class ModelFamily(Protocol):
             denoiser that get a LoRA.
         trainable_text: names of the text encoders that can get a LoRA of their own, in kohya's order.
         text_targets: the regular expression for these.
-        clip_names: what ComfyUI calls each of them.
+        clip_names: what ComfyUI calls each text encoder that a LoRA's file may be for: those, and some that
+            other programs train.
+        published: what the configurations of the denoisers of bases by Hub id say beside diffusers' defaults.
+        respelt: stretches of ``kohya_name`` -> how kohya's scripts spell them, where ComfyUI does otherwise.
     """
 
     row: ClassVar[catalogue.Family]
@@ -95,6 +100,8 @@ class ModelFamily(Protocol):
     trainable_text: ClassVar[tuple[str, ...]]
     text_targets: ClassVar[str]
     clip_names: ClassVar[dict[str, str]]
+    published: ClassVar[dict[str, dict[str, Any]]]
+    respelt: ClassVar[dict[str, str]]
 
     def __init__(
         self,
@@ -110,6 +117,17 @@ class ModelFamily(Protocol):
         of the linear layers in the denoiser and in the text encoders.
         Raises RunError(model_missing) when a needed part is not there.
         """
+        ...
+
+    @classmethod
+    def for_names(cls, denoiser_config: Mapping[str, Any]) -> Self:
+        """WHEN: a file is converted. OUT: a family without a base, good for names of modules alone:
+        ``native``, ``kohya_name``, ``is_read``, and ``metadata`` as far as the configuration tells."""
+        ...
+
+    @classmethod
+    def without_weights(cls, denoiser_config: Mapping[str, Any]) -> nn.Module:
+        """OUT: the denoiser of a configuration on the meta device; it costs nothing."""
         ...
 
     def image_encoder_id(self) -> str:

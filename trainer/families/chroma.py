@@ -40,6 +40,7 @@ class Family(FluxFamily):
     """See :class:`trainer.families.base.ModelFamily` for when each member is called."""
 
     row = catalogue.CHROMA
+    published: ClassVar[dict[str, dict[str, Any]]] = {"lodestones/Chroma1-HD": {}}
     pipeline_class = MaskedPipeline
     denoiser_class = ChromaTransformer2DModel
     text_classes: ClassVar[dict[str, Any]] = {"text_encoder": T5EncoderModel}

@@ -27,6 +27,15 @@ class Family(BatchNormVae, NativeFamily):
     """See :class:`trainer.families.base.ModelFamily` for when each member is called."""
 
     row = catalogue.ERNIEIMAGE
+    published: ClassVar[dict[str, dict[str, Any]]] = {
+        "baidu/ERNIE-Image": {
+            "hidden_size": 4096,
+            "num_attention_heads": 32,
+            "num_layers": 36,
+            "ffn_hidden_size": 12288,
+            "text_in_dim": 3072,
+        }
+    }
     pipeline_class = ErnieImagePipeline
     denoiser_class = ErnieImageTransformer2DModel
     epsilon = 1e-5  # as the pipeline; the VAE's configuration says ten times as much

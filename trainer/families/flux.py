@@ -29,14 +29,25 @@ class Family(FluxFamily):
     """See :class:`trainer.families.base.ModelFamily` for when each member is called."""
 
     row = catalogue.FLUX
+    published: ClassVar[dict[str, dict[str, Any]]] = {
+        "black-forest-labs/FLUX.1-dev": {"guidance_embeds": True},
+        "black-forest-labs/FLUX.1-schnell": {"guidance_embeds": False},
+    }
     pipeline_class = FluxPipeline
     denoiser_class = FluxTransformer2DModel
     text_classes: ClassVar[dict[str, Any]] = {"text_encoder": CLIPTextModel, "text_encoder_2": T5EncoderModel}
     tokenizer_classes: ClassVar[dict[str, Any]] = {"tokenizer": CLIPTokenizer, "tokenizer_2": T5Tokenizer}
 
+    # Kohya's scripts train CLIP too by default.
+    clip_names: ClassVar[dict[str, str]] = {"text_encoder": "clip_l"}
+
+    @property
+    def guided(self) -> bool:
+        """dev is told a guidance scale, schnell none."""
+        return bool(self.denoiser_config.get("guidance_embeds"))
+
     def setup(self) -> None:
         super().setup()
-        self.guided = bool(self.denoiser_config.get("guidance_embeds"))
         self.tokens = 512 if self.guided else 256
 
     def embed(self, text: Any, captions: list[str]) -> list[TextEmbeds]:

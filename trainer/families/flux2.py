@@ -40,6 +40,23 @@ class Family(BatchNormVae, FluxFamily):
     """See :class:`trainer.families.base.ModelFamily` for when each member is called."""
 
     row = catalogue.FLUX2
+    published: ClassVar[dict[str, dict[str, Any]]] = {
+        "black-forest-labs/FLUX.2-klein-base-4B": {
+            "num_layers": 5,
+            "num_single_layers": 20,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 7680,
+            "guidance_embeds": False,
+        },
+        "black-forest-labs/FLUX.2-klein-base-9B": {
+            "num_layers": 8,
+            "num_single_layers": 24,
+            "num_attention_heads": 32,
+            "joint_attention_dim": 12288,
+            "guidance_embeds": False,
+        },
+        "black-forest-labs/FLUX.2-dev": {},
+    }
     pipeline_class = Flux2KleinPipeline
     denoiser_class = Flux2Transformer2DModel
     patch = 1  # latents are in patches already

@@ -68,15 +68,12 @@ class FluxFamily(NativeFamily):
     )
 
     landmark = "double_blocks.0.img_attn.qkv.weight"
-    swapped = ("norm_out.linear",)
-
     noise: Flow
 
     def setup(self) -> None:
         # Times as kohya's and ai-toolkit's "sigmoid": most of the learning is at middle noise.
         self.noise = Flow(Times("logit_normal"))
         self.resolution = int(self.base.read_json("vae", "config.json")["sample_size"])
-        self.width = self.denoiser_config["num_attention_heads"] * self.denoiser_config["attention_head_dim"]
 
     def to_pipeline(self, latents_BCHW: Tensor) -> Tensor:
         return pack(latents_BCHW)
@@ -93,7 +90,7 @@ class FluxFamily(NativeFamily):
     other_names: ClassVar[dict[str, str]] = _REST
 
     def native(self, module: str) -> Native:
-        d = self.width
+        d = self.denoiser_config["num_attention_heads"] * self.denoiser_config["attention_head_dim"]
         if match := re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", module):
             block, rest = f"double_blocks.{match[1]}", match[2]
             for stream, thirds in (("img", _QKV), ("txt", _ADDED_QKV)):
@@ -111,4 +108,4 @@ class FluxFamily(NativeFamily):
         head, _, last = module.rpartition(".")
         if last in _LAYERS:
             return Native(f"{self.other_names.get(head, head)}.{_LAYERS[last]}")
-        return Native(self.other_names.get(module, module))
+        return Native(self.other_names.get(module, module), swapped=module == "norm_out.linear")

@@ -55,6 +55,15 @@ class Family(NativeFamily):
     """See :class:`trainer.families.base.ModelFamily` for when each member is called."""
 
     row = catalogue.HIDREAM
+    published: ClassVar[dict[str, dict[str, Any]]] = {
+        "HiDream-ai/HiDream-I1-Full": {
+            "patch_size": 2,
+            "in_channels": 16,
+            "caption_channels": [4096, 4096],
+            "axes_dims_rope": (64, 32, 32),
+            "llama_layers": [*range(32), *[31] * 16],
+        }
+    }
     pipeline_class = SizedPipeline
     denoiser_class = HiDreamImageTransformer2DModel
     text_classes: ClassVar[dict[str, Any]] = {

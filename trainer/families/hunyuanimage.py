@@ -45,6 +45,9 @@ class Family(FluxFamily):
     """See :class:`trainer.families.base.ModelFamily` for when each member is called."""
 
     row = catalogue.HUNYUANIMAGE
+    published: ClassVar[dict[str, dict[str, Any]]] = {
+        "hunyuanvideo-community/HunyuanImage-2.1-Diffusers": {"text_embed_2_dim": 1472}
+    }
     pipeline_class = GuidedPipeline
     denoiser_class = HunyuanImageTransformer2DModel
     vae_class = AutoencoderKLHunyuanImage
@@ -60,6 +63,8 @@ class Family(FluxFamily):
         rf"|{_SINGLE}|proj_mlp|proj_out)",
     )
 
+    respelt: ClassVar[dict[str, str]] = {"mlp_0": "mlp_fc1", "mlp_2": "mlp_fc2", "_lin": "_linear"}
+
     def setup(self) -> None:
         config = self.denoiser_config
         if config.get("guidance_embeds") or config.get("use_meanflow"):
@@ -70,7 +75,6 @@ class Family(FluxFamily):
             )
         self.resolution = self.row.resolution  # the pipeline's default; no configuration says it
         self.noise = self.flow()
-        self.width = config["num_attention_heads"] * config["attention_head_dim"]
 
     def pipeline_extras(self) -> dict[str, Any]:
         """The base's guiders: one for prompts with words to be written, one for the others."""

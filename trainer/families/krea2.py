@@ -52,6 +52,7 @@ class Family(QwenVaeFamily):
     """See :class:`trainer.families.base.ModelFamily` for when each member is called."""
 
     row = catalogue.KREA2
+    published: ClassVar[dict[str, dict[str, Any]]] = {"krea/Krea-2-Raw": {}}
     pipeline_class = Krea2Pipeline
     denoiser_class = Krea2Transformer2DModel
     text_classes: ClassVar[dict[str, Any]] = {"text_encoder": Qwen3VLModel}

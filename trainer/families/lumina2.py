@@ -45,6 +45,7 @@ class Family(NativeFamily):
     """See :class:`trainer.families.base.ModelFamily` for when each member is called."""
 
     row = catalogue.LUMINA2
+    published: ClassVar[dict[str, dict[str, Any]]] = {"Alpha-VLLM/Lumina-Image-2.0": {"cap_feat_dim": 2304}}
     pipeline_class = Lumina2Pipeline
     denoiser_class = Lumina2Transformer2DModel
     text_classes: ClassVar[dict[str, Any]] = {"text_encoder": Gemma2Model}

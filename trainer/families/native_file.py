@@ -32,12 +32,10 @@ _KINDS = {"weight": ("weight", "scale"), "bias": ("bias",)}
 class NativeFamily(PipelineFamily):
     """A family whose checkpoints in one file are read by its ``native`` names.
 
-    ``landmark`` is a tensor of every such file, ``unused`` are those that nothing reads, ``swapped`` modules
-    whose halves are the other way round (see :func:`load_native`).
+    ``landmark`` is a tensor of every such file, ``unused`` are those that nothing reads.
     """
 
     landmark: ClassVar[str]
-    swapped: ClassVar[tuple[str, ...]] = ()
     unused: ClassVar[tuple[str, ...]] = ()
 
     def file_prefix(self, part: str, file: Path) -> str:
@@ -56,7 +54,6 @@ class NativeFamily(PipelineFamily):
             self.native,
             dtype,
             self.row.label,
-            self.swapped,
             self.unused,
         )
 
@@ -81,15 +78,12 @@ def load_native(
     native: Callable[[str], Native],
     dtype: torch.dtype,
     label: str,
-    swapped: Collection[str] = (),
     unused: Collection[str] = (),
 ) -> nn.Module:
     """The model that ``build`` makes, with the file's weights in ``dtype``, on the CPU.
 
-    ``native`` says where a module lies in the file. ``swapped`` are modules whose output has its halves
-    the other way round there: the original code's last modulation is (shift, scale), diffusers' is
-    (scale, shift). ``unused`` are tensors of such files that nothing reads. A parameter that is no layer's
-    weight or bias has a place of its own, and may be flattened there.
+    ``native`` says where a module lies in the file. ``unused`` are tensors of such files that nothing reads.
+    A parameter that is no layer's weight or bias has a place of its own, and may be flattened there.
 
     Raises RunError(model_missing) for a file that lacks a tensor, has one of another shape, or has more
     than the model: scales of a quantised file would silently be left out.
@@ -112,7 +106,7 @@ def load_native(
             tensor: Any = tensors.get_tensor(found)
             if place.rows:
                 tensor = tensor[slice(*place.rows)]
-            if module in swapped:
+            if place.swapped:
                 tensor = torch.cat(tensor.chunk(2)[::-1])
             if kind not in _KINDS and tensor.numel() == parameter.numel():
                 tensor = tensor.reshape(parameter.shape)

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import AutoencoderKL
@@ -48,7 +48,8 @@ class PipelineFamily:
         text_targets: the same for text encoders.
         unread: regular expression for modules of the last transformer block, named from the block on, whose
             output nothing reads (the text's side of it): they get no LoRA.
-        clip_names: what ComfyUI calls the trainable text encoders.
+        clip_names: what ComfyUI calls the text encoders that a LoRA's file may be for.
+        published, respelt: see the protocol.
         patch: side of the square of latents that is one token of the denoiser.
     """
 
@@ -64,6 +65,8 @@ class PipelineFamily:
     unread: ClassVar[str] = ""
     text_targets: ClassVar[str] = ""
     clip_names: ClassVar[dict[str, str]] = {}
+    published: ClassVar[dict[str, dict[str, Any]]]
+    respelt: ClassVar[dict[str, str]] = {}
     patch: ClassVar[int] = 2
 
     noise: Noise
@@ -91,6 +94,20 @@ class PipelineFamily:
         self.setup()
         for part in (self.denoiser_part, "vae", *self.text_classes):
             self._fingerprint(part)  # a damaged or missing file is found now, not after caching
+
+    @classmethod
+    def for_names(cls, denoiser_config: Mapping[str, Any]) -> Self:
+        """A family without a base, which knows names of modules."""
+        family = cls.__new__(cls)
+        family.denoiser_config = dict(denoiser_config)
+        return family
+
+    @classmethod
+    def without_weights(cls, denoiser_config: Mapping[str, Any]) -> nn.Module:
+        """The denoiser of a configuration, on the meta device."""
+        with torch.device("meta"):
+            denoiser: nn.Module = cls.denoiser_class.from_config(dict(denoiser_config))
+        return denoiser
 
     @classmethod
     def targets_in(cls, denoiser_config: Mapping[str, Any]) -> dict[str, str]:
@@ -401,7 +418,7 @@ class PipelineFamily:
         if part == self.denoiser_part:
             return "lora_unet_" + self.native(module).name.replace(".", "_")
         # Kohya counts encoders only where there are several; transformers 5 dropped "text_model.".
-        number = "" if len(self.trainable_text) == 1 else str(self.trainable_text.index(part) + 1)
+        number = "" if len(self.text_classes) == 1 else str(list(self.text_classes).index(part) + 1)
         module = "text_model." + module.removeprefix("text_model.")
         return f"lora_te{number}_{module.replace('.', '_')}"
 

@@ -26,6 +26,7 @@ class Family(QwenVaeFamily):
     """See :class:`trainer.families.base.ModelFamily` for when each member is called."""
 
     row = catalogue.QWENIMAGE
+    published: ClassVar[dict[str, dict[str, Any]]] = {"Qwen/Qwen-Image": {}, "Qwen/Qwen-Image-2512": {}}
     pipeline_class = QwenImagePipeline
     denoiser_class = QwenImageTransformer2DModel
     text_classes: ClassVar[dict[str, Any]] = {"text_encoder": Qwen2_5_VLForConditionalGeneration}

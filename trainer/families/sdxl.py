@@ -26,6 +26,21 @@ class Family(UnetFamily):
     """See :class:`trainer.families.base.ModelFamily` for when each member is called."""
 
     row = catalogue.SDXL
+    published: ClassVar[dict[str, dict[str, Any]]] = {
+        "stabilityai/stable-diffusion-xl-base-1.0": {
+            "sample_size": 128,
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2, 10),
+            "attention_head_dim": (5, 10, 20),
+            "cross_attention_dim": 2048,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        }
+    }
     pipeline_class = StableDiffusionXLPipeline
     text_classes: ClassVar[dict[str, Any]] = {
         "text_encoder": CLIPTextModel,

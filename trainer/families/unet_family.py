@@ -92,6 +92,9 @@ class UnetFamily(PipelineFamily):
         return Native(single_file.sgm_name(module, self.denoiser_config))
 
     def prediction_metadata(self) -> dict[str, str]:
+        """What the base predicts; nothing of a family without a base, whose schedule nobody knows."""
+        if not hasattr(self, "noise"):
+            return {}
         v = self.noise.prediction == "v_prediction"
         zero = bool(self.noise.alphas_cumprod[-1] == 0)
         return {

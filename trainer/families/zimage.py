@@ -39,6 +39,10 @@ class Family(NativeFamily):
     """See :class:`trainer.families.base.ModelFamily` for when each member is called."""
 
     row = catalogue.ZIMAGE
+    published: ClassVar[dict[str, dict[str, Any]]] = {
+        "Tongyi-MAI/Z-Image": {"axes_lens": [1536, 512, 512]},
+        "Tongyi-MAI/Z-Image-Turbo": {"axes_lens": [1536, 512, 512]},
+    }
     pipeline_class = ZImagePipeline
     denoiser_class = ZImageTransformer2DModel
     text_classes: ClassVar[dict[str, Any]] = {"text_encoder": Qwen3Model}
