@@ -16,10 +16,12 @@ from .report import Reporter
 from .requests import Asks, Requests
 from .restart import Restart
 from .storage import Mirror
-from .webhooks import open_webhooks
+from .webhooks import Webhooks, open_webhooks
 
 UPLOADS_S, MESSAGES_S = 600.0, 30.0
 """For what is left to upload at the end, and for the last messages, where the machine stays."""
+MESSAGES_BETWEEN_S = 1.0
+"""For messages where another process goes on with the run, and with them."""
 BEFORE_MESSAGES_S = 1.0
 """Where it goes, uploads end so much earlier: the last message tells of them."""
 
@@ -39,13 +41,25 @@ def alongside(run: RunFolder, config: TrainConfig, report: Reporter, requests: A
             report.listeners.append(Budget(run, machine, report, requests).hear)
         if hooks := open_webhooks(run, config, report.warning, mirror):
             report.listeners.append(hooks.hear)
-            beside.callback(lambda: hooks.close(last_moment(requests, machine.grace_s, MESSAGES_S)))
+            beside.enter_context(_told(hooks, requests, machine.grace_s))
         if machine.notices != "off" and isinstance(requests, Requests):
             beside.callback(_notices(machine.notices, report, requests).close)
         if mirror:
             beside.enter_context(_mirrored(mirror, requests, machine.grace_s))
         with guarded(run, machine.grace_s, report, requests, beside.close):
             yield
+
+
+@contextmanager
+def _told(hooks: Webhooks, requests: Asks, grace_s: float) -> Iterator[None]:
+    stays_s = MESSAGES_S
+    try:
+        yield
+    except (Restart, PeerLost):
+        stays_s = MESSAGES_BETWEEN_S
+        raise
+    finally:
+        hooks.close(last_moment(requests, grace_s, stays_s))
 
 
 @contextmanager

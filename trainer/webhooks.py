@@ -2,6 +2,8 @@
 
 A step never waits for them: the loop's events are put in a queue that is bounded, and everything that can
 take time (hashes, uploads that a message waits for, answers, back-off) is the thread's.
+
+What could not be sent before the process ended lies in the run's folder, and the next attempt sends it first.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +27,7 @@ import httpx2
 from .checkpoints import MANIFEST
 from .contract.addresses import address_problem, service_of, shown
 from .contract.config import TrainConfig
+from .contract.files import read_json, write_json
 from .contract.runs import RunFolder
 from .messages import File, Message, Narrator, request_of, signed, with_pictures
 
@@ -70,7 +74,7 @@ class Webhooks:
         self._service = service_of(address) if chosen == "auto" else chosen
         self._uploads, self._narrator = uploads, Narrator(run, config)
         self._secret = secret
-        self._queue: deque[Message] = deque()
+        self._queue = deque(_unsent(run))  # the one that is being sent stays at its head
         self._turn = threading.Condition()
         self._end: float | None = None  # by time.monotonic, once there is nothing more to hear
         self._thread = threading.Thread(target=self._work, name="webhooks", daemon=True)
@@ -81,7 +85,7 @@ class Webhooks:
         for message in self._narrator.hear(event):
             with self._turn:
                 if len(self._queue) >= WAITING:
-                    self._queue.popleft()
+                    del self._queue[1]
                     dropped = True
                 else:
                     dropped = False
@@ -91,13 +95,17 @@ class Webhooks:
                 self._warn(f"{self._shown} is too slow or away; the oldest messages to it are dropped")
 
     def close(self, deadline: float) -> None:
-        """Nothing more will be heard: send what waits until ``deadline`` (of time.monotonic)."""
+        """Nothing more will be heard: send what waits until ``deadline`` (of time.monotonic), keep the rest."""
         with self._turn:
             self._end = deadline
             self._turn.notify()
         self._thread.join(max(0.0, deadline - time.monotonic()))
-        if self._queue or self._thread.is_alive():
-            self._warn(f"{self._shown} did not take the last messages in time")
+        with self._turn:
+            unsent = [asdict(message) for message in self._queue]
+        if unsent:
+            with suppress(OSError):
+                write_json(self._run.unsent, unsent)
+            self._warn(f"{self._shown} did not take the last messages in time; a resumed run sends them")
 
     @property
     def _shown(self) -> str:
@@ -109,18 +117,23 @@ class Webhooks:
         with httpx2.Client(timeout=TIMEOUT_S) as client:
             while message := self._next():
                 try:
-                    self._deliver(client, message)
+                    if not self._deliver(client, message):
+                        return
                 except Exception as error:  # a thread that dies would take all later messages with it
                     self._warn(f"{self._shown} could not be told ({type(error).__name__})")
+                with self._turn:
+                    self._queue.popleft()
 
     def _next(self) -> Message | None:
         """The next message, None when there will be none."""
         with self._turn:
             while not self._queue:
+                with suppress(OSError):
+                    self._run.unsent.unlink(missing_ok=True)
                 if self._end is not None:
                     return None
                 self._turn.wait()
-            return self._queue.popleft()
+            return self._queue[0]
 
     def _left(self, until: float) -> float:
         """Seconds until ``until``, or until the end where that is sooner."""
@@ -134,7 +147,8 @@ class Webhooks:
                 return
         time.sleep(max(0.0, min(seconds, self._end - time.monotonic())))
 
-    def _deliver(self, client: httpx2.Client, message: Message) -> None:
+    def _deliver(self, client: httpx2.Client, message: Message) -> bool:
+        """Whether it need not be sent any more: it was taken, or never will be. False where the end came."""
         files = self._files(message)
         request = request_of(self._service, self._run.id, self._name, message, files)
         if self._service == "discord" and message.event == "sample":
@@ -154,15 +168,18 @@ class Webhooks:
                 problem = f"cannot be reached ({type(error).__name__})"
             else:
                 if 200 <= code < 300:
-                    return
+                    return True
                 problem = f"answers {code}"
                 if code != 429 and code < 500:
                     self._warn(f"{self._shown} {problem}; messages to it are lost, correct the address")
-                    return
+                    return True
             if self._left(until) <= 0:
                 break
             self._pause(max(pause, asked))
+        if time.monotonic() < until:
+            return False
         self._warn(f"{self._shown} {problem}; messages are lost")
+        return True
 
     def _pictures(self, message: Message) -> list[tuple[str, bytes]]:
         """What was drawn, as far as it is small enough; the first ones count."""
@@ -204,6 +221,13 @@ class Webhooks:
         for file, size, sha256 in rows:
             url = (self._uploads.signed_url(file) if self._uploads else None) or ""
             yield File(file.relative_to(self._run.path).as_posix(), size, sha256, url)
+
+
+def _unsent(run: RunFolder) -> list[Message]:
+    """What the process before this one could not send."""
+    with suppress(OSError, ValueError, TypeError):
+        return [Message(**row | {"files": tuple(row["files"])}) for row in read_json(run.unsent)]
+    return []
 
 
 def _pauses() -> Iterator[float]:

@@ -28,6 +28,12 @@ def test_a_budget_is_raised(run: RunFolder) -> None:
     assert run.config().machine.budget is None
 
 
+def test_fewer_checkpoints_are_kept_from_here(run: RunFolder) -> None:
+    """They decide what is on the disk, and not what is learnt."""
+    amend(run, ["checkpoints.keep=1", "checkpoints.every=100"])
+    assert (run.config().checkpoints.keep, run.config().checkpoints.every) == (1, 100)
+
+
 @pytest.mark.parametrize("assignment", ["train.steps=80", "samples.every=7", "machine.budgets=7"])
 def test_what_decides_the_lora_stays(run: RunFolder, assignment: str) -> None:
     before = run.recipe.read_text()

@@ -13,18 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import trainer.alongside as beside
 from trainer import webhooks
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError
 from trainer.contract.fields import parse
-from trainer.contract.files import write_bytes, write_json
+from trainer.contract.files import read_json, write_bytes, write_json
 from trainer.contract.runs import RunFolder
 from trainer.messages import File, Message, Narrator, request_of, signed
+from trainer.report import Reporter
+from trainer.restart import Restart
 from trainer.webhooks import Webhooks, open_webhooks
 
 from ..conftest import ROOT
-from .helpers import recipe, train_here
+from .helpers import Script, recipe, train_here
 from .stand_in import Answer, Asked, stand_in
 
 SECRET = "a secret of ours"
@@ -210,6 +214,40 @@ def test_the_last_messages_are_sent_when_it_comes_back(tmp_path: Path) -> None:
         away["now"] = False
         hooks.close(time.monotonic() + 10)
     assert [json.loads(asked.body)["event"] for asked in server.asked][-2:] == ["started", "finished"]
+
+
+def test_a_run_that_begins_again_does_not_wait_and_the_next_process_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody listens when memory runs out, and somebody does later."""
+    monkeypatch.setattr(beside, "MESSAGES_S", 10_000.0)
+    monkeypatch.setattr(beside, "MESSAGES_BETWEEN_S", 0.1)
+    with stand_in(lambda asked: Answer()) as server:
+        nowhere = server.url
+    run = RunFolder(tmp_path)
+    with pytest.raises(Restart):
+        begun(run, told(webhook=nowhere), Restart("less"))
+    (kept,) = read_json(run.unsent)
+    assert kept["event"] == "started" and nowhere not in run.unsent.read_text()
+    with stand_in(lambda asked: Answer()) as server:
+        begun(run, told(webhook=server.url))
+    bodies = [json.loads(asked.body) for asked in server.asked]
+    assert [body["event"] for body in bodies] == ["started", "started"]
+    assert bodies[0]["id"] == kept["id"] != bodies[1]["id"]
+    assert not run.unsent.exists()
+    write_bytes(run.unsent, b"[{")  # damaged: of no use to anybody
+    with stand_in(lambda asked: Answer()) as server:
+        begun(run, told(webhook=server.url))
+    assert len(server.asked) == 1
+
+
+def begun(run: RunFolder, config: TrainConfig, error: Exception | None = None) -> None:
+    report = Reporter(run, 1, 10, torch.device("cpu"))
+    with beside.alongside(run, config, report, Script(run)):
+        report.started(0, 10, None)
+        report.pause("")
+        if error:
+            raise error
 
 
 class Store:

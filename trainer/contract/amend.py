@@ -10,8 +10,8 @@ from .fields import dump_recipe, flatten, merge, override, parse, to_tables
 from .files import write_text
 from .runs import RunFolder
 
-SECTIONS = ("machine", "notify", "storage")
-"""Where a run trains, what that may cost, who hears of it, and where copies are kept."""
+SECTIONS = ("machine", "notify", "storage", "checkpoints")
+"""Where a run trains, what that may cost, who hears of it, where copies are kept, and which states stay."""
 
 
 def amend(run: RunFolder, assignments: Sequence[str]) -> TrainConfig:

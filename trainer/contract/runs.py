@@ -182,6 +182,11 @@ class RunFolder:
         return self.path / "starred.json"
 
     @property
+    def unsent(self) -> Path:
+        """Messages that nobody took yet (:mod:`trainer.webhooks`)."""
+        return self.path / "unsent.json"
+
+    @property
     def pictures(self) -> Path:
         """The photos, where they came with the run from its storage; else they lie where the recipe says."""
         return self.path / "pictures"
