@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .accelerated import as_launched
 from .contract.amend import amend, take_over, with_sections
 from .contract.config import TrainConfig
 from .contract.errors import ConfigError, UserError
@@ -311,7 +312,7 @@ def _run(run: RunFolder, requests: Requests, crew: Crew, machines: Machines) -> 
 
         if (processes := wanted(config.machine.gpus)) * machines.count > 1:
             return launch(run, processes, machines, requests.stop)
-    crew.require(config)
+    crew.require(as_launched(config, lambda text: print(text, file=sys.stderr) if crew.main else None))
     with run.hold() if crew.main else nullcontext() as lock:
         if crew.main:
             requests.attach(run)

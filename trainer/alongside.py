@@ -27,14 +27,21 @@ BEFORE_MESSAGES_S = 1.0
 
 
 @contextmanager
-def alongside(run: RunFolder, config: TrainConfig, report: Reporter, requests: Asks) -> Iterator[None]:
-    """Start what goes on beside the loop, and let it finish when the block ends, however it ends.
+def alongside(
+    run: RunFolder, config: TrainConfig, report: Reporter, requests: Asks, main: bool = True
+) -> Iterator[None]:
+    """Start what goes on beside the loop, and let it finish when the block ends, however it ends; of several
+    processes, for the ``main`` one.
 
     It is left after the run's last event, in the reverse order of being entered: what others wait for
     (an upload that a message tells of) is entered last. Nothing in here may keep a training from going
     on or from ending.
     """
     machine = config.machine
+    if not main:
+        with guarded(run, machine.grace_s, report, requests, None):
+            yield
+        return
     mirror = Mirror(run, config, report) if config.storage.url else None
     with ExitStack() as beside:
         if machine.price_per_hour is not None:

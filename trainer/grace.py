@@ -7,7 +7,6 @@ run's last word is written, uploaded and told, and the process ends as stopped.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from contextlib import contextmanager, suppress
 
 from .checkpoints import list_checkpoints, step_of
 from .contract.runs import RunFolder
-from .processes import under_torchrun
+from .processes import leave_now, under_torchrun
 from .report import Reporter
 from .requests import Asks, Requests
 
@@ -44,31 +43,34 @@ def last_moment(requests: Asks, grace_s: float, otherwise_s: float) -> float:
 
 @contextmanager
 def guarded(
-    run: RunFolder, grace_s: float, report: Reporter, requests: Asks, finish: Callable[[], None]
+    run: RunFolder, grace_s: float, report: Reporter, requests: Asks, finish: Callable[[], None] | None
 ) -> Iterator[None]:
     """While the block goes on, end the process with exit code 3 where the grace would run out.
 
-    ``finish`` uploads and tells; it is called after the run's last word.
+    ``finish`` uploads and tells; it is called after the run's last word. None for a process that does not
+    write: it waits for the one that does.
     """
     over = threading.Event()
     turn = threading.Lock()
+    before_s = min(SHARE * grace_s, MOST_S) if finish else MARGIN_S
 
     def watch() -> None:
         while not over.wait(LOOK_S):
             gone = gone_at(requests, grace_s)
-            if gone is None or time.monotonic() < gone - min(SHARE * grace_s, MOST_S):
+            if gone is None or time.monotonic() < gone - before_s:
                 continue
             with turn:
                 if over.is_set():
                     return
-                saved = list_checkpoints(run.checkpoints)
-                kept = f"saved up to step {step_of(saved[-1]):,}" if saved else "nothing was saved yet"
-                report.end("stopped", f"Stopped in the middle, as the machine goes; {kept}.")
-                finish()
-                if under_torchrun():  # which starts all again when one has ended: they are to end at once
-                    with suppress(OSError):
-                        run.send("stop")
-                os._exit(STOPPED)
+                if finish:
+                    saved = list_checkpoints(run.checkpoints)
+                    kept = f"saved up to step {step_of(saved[-1]):,}" if saved else "nothing was saved yet"
+                    report.end("stopped", f"Stopped in the middle, as the machine goes; {kept}.")
+                    finish()
+                    if under_torchrun():  # which may start all again: they are to end at once
+                        with suppress(OSError):
+                            run.send("stop")
+                leave_now(STOPPED)
 
     threading.Thread(target=watch, name="grace", daemon=True).start()
     try:

@@ -15,16 +15,25 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from .contract.config import TrainConfig
 
 STOPPED = 3
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+MPI = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+)
+"""Environment: which process this is, of how many, and which of this machine; and what Open MPI, MPICH and
+Intel's call it, with which accelerate starts several on processors."""
 LOST = 75
 """Exit code (EX_TEMPFAIL) of a process that has lost another one: torchrun starts all of them again."""
 CODE_FILE = "TRAINER_EXIT_CODE_FILE"
 """Environment: where a machine's first process leaves the exit code that torchrun has no way to pass on."""
+SIGNALLED = "signalled"
+"""The file beside it that is there once our launcher was told to stop."""
 
 T = TypeVar("T")
 
@@ -118,24 +127,31 @@ ALONE = Crew()
 
 def under_torchrun() -> bool:
     """Whether somebody has started several processes, of which this is one."""
-    return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys()
+    return {*TORCHRUN, "MASTER_ADDR"} <= os.environ.keys()
 
 
 @contextmanager
 def joined() -> Iterator[Crew]:
     """Meet the other processes that torchrun has started, if any. An error that ends the block ends all."""
     global _crew
+    for names in MPI:
+        if "RANK" not in os.environ and set(names) <= os.environ.keys():
+            os.environ.update({ours: os.environ[name] for ours, name in zip(TORCHRUN, names, strict=True)})
     if not under_torchrun() or int(os.environ["WORLD_SIZE"]) == 1:
         yield ALONE
         return
     _die_with_parent()
     from .torchrun import Several
 
+    if (file := _code_file()) and os.environ["LOCAL_RANK"] == "0":
+        file.unlink(missing_ok=True)  # of those before
     _crew = Several()
     try:
         yield _crew
         _crew.any(False)  # the others wait for what the first one has yet to write
     except PeerLost as lost:
+        if (file := _code_file()) and file.exists():  # it has ended, for all of them
+            sys.exit(0)
         print(f"process {_crew.rank}: {lost}", file=sys.stderr, flush=True)
         sys.exit(LOST)
     except BaseException as error:
@@ -160,13 +176,33 @@ def leave(code: int) -> int:
     """
     if not _crew.over:
         return code
-    if file := os.environ.get(CODE_FILE):
+    if file := _code_file():
         with suppress(Exception):  # the first one may want to begin again where the others have failed
             code = _crew.same(code)
         if _crew.local_rank == 0:
-            Path(file).write_text(str(code), encoding="utf-8")
+            file.write_text(str(code), encoding="utf-8")
         return 0
     return 0 if code == STOPPED else code
+
+
+def leave_now(code: int) -> NoReturn:
+    """End this process in the middle of what it does, and the others as soon as they notice."""
+    file = _code_file()
+    if file and _crew.main:
+        file.write_text(str(code), encoding="utf-8")
+    # Without restarts torchrun ends the others at once where one fails; with them it would begin again.
+    os._exit(0 if file and os.environ.get("TORCHELASTIC_MAX_RESTARTS") != "0" else code)
+
+
+def is_for_the_run() -> bool:
+    """Whether SIGTERM has come from outside: torchrun sends it to those who are left when one has died."""
+    file = _code_file()
+    return not file or file.with_name(SIGNALLED).exists()
+
+
+def _code_file() -> Path | None:
+    file = os.environ.get(CODE_FILE)
+    return Path(file) if file else None
 
 
 def _die_with_parent() -> None:

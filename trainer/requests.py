@@ -11,7 +11,7 @@ from typing import Protocol
 import psutil
 
 from .contract.runs import RunFolder, Verb
-from .processes import under_torchrun
+from .processes import is_for_the_run, under_torchrun
 from .restart import STOPS, hear_again
 
 
@@ -64,7 +64,7 @@ class Requests:
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and "stop" in self._asked:
             raise KeyboardInterrupt
-        if number == signal.SIGTERM and self.heard is None:
+        if number == signal.SIGTERM and self.heard is None and is_for_the_run():
             self.heard = time.monotonic()
         self._asked.add("stop")
 

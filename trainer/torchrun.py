@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -28,13 +28,14 @@ from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor
 
 from .contract.config import TrainConfig
 from .contract.errors import RunError
 from .contract.files import write_bytes
-from .contract.runs import RunFolder
+from .contract.runs import LOCK_HOLDER, RunFolder
 from .failures import explain
-from .processes import CODE_FILE, LOST, Crew, Machines, PeerLost
+from .processes import CODE_FILE, LOST, SIGNALLED, Crew, Machines, PeerLost
 from .requests import Stopped
 from .restart import AGAIN
 from .shards import placed, split_weights
@@ -84,12 +85,6 @@ class Several(Crew):
         dist.init_process_group(backend, store=own, rank=rank, world_size=world, timeout=PATIENCE)
 
     def require(self, config: TrainConfig) -> None:
-        if "true" in (os.environ.get(f"ACCELERATE_USE_{name}", "").lower() for name in ("FSDP", "DEEPSPEED")):
-            raise RunError(
-                "accelerate's FSDP and DeepSpeed split what is trained, of a LoRA next to nothing; start "
-                "with another accelerate configuration (multi-GPU), and set machine.shard to split the base",
-                "config",
-            )
         if config.train.fused_backward:
             raise RunError(
                 f"train.fused_backward cannot be had in {self.world} processes: each has a part of the "
@@ -133,6 +128,9 @@ class Several(Crew):
         self._shared = denoiser
         split_weights(denoiser, base, self.world, device)
         if self.main:
+            here = sum(one.to_local().numel() for one in denoiser.parameters() if isinstance(one, DTensor))
+            whole = sum(one.numel() for one in base)
+            print(f"the base is split: {here / whole:.0%} of it is on each", file=sys.stderr, flush=True)
             denoiser.register_forward_pre_hook(self._call_the_others, with_kwargs=True, prepend=True)
 
     def _call_the_others(self, module: nn.Module, inputs: Any, options: Any) -> None:
@@ -266,37 +264,50 @@ def launch(run: RunFolder, processes: int, machines: Machines, asked: Callable[[
 
     This process is torchrun's agent: it starts all again, from the newest checkpoint, when one has died
     without a word; of several machines, it ends with LOST then, and whoever has started them does. A signal
-    to it is passed on to them, and they decide how it ends; ``asked`` says whether one came before.
+    to it is passed on to them, and they decide how it ends; ``asked`` says whether one came before. It holds
+    the run's lock for them, so that nobody takes the run, or its GPUs, while they are started again.
     """
-    _pass_signals_on(run)
+    # Elsewhere they outlive it when it is killed (processes._die_with_parent): the first one holds the lock.
+    holds = sys.platform == "linux" and machines.number == 0
+    with run.hold() if holds else nullcontext(), tempfile.TemporaryDirectory(prefix="trainer-") as folder:
+        code = Path(folder) / "code"
+        os.environ |= {CODE_FILE: str(code), LOCK_HOLDER: str(os.getpid() if holds else "")}
+        try:
+            return _launch(run, processes, machines, asked, code)
+        finally:
+            del os.environ[CODE_FILE], os.environ[LOCK_HOLDER]
+
+
+def _launch(run: RunFolder, processes: int, machines: Machines, asked: Callable[[], bool], code: Path) -> int:
+    _pass_signals_on(run, code.with_name(SIGNALLED))
     if asked():
         run.send("stop")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     if machines.count == 1 and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    with tempfile.TemporaryDirectory(prefix="trainer-") as folder:
-        code = Path(folder) / "code"
-        os.environ[CODE_FILE] = str(code)
-        try:
-            start = elastic_launch(_launch_config(run, processes, machines), sys.executable)
-            while True:
-                start("-m", "trainer", "resume", str(run.path))
-                agreed = int(code.read_text(encoding="utf-8"))
-                if agreed != AGAIN:
-                    return agreed
-                if machines.count > 1:  # they do not begin again by themselves
-                    return LOST
-        except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
-            if machines.count > 1:
-                print(f"process {rank} died ({how}), or one of another machine", file=sys.stderr)
+    try:
+        start = elastic_launch(_launch_config(run, processes, machines), sys.executable)
+        while True:
+            code.unlink(missing_ok=True)
+            start("-m", "trainer", "resume", str(run.path))
+            agreed = int(code.read_text(encoding="utf-8"))
+            if agreed != AGAIN:
+                return agreed
+            if machines.count > 1:  # they do not begin again by themselves
                 return LOST
-            raise RunError(
-                f"process {rank} of {processes} died ({how}), {RESTARTS + 1} times in a row; trainer.log has "
-                "the details",
-                "killed",
-            ) from None
+    except ChildFailedError as error:
+        if code.exists():  # it has ended all the same
+            return int(code.read_text(encoding="utf-8"))
+        rank, failure = error.get_first_failure()
+        how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
+        if machines.count > 1:
+            print(f"process {rank} died ({how}), or one of another machine", file=sys.stderr)
+            return LOST
+        raise RunError(
+            f"process {rank} of {processes} died ({how}), {RESTARTS + 1} times in a row; trainer.log has "
+            "the details",
+            "killed",
+        ) from None
 
 
 def _launch_config(run: RunFolder, processes: int, machines: Machines) -> LaunchConfig:
@@ -316,10 +327,11 @@ def _launch_config(run: RunFolder, processes: int, machines: Machines) -> Launch
     )
 
 
-def _pass_signals_on(run: RunFolder) -> None:
+def _pass_signals_on(run: RunFolder, signalled: Path) -> None:
     """Ctrl-C and SIGTERM reach every process that torchrun has started, or will start."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        signalled.touch()
         run.send("stop")  # for those that are only just starting, and do not listen yet
         for child in psutil.Process().children():
             with suppress(psutil.Error):

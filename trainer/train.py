@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from .accelerated import as_launched
 from .adapters import lora_weights
 from .alongside import alongside
 from .assemble import assemble, find_base, open_family, require_blocks, warm_start
@@ -74,14 +74,14 @@ def train(run: RunFolder, requests: Asks, crew: Crew = ALONE) -> None:
     Returns when the LoRA is finished. Raises Stopped when asked to stop, RunError or UserError when
     the training cannot go on, anything else for a bug. The first process's caller holds the run's lock.
     """
-    config = crew.same(run.amended())
+    config = as_launched(crew.same(run.amended()))
     folders = Folders.of(run)
     device = pick_device()
     dtype = pick_dtype(config.model.precision, device)
     attempt = run.raw_status().attempt + 1
     known = 0 if config.train.epochs else config.train.steps  # of epochs, once the pictures are counted
     report = Reporter(run, attempt, known, device) if crew.main else Silent()
-    with alongside(run, config, report, requests) if crew.main else nullcontext():
+    with alongside(run, config, report, requests, crew.main):
         try:
             tell(run, report)
             _train(run, config, folders, device, dtype, report, requests, crew)

@@ -95,7 +95,7 @@ class Webhooks:
                 self._warn(f"{self._shown} is too slow or away; the oldest messages to it are dropped")
 
     def close(self, deadline: float) -> None:
-        """Nothing more will be heard: send what waits until ``deadline`` (of time.monotonic), keep the rest."""
+        """Nothing more will be heard: send until ``deadline`` (of time.monotonic), and keep the rest."""
         with self._turn:
             self._end = deadline
             self._turn.notify()

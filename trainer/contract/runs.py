@@ -58,13 +58,17 @@ Verb = Literal["stop", "save", "sample"]
 
 INHERITED_LOCK = "TRAINER_LOCK_DESCRIPTOR"
 """The environment's word on the open file through which a process was handed its run's lock."""
+LOCK_HOLDER = "TRAINER_LOCK_HOLDER"
+"""And on the parent, by its pid, that holds the lock for those whom it has started."""
 
 
 class InheritedLock:
-    """A run's lock, held since before this process took the place of the one that acquired it."""
+    """A run's lock, held since before this process took the place of the one that acquired it; or, without a
+    ``descriptor``, by the parent."""
 
-    def __init__(self, descriptor: int) -> None:
-        os.set_inheritable(descriptor, False)
+    def __init__(self, descriptor: int | None) -> None:
+        if descriptor is not None:
+            os.set_inheritable(descriptor, False)
         self._descriptor = descriptor
 
     def __enter__(self) -> InheritedLock:
@@ -74,7 +78,8 @@ class InheritedLock:
         self.release()
 
     def release(self) -> None:
-        os.close(self._descriptor)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
 
 
 RunLock = BaseFileLock | InheritedLock
@@ -242,6 +247,8 @@ class RunFolder:
         """Take the run's lock for this process. Raises RunError when a trainer already has it."""
         if handed := os.environ.pop(INHERITED_LOCK, ""):
             return InheritedLock(int(handed))
+        if os.environ.get(LOCK_HOLDER) == str(os.getppid()):
+            return InheritedLock(None)
         lock = FileLock(self.lock)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
