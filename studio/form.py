@@ -253,7 +253,11 @@ class Field:
 
     record: Record
     widget: Component
-    note: gr.HTML
+
+    @property
+    def note(self) -> str:
+        """The element id of the line below it."""
+        return f"{self.widget.elem_id}-note"  # type: ignore[attr-defined]
 
 
 class Form:
@@ -265,10 +269,6 @@ class Form:
     @property
     def widgets(self) -> list[Component]:
         return [field.widget for field in self.fields.values()]
-
-    @property
-    def notes(self) -> list[gr.HTML]:
-        return [field.note for field in self.fields.values()]
 
     @property
     def inputs(self) -> set[Component]:
@@ -307,8 +307,13 @@ class Form:
         problems: Mapping[str, str],
         findings: Iterable[Finding],
         reference: TrainConfig | None,
-    ) -> dict[Component, str]:
-        """The line below every widget: what is wrong, what the linter says, how to go back to the preset."""
+    ) -> dict[str, str]:
+        """{element id: the line below that widget}: what is wrong, what the linter says, how to go back to
+        the preset.
+
+        static/recipe.js puts them in. As components of Gradio they would cost a second at every key: it
+        renders all outputs of an event anew, several times.
+        """
         usual = {path: value for path, value in _ways_back(config, reference).items() if path not in problems}
         by_field: dict[str, list[Finding]] = {}
         for finding in findings:
@@ -387,8 +392,8 @@ def build_form(
     """Make the widgets, inside the current Blocks: basic ones first, the others in sections that unfold.
 
     ``hidden`` settings get no widget; ``own`` makes those that are not the usual ones. The widget of
-    ``train.steps`` has the element id ``<prefix>-train-steps``, its note ``<prefix>-train-steps-note``.
-    Folding and finding are static/recipe.js; what is folded is in the page all the same.
+    ``train.steps`` has the element id ``<prefix>-train-steps``. Notes, folding and finding are
+    static/recipe.js; what is folded is in the page all the same.
     """
     made: dict[str, Field] = {}
 
@@ -452,6 +457,4 @@ def _field(record: Record, make: Maker, prefix: str) -> Field:
             "elem_id": element,
             "interactive": True,
         }
-        made = make(record, options)
-        note = gr.HTML("", elem_id=f"{element}-note", elem_classes=["form-note"], apply_default_css=False)
-    return Field(record, made, note)
+        return Field(record, make(record, options))

@@ -7,6 +7,7 @@ Buttons inside our own HTML (presets, fixes, "back to the preset") reach Python 
 from __future__ import annotations
 
 import html
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -80,12 +81,12 @@ def build(studio: Studio, project_id: Any) -> Page:
     gpu = Gpu()
     presets = load_presets()
     with gr.Column(elem_id="recipe-page"):
-        hub = gr.HTML(
-            "",
+        hub = gr.HTML(  # its value is what stands beside the settings, see `judged`
+            "{}",
             html_template="",
             elem_id="recipe-hub",
             head=scripts("live.js", "frame.js", "recipe.js"),
-            js_on_load="studio.panels.recipe(element, server, (message) => trigger('select', message))",
+            js_on_load="studio.panels.recipe(server, (message) => trigger('select', message), props, watch)",
             server_functions=served(studio, export),
         )
         cards = gr.HTML("", elem_id="recipe-presets", apply_default_css=False)
@@ -118,11 +119,14 @@ def build(studio: Studio, project_id: Any) -> Page:
         # The settings as form and disk agreed on them last: what differs from these was typed here.
         known = gr.Textbox(visible="hidden", elem_id="recipe-known")
 
-    shown = [cards, summary, start, *form.notes, known]
+    shown = [cards, summary, start, hub, known]
     outputs = [opening, *form.widgets, *shown, answer, report, opened]
 
-    def judged(project: Project, merged: Merged, told: Mapping[str, str]) -> dict[Any, Any]:
-        """Everything on the page but the widgets; ``told`` is what was settled for the family."""
+    def judged(
+        project: Project, merged: Merged, told: Mapping[str, str], ask: bool = False
+    ) -> dict[Any, Any]:
+        """Everything on the page but the widgets; ``told`` is what was settled for the family. With ``ask``
+        recipe.js asks for widgets that have to be filled."""
         config, problems = merged.config, merged.problems
         judgement = verdict(project, config, presets, gpu.state())
         findings = [*elsewhere_findings(merged.elsewhere), *judgement.findings]
@@ -137,7 +141,7 @@ def build(studio: Studio, project_id: Any) -> Page:
             summary: summary_html(config, judgement, problems, form),
             start: gr.update(interactive=not problems and not judgement.blockers),
             known: known_text(merged.known, told),
-            **notes,
+            hub: json.dumps({"notes": {note: said for note, said in notes.items() if said}, "ask": ask}),
         }
 
     def page_of(project: Project, config: TrainConfig) -> dict[Any, Any]:
@@ -188,9 +192,10 @@ def build(studio: Studio, project_id: Any) -> Page:
         if not is_whole(data):
             return gr.skip()
         project, merged, told = take_in(data)
-        values = flatten(merged.config)
-        settled = {path: values[path] for path in merged.settled}
-        return {**judged(project, merged, told), **form.patched(settled)}
+        if not merged.settled:
+            return judged(project, merged, told)
+        # The form shows them as they were: until it has been filled it agrees with the disk on nothing new.
+        return {**judged(project, merged, told, ask=True), known: data[known]}
 
     @shows_errors
     def press(data: dict[Any, Any], event: gr.EventData) -> dict[Any, Any]:
@@ -216,7 +221,8 @@ def build(studio: Studio, project_id: Any) -> Page:
             config, settled = put_in(merged.config, values)
             keep_draft(project, config)
         kept = flatten(config)
-        values = {path: kept[path] for path in {**values, **settled}}
+        asked = merged.settled if message.get("ask") else {}
+        values = {path: kept[path] for path in {**values, **settled, **asked}}
         merged = Merged(
             config,
             {path: text for path, text in merged.problems.items() if path not in values},
@@ -265,7 +271,7 @@ def build(studio: Studio, project_id: Any) -> Page:
         form.changes,
         check,
         inputs,
-        [*form.widgets, *shown],
+        shown,
         trigger_mode="always_last",
         **quiet,
     )

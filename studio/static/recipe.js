@@ -71,8 +71,31 @@
     ".form-field .info-text": (help) => help.classList.toggle("whole"),
   };
 
-  studio.panels.recipe = (element, server, send) => {
+  // What stands below the settings, by element: {id: HTML}. It may come before the form does.
+  let waiting = 0;
+  function annotate(notes, patience = 50) {
+    clearTimeout(waiting);
+    for (const field of all("#recipe-form .form-field")) {
+      const id = `${field.querySelector("[id]").id}-note`;
+      let note = document.getElementById(id);
+      if (!note) field.append(note = studio.h("div.form-note", { id }));
+      const said = notes[id] ?? "";
+      if (note.said !== said) note.innerHTML = note.said = said;
+    }
+    if (patience && Object.keys(notes).some((id) => !document.getElementById(id))) {
+      waiting = setTimeout(() => annotate(notes, patience - 1), 100);
+    }
+  }
+
+  studio.panels.recipe = (server, send, props, watch) => {
     const tell = (message) => { studio.recipe.hold(); send(message); };
+    const arrive = () => {
+      const news = JSON.parse(props.value || "{}");
+      annotate(news.notes ?? {});
+      if (news.ask) send({ ask: true });
+    };
+    watch("value", arrive);
+    arrive();
     // The stepper tells of the recipe too; it follows when typing pauses.
     let timer = 0;
     const soon = () => { clearTimeout(timer); timer = setTimeout(() => studio.refreshBadges?.(), 1500); };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from html import unescape
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +33,8 @@ class RecipePage:
         answer = function.fn(data) if event is None else function.fn(data, SimpleNamespace(_data=event))
         if isinstance(answer, dict):
             self.values.update({c: v for c, v in answer.items() if c in self.values})
+        if name == "check" and self.said()["ask"]:  # as recipe.js does
+            self.call("press", event={"ask": True})
         return answer
 
     def answer(self, name: str, *given: Any) -> dict[str, Any]:
@@ -47,4 +50,11 @@ class RecipePage:
         return self.values[self.by_id[f"recipe-{name}"]]
 
     def note(self, name: str) -> str:
-        return unescape(str(self.values[self.by_id[f"recipe-{name}-note"]]))
+        return unescape(self.raw_note(name))
+
+    def raw_note(self, name: str) -> str:
+        return str(self.said()["notes"].get(f"recipe-{name}-note", ""))
+
+    def said(self) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads(self.values[self.by_id["recipe-hub"]])
+        return told

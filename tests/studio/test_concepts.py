@@ -37,7 +37,7 @@ def with_subsets(project: Project, *lines: str) -> TrainConfig:
 def test_a_button_adds_another_project(studio: Studio, luna: Project, mia: Project) -> None:
     page = RecipePage(studio, luna)
     note = page.note("dataset-subsets")
-    assert "Add a project as a concept" in note and "&lt;b&gt;" in str(page.shows("dataset-subsets-note"))
+    assert "Add a project as a concept" in note and "&lt;b&gt;" in page.raw_note("dataset-subsets")
     assert unescape(note).count("../") == len(studio.workspace.list_projects()) - 1
     page.call("press", event={"set": {"dataset.subsets": [f"../{mia.id}"]}})
     assert page.shows("dataset-subsets") == f"../{mia.id}"
