@@ -9,8 +9,8 @@ from trainer.contract.config import TrainConfig
 from trainer.contract.families import block_maps
 from trainer.contract.placing import BlockRow, block_map, of_a_guide
 
-SIDE, GAP, PER_ROW = 24, 3, 20
-"""Of the squares, in px; how many stand side by side."""
+SIDE, GAP, PER_ROW = 24, 3, 12
+"""Of the squares, in px; how many stand side by side: what a phone has room for."""
 
 PARTS = {"down": "on the way down", "mid": "in the middle", "up": "on the way up", "": "outside"}
 
@@ -38,7 +38,7 @@ def block_map_html(config: TrainConfig) -> str:
     return (
         f'<figure class="block-map" aria-label="Blocks: {html.escape(count)}">{"".join(pictures)}'
         f"<figcaption>{html.escape(count)} Fuller is a larger rank or learning rate; empty ones are left "
-        "out, faint ones hold nothing that is adapted.</figcaption></figure>"
+        "out, dashed ones hold nothing that is adapted.</figcaption></figure>"
     )
 
 

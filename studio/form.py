@@ -48,6 +48,11 @@ SECTION_TITLES = {
 MAX_COLUMNS = 4
 """Fields side by side on a wide screen (static/forms.css has the grid)."""
 
+WIDE = {"model.base", "adapter.block_ranks", "adapter.block_alphas", "adapter.block_weights"}
+"""Settings whose text needs a whole row."""
+UNSET = {"train.epochs": "by steps", "machine.price_per_hour": "none", "machine.budget": "none"}
+"""What stands in an empty box that is not filled automatically."""
+
 Maker = Callable[[Record, dict[str, Any]], Component]
 
 
@@ -240,7 +245,7 @@ def widget(record: Record, options: dict[str, Any]) -> Component:
     decimal = "decimal" if record.kind == "number" else "numeric"
     return gr.Textbox(
         max_lines=1,
-        placeholder="automatic" if record.optional else None,
+        placeholder=UNSET.get(record.path, "automatic") if record.optional else None,
         html_attributes=gr.InputHTMLAttributes(autocorrect="off", spellcheck=False),
         elem_classes=["number-field", decimal],
         **options,
@@ -441,9 +446,14 @@ def _fold_html(title: str, doc: str) -> str:
     )
 
 
+def unit_is_news(record: Record) -> bool:
+    """Whether a label does not say the unit itself ("Keep first tags")."""
+    return bool(record.unit) and record.unit not in record.label.split()
+
+
 def _is_wide(record: Record) -> bool:
     """Whether a widget takes a whole row: lists and long names."""
-    return record.kind == "lines" or record.path == "model.base"
+    return record.kind == "lines" or record.path in WIDE
 
 
 def _field(record: Record, make: Maker, prefix: str) -> Field:
@@ -451,7 +461,7 @@ def _field(record: Record, make: Maker, prefix: str) -> Field:
     wide = ["wide"] if _is_wide(record) else []
     with gr.Column(elem_classes=["form-field", *wide], min_width=0):
         options: dict[str, Any] = {
-            "label": f"{record.label} ({record.unit})" if record.unit else record.label,
+            "label": f"{record.label} ({record.unit})" if unit_is_news(record) else record.label,
             "info": record.help,
             "value": shown(record, record.default),
             "elem_id": element,

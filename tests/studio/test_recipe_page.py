@@ -405,7 +405,7 @@ def test_what_the_new_family_cannot_have_is_settled_and_said(page: RecipePage, p
     why = "FLUX.1 can train no text encoder."
     assert f"Text encoder learning rate was set to 0: {why}" in page.note("model-base")
     page.call("check", train_seed="5")
-    assert f"Second text encoder's was set to 0: {why}" in page.note("model-base"), "it stays said"
+    assert f"Second encoder's rate was set to 0: {why}" in page.note("model-base"), "it stays said"
     page.call("check", model_base="demo", train_text_encoder_2_lr="1e-5")
     assert project.config().train.text_encoder_2_lr == 1e-5 and why not in page.note("model-base")
     page.call("press", event={"set": {"model.base": DEV}})

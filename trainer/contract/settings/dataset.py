@@ -73,13 +73,13 @@ class DatasetSettings(Section):
     flip: bool = setting(False, label="Mirror at random")
     """Show half of the pictures mirrored, chosen anew each epoch. Not for faces with a parting, text or
     anything else that is not symmetric."""
-    rotate: float = setting(0.0, label="Turn at random", unit="degrees", ge=0, le=45)
+    rotate: float = setting(0.0, label="Turn at random", unit="°", ge=0, le=45)
     """Turn pictures by up to this many degrees to either side; frames are made smaller so far that no corner
     is empty. 3 to 5 helps with few photos; more teaches a tilted horizon."""
     random_crop: float = setting(0.0, label="Reframe at random", ge=0, le=0.5)
     """Make the frame smaller, and move it, by up to this share of its sides. 0.1 helps with few photos of the
     same framing; more cuts heads off."""
-    hue: float = setting(0.0, label="Shift hues at random", unit="degrees", ge=0, le=180)
+    hue: float = setting(0.0, label="Shift hues at random", unit="°", ge=0, le=180)
     """Turn all colours by up to this many degrees around the colour circle. For shapes whose colour does not
     matter; not for a pet, a face or a style, whose colours are to be learnt."""
     colour: float = setting(0.0, label="Vary light and colour", ge=0, le=0.5)

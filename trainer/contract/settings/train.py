@@ -32,7 +32,7 @@ class TrainSettings(Section):
     text_encoder_lr: float = setting(0.0, label="Text encoder learning rate", ge=0, le=1)
     """Learning rate of a LoRA on the (first) text encoder; 0 leaves it alone. Usual is a half to a tenth
     of the learning rate. Captions are then encoded anew at every step, which costs time and memory."""
-    text_encoder_2_lr: float = setting(0.0, label="Second text encoder's", ge=0, le=1)
+    text_encoder_2_lr: float = setting(0.0, label="Second encoder's rate", ge=0, le=1)
     """The same for the second text encoder (SDXL); 0 leaves it alone."""
     loraplus_ratio: float = setting(0.0, label="LoRA+ ratio", ge=0, le=1000)
     """LoRA+ (Hayou et al. 2024): the outer factors, which begin at zero (lora_B, kohya's lora_up), learn this
