@@ -11,6 +11,14 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The small models are for the processor; a GPU is shown to the tests that ask for one (-m gpu)."""
+    asked = config.getoption("markexpr")
+    if "gpu" not in asked or "not gpu" in asked:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -28,7 +28,7 @@ from .data import frozen_trigger
 from .export import Format
 from .families.base import ModelFamily
 from .lora_file import save_and_read_back
-from .memory import GIB, pick_device, pick_dtype
+from .memory import GIB, mixed_precision, pick_device, pick_dtype
 from .quantize import require_libraries
 from .sampling import draw, sample_size, save_sample
 from .train import Folders
@@ -90,7 +90,8 @@ def sample_run(run: RunFolder, lines: list[str], out: Path | None, seed: int | N
     folder = out or run.path / "drawings"
     for number, prompt in enumerate(prompts):
         side = sample_size(config, family)
-        image = draw(family, model, texts, config.samples, prompt, number=number, side=side)
+        with mixed_precision(family.device, pick_dtype(config.model.precision, family.device)):
+            image = draw(family, model, texts, config.samples, prompt, number=number, side=side)
         shown = config.samples.seed if prompt.seed is None else prompt.seed
         file = folder / f"{slug(prompt.text)}-{shown}-{number:02d}.webp"
         save_sample(image, file)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from .contract.prompt import Prompt
 from .contract.runs import RunFolder
 from .data import Stages
 from .families.base import ModelFamily
+from .memory import mixed_precision
 from .report import Reporter
 from .requests import Asks
 from .sampling import Interrupted, draw, sample_size, save_sample
@@ -43,7 +43,7 @@ def with_class_pictures(
         return config
     folder = ""
     if not prior.path:
-        with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
+        with mixed_precision(device, dtype):
             folder = str(_drawn(config, family, cache, stages, report, requests))
         if device.type == "cuda":
             torch.cuda.empty_cache()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +35,11 @@ def pick_dtype(precision: Literal["auto", "bf16", "fp16", "fp32"], device: torch
     if precision == "auto":
         precision = "bf16" if device.type != "cuda" or torch.cuda.is_bf16_supported() else "fp16"
     return _DTYPES[precision]
+
+
+def mixed_precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Arithmetic in the base's number format, as accelerate has it while training."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def require_formats(config: TrainConfig, dtype: torch.dtype) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 
 from trainer.contract.config import TrainConfig
 from trainer.contract.events import read_events
@@ -60,6 +61,7 @@ class Script:
 
 def train_here(run: RunFolder, script: Asks | None = None) -> bool:
     """Train in this process; whether it finished (and was not stopped)."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one, and one number format
     with run.hold():
         try:
             train(run, script or Script(run))

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import gc
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.tiny_families import KEYS, tiny
+from trainer.__main__ import main
 from trainer.contract.events import read_events
+from trainer.contract.optimizers import OPTIMIZERS
 from trainer.contract.runs import RunFolder
 from trainer.restart import Restart
 
-from .helpers import Script, recipe, train_here
+from .helpers import Script, recipe, train_here, weights_hash
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
+
+
+def losses_of(run: RunFolder) -> list[float]:
+    return [event["loss"] for event in read_events(run.events)[0] if event["kind"] == "step"]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
@@ -31,22 +39,76 @@ def test_every_precision_trains_and_resumes(
     assert train_here(run)
     status = run.read_status()
     assert status.vram and status.vram_total and 0 < status.vram < status.vram_total
-    losses = [event["loss"] for event in read_events(run.events)[0] if event["kind"] == "step"]
+    losses = losses_of(run)
     assert sum(losses[-5:]) < sum(losses[:5])
     assert len(list(run.samples.iterdir())) == 2
 
 
+@pytest.mark.parametrize("key", KEYS)
+def test_every_family_trains(key: str, photos: Path, tmp_path: Path) -> None:
+    base = tiny(key).build(tmp_path / "base")
+    run = RunFolder(tmp_path / "runs" / key)
+    changes: dict[str, Any] = {"model": {"family": key}, "dataset": {"resolution": 64}}
+    adapter = {"targets": "transformer", "rank": 2, "alpha": 2.0}
+    run.create(recipe(base, photos, **changes, adapter=adapter, train={"steps": 4, "learning_rate": 1e-3}))
+    assert train_here(run)
+    losses = losses_of(run)
+    assert len(losses) == 4 and all(map(math.isfinite, losses))
+    assert len(list(run.samples.iterdir())) == 2
+
+
+TECHNIQUES: dict[str, dict[str, Any]] = {
+    **{name: {"train": {"optimizer": name, "learning_rate": 1e-3}} for name in OPTIMIZERS},
+    "text encoders": {"train": {"text_encoder_lr": 1e-3, "text_encoder_2_lr": 1e-3}},
+    "accumulated": {"train": {"gradient_accumulation": 2}},
+    "fused backward": {"train": {"fused_backward": True, "optimizer": "adafactor"}},
+    "average in RAM": {"train": {"ema_decay": 0.9, "ema_on_cpu": True}},
+    "bf16 adapter": {"adapter": {"precision": "bf16"}},
+    **{kind: {"adapter": {"type": kind, "alpha": 2.0}} for kind in ("loha", "lokr", "oft", "dylora")},
+    "dora": {"adapter": {"dora": True}},
+    "pissa": {"adapter": {"init": "pissa"}},
+    "dropouts": {"adapter": {"dropout": 0.1, "rank_dropout": 0.1, "module_dropout": 0.1, "max_norm": 1.0}},
+    "int8": {"model": {"quantize": "int8", "quantize_text": "int8"}},
+    "nf4": {"model": {"quantize": "nf4", "quantize_text": "nf4"}},
+    "int8 in RAM": {"model": {"quantize": "int8"}, "machine": {"offload": True}},
+    "nf4 in RAM": {"model": {"quantize": "nf4"}, "machine": {"offload": True}},
+    "kept outputs": {"prior": {"method": "output", "share": 0.5, "class_name": "cat"}},
+    "noises": {"noise": {"offset": 0.05, "multires_iterations": 4, "input_perturbation": 0.1}},
+    "min-SNR": {"loss": {"min_snr_gamma": 5.0, "type": "huber"}},
+    "held out": {"validation": {"share": 0.4, "every": 2}},
+    "mirrored": {"dataset": {"flip": True}},
+    "in tiles": {"samples": {"tiling": True}},
+}
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_every_technique_trains_and_resumes_to_the_bit(
+    name: str, tiny_base: Path, photos: Path, tmp_path: Path
+) -> None:
+    runs = [RunFolder(tmp_path / "runs" / which) for which in ("straight", "stopped")]
+    steps = {"train": {"steps": 6, **TECHNIQUES[name].get("train", {})}}
+    for run in runs:
+        run.create(recipe(tiny_base, photos, **{**TECHNIQUES[name], **steps}))
+    assert train_here(runs[0])
+    assert not train_here(runs[1], Script(runs[1], "stop", 3)) and train_here(runs[1])
+    assert all(map(math.isfinite, losses_of(runs[0])))
+    assert weights_hash(runs[0], 6) == weights_hash(runs[1], 6)
+
+
+def test_sample_draws_the_last_picture_again(
+    tiny_base: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made(tmp_path / "runs" / "r", tiny_base, photos, {"samples": {"prompts": ["zwx"]}})
+    assert train_here(run)
+    capsys.readouterr()
+    assert main(["sample", str(run.path), "--prompt", "zwx", "--out", str(tmp_path)]) == 0
+    assert Path(capsys.readouterr().out.strip()).read_bytes() == run.sample(4, 0).read_bytes()
+
+
 def test_checkpointing_saves_memory(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
-    peaks = {}
-    for switch in ("off", "on"):
-        run = RunFolder(tmp_path / "runs" / switch)
-        changes = {"gradient_checkpointing": switch, "batch_size": 4, "steps": 2}
-        run.create(recipe(tiny_base, photos, train=changes, samples={"prompts": []}))
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        assert train_here(run)
-        peaks[switch] = torch.cuda.max_memory_allocated()
-    assert peaks["on"] < peaks["off"]
+    changes = [{"train": {"gradient_checkpointing": switch}} for switch in ("off", "on")]
+    off, on = (peak_of(made(tmp_path / str(n), tiny_base, photos, c)) for n, c in enumerate(changes))
+    assert on < off
 
 
 def peak_of(run: RunFolder) -> int:
@@ -56,23 +118,26 @@ def peak_of(run: RunFolder) -> int:
     return torch.cuda.max_memory_reserved()
 
 
-def made(path: Path, base: Path, photos: Path, **machine: Any) -> RunFolder:
-    changes = {"batch_size": 4, "steps": 4, "gradient_checkpointing": "off"}
+def made(path: Path, base: Path, photos: Path, changes: dict[str, Any] | None = None) -> RunFolder:
+    changes = changes or {}
+    train = {"batch_size": 4, "steps": 4, "gradient_checkpointing": "off"} | changes.get("train", {})
     run = RunFolder(path)
-    run.create(recipe(base, photos, train=changes, samples={"prompts": []}, machine=machine))
+    run.create(recipe(base, photos, **{"samples": {"prompts": []}, **changes, "train": train}))
     return run
 
 
 def test_blocks_in_ram_train_the_same(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
-    runs = [made(tmp_path / "runs" / f"{on}", tiny_base, photos, offload=on) for on in (False, True)]
+    runs = [
+        made(tmp_path / "runs" / f"{on}", tiny_base, photos, {"machine": {"offload": on}})
+        for on in (False, True)
+    ]
     for run in runs:
         assert train_here(run)
-    losses = [[e["loss"] for e in read_events(run.events)[0] if e["kind"] == "step"] for run in runs]
-    assert losses[0] == pytest.approx(losses[1], rel=2e-2)  # in half precision
+    assert losses_of(runs[0]) == pytest.approx(losses_of(runs[1]), rel=2e-2)  # in half precision
 
 
 def test_a_gpu_that_is_really_full_is_adapted_to(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
-    few = peak_of(made(tmp_path / "runs" / "few", tiny_base, photos, pictures_at_once=1))
+    few = peak_of(made(tmp_path / "runs" / "few", tiny_base, photos, {"machine": {"pictures_at_once": 1}}))
     many = peak_of(made(tmp_path / "runs" / "many", tiny_base, photos))
     assert few < many
     run = made(tmp_path / "runs" / "full", tiny_base, photos)

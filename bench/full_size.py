@@ -1,0 +1,359 @@
+"""Memory and speed at full size, on a GPU: ``python -m bench.full_size --work DIR [--only flux] [--write]``.
+
+Bases of full size with random weights (:mod:`bench.full_bases`) are trained for a few steps by the product
+itself, a process each, and what the allocator held in each phase is put beside what ``trainer plan`` says.
+Rows are kept in DIR/rows.jsonl as they come; ``--write`` puts the table of them into docs/gpu.md. DIR wants
+room for two bases at a time (up to 90 GB; /dev/shm does); a base goes as soon as it has been measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import shutil
+import statistics
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from bench.full_bases import build
+from trainer.contract.config import TrainConfig
+from trainer.contract.events import read_events
+from trainer.contract.families import CATALOGUE
+from trainer.contract.fields import merge, parse
+from trainer.contract.ladder import read_ladder
+from trainer.contract.plan import GIB, Machine, estimate
+from trainer.contract.runs import RunFolder
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu.md"
+STEPS, WARM = 12, 4
+"""Steps of a training, and how many of the first do not count for speed."""
+PHASES = ("cache", "load", "train", "sample")
+
+SDXL, SD15 = "stabilityai/stable-diffusion-xl-base-1.0", "stable-diffusion-v1-5/stable-diffusion-v1-5"
+MEDIUM, LARGE = "stabilityai/stable-diffusion-3.5-medium", "stabilityai/stable-diffusion-3.5-large"
+FLUX, KLEIN = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.2-klein-base-4B"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe over a base; ``card`` is the GiB that a smaller card would have, where one is played."""
+
+    name: str
+    family: str
+    base: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    card: float | None = None
+
+
+def _train(**changes: Any) -> dict[str, Any]:
+    return {"train": changes}
+
+
+INT8 = {"model": {"quantize": "int8", "quantize_text": "int8"}}
+NF4 = {"model": {"quantize": "nf4", "quantize_text": "nf4"}}
+CASES = (
+    Case("bf16", "sdxl", SDXL),
+    Case("bf16, batch 4", "sdxl", SDXL, _train(batch_size=4)),
+    Case("bf16, activations kept", "sdxl", SDXL, _train(gradient_checkpointing="off")),
+    Case("bf16, drawn in tiles", "sdxl", SDXL, {"samples": {"tiling": True}}),
+    Case("int8", "sdxl", SDXL, INT8),
+    Case("nf4, AdamW 8-bit", "sdxl", SDXL, NF4 | _train(optimizer="adamw8bit")),
+    Case("blocks in RAM", "sdxl", SDXL, {"machine": {"offload": True}}),
+    Case("text encoders too", "sdxl", SDXL, _train(text_encoder_lr=1e-5, text_encoder_2_lr=1e-5)),
+    Case("bf16", "flux", FLUX),
+    Case("int8", "flux", FLUX, INT8),
+    Case("nf4", "flux", FLUX, NF4),
+    Case("a card of 24 GiB", "flux", FLUX, card=24.0),
+    Case("bf16", "sd15", SD15, {"dataset": {"resolution": 512}}),
+    Case("bf16", "zimage", "Tongyi-MAI/Z-Image"),
+    Case("bf16", "sd3", LARGE),
+    Case("bf16", "flux2", KLEIN),
+    Case("bf16", "chroma", "lodestones/Chroma1-HD"),
+    Case("bf16", "lumina2", "Alpha-VLLM/Lumina-Image-2.0"),
+    Case("bf16", "sana", "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers"),
+    Case("bf16", "sd3", MEDIUM),
+    Case("nf4", "qwenimage", "Qwen/Qwen-Image", NF4),
+    Case("bf16", "qwenimage", "Qwen/Qwen-Image"),
+)
+
+
+@dataclass
+class Row:
+    """GiB by phase: ``held`` by the allocator at the most, ``used`` of that by tensors, and ``planned`` in
+    all; seconds; ``rungs`` of the out-of-memory ladder that were climbed; ``error`` where it failed."""
+
+    case: str
+    family: str
+    base: str
+    gpu: str = ""
+    torch: str = ""
+    held: dict[str, float] = field(default_factory=dict)
+    used: dict[str, float] = field(default_factory=dict)
+    planned: dict[str, float] = field(default_factory=dict)
+    context: float = 0.0
+    seconds_per_step: float = 0.0
+    start_seconds: float = 0.0
+    rungs: list[str] = field(default_factory=list)
+    error: str = ""
+
+
+def recipe(case: Case, base: str, photos: Path) -> TrainConfig:
+    """Rank 16 at a megapixel, one picture a step, one sample before and after."""
+    tables: dict[str, Any] = {
+        "model": {"family": case.family, "base": base},
+        "dataset": {"path": str(photos), "resolution": 1024, "trigger": "zwx"},
+        "adapter": {"rank": 16, "alpha": 16.0},
+        "train": {"steps": STEPS, "batch_size": 1, "warmup": 0},
+        "samples": {"prompts": ["a photo of zwx"], "every": 0, "steps": 4},
+        "checkpoints": {"every": 1000},
+    }
+    return parse(merge(tables, case.changes))
+
+
+def draw_photos(folder: Path, side: int) -> Path:
+    """Four pictures of ``side``, cropped as they are."""
+    import hashlib
+
+    from dataset_tools.dataset import Dataset, ImageRecord, save_dataset
+    from tests.pictures import draw_picture
+
+    records = []
+    for number in range(4):
+        file = draw_picture(folder / "images" / f"photo{number}.png", number, (side, side))
+        file.with_suffix(".txt").write_text("a photo of zwx, a blob of one colour on plain ground\n")
+        records.append(
+            ImageRecord(
+                id=f"photo{number}",
+                file=f"images/{file.name}",
+                original_name=file.name,
+                sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+                width=side,
+                height=side,
+                bucket=(side, side),
+                crop=(0, 0, side, side),
+                reason="whole",
+            )
+        )
+    save_dataset(folder, Dataset(trigger="zwx", images=tuple(records)))
+    return folder
+
+
+class Peaks:
+    """What the allocator holds at the most between two changes of a run's state, by phase."""
+
+    def __init__(self) -> None:
+        self.held, self.used = dict.fromkeys(PHASES, 0.0), dict.fromkeys(PHASES, 0.0)
+        self._phase = "load"
+
+    def change(self, phase: str) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            for peaks, now in (
+                (self.held, torch.cuda.max_memory_reserved()),
+                (self.used, torch.cuda.max_memory_allocated()),
+            ):
+                peaks[self._phase] = round(max(peaks[self._phase], now / GIB), 2)
+            torch.cuda.reset_peak_memory_stats()
+        self._phase = phase
+
+    def watch(self, reporter: Any) -> None:
+        """Follow every state and stage that is reported from now on."""
+        update = reporter._update
+
+        def watched(this: Any, **changes: Any) -> None:
+            stage, state = changes.get("stage"), changes.get("state")
+            if stage in ("encode", "captions"):
+                self.change("cache")
+            elif stage == "load":
+                self.change("load")
+            elif state == "sampling":
+                self.change("sample")
+            elif state in ("training", "saving"):
+                self.change("train")
+            update(this, **changes)
+
+        reporter._update = watched
+
+
+def measure(case: Case, base: Path, work: Path) -> Row:
+    """Train it here; this process is for that alone."""
+    import torch
+
+    from trainer.report import Reporter
+    from trainer.restart import Restart
+    from trainer.train import train
+
+    class Nothing:
+        why = ""
+
+        def stop(self) -> bool:
+            return False
+
+        def take(self, verb: Any) -> bool:
+            return False
+
+    row, peaks = Row(case.name, case.family, case.base, torch=torch.__version__), Peaks()
+    native = 512 if case.family == "sd15" else 1024
+    photos = draw_photos(work / f"photos{native}", native)
+    config = recipe(case, str(base), photos)
+    total = 0.0
+    if torch.cuda.is_available():
+        row.gpu = torch.cuda.get_device_name()
+        total = torch.cuda.get_device_properties(0).total_memory / GIB
+        if case.card:  # what a process holds beside its tensors is on the smaller card, too
+            torch.cuda.set_per_process_memory_fraction((case.card - 0.6) / total)
+    named = config.model_copy(update={"model": config.model.model_copy(update={"base": case.base})})
+    row.planned = estimate(named, Machine(row.gpu, case.card or total or None), images=4).vram_gib
+    peaks.watch(Reporter)
+    run = RunFolder(work / "runs" / f"{case.family}-{time.time_ns()}")
+    run.create(config)
+    began = time.time()
+    with run.hold():
+        while True:
+            try:
+                train(run, Nothing())
+                break
+            except Restart:
+                gc.collect()
+                torch.cuda.empty_cache()
+    peaks.change("load")
+    row.held, row.used = peaks.held, peaks.used
+    steps = [event for event in read_events(run.events)[0] if event["kind"] == "step"]
+    row.seconds_per_step = round(statistics.median(event["seconds"] for event in steps[WARM:]), 4)
+    row.start_seconds = round(steps[0]["time"] - began, 1)
+    row.rungs = [change.rung for change in read_ladder(run.ladder)]
+    if torch.cuda.is_available():
+        free, whole = torch.cuda.mem_get_info()
+        row.context = round((whole - free - torch.cuda.memory_reserved()) / GIB, 2)
+    shutil.rmtree(run.path)
+    return row
+
+
+def in_a_fork(work: Path, case: Case, base: Path) -> None:
+    """Measure in a process of its own, which adds its row; the parent must not have touched the GPU."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            row = measure(case, base, work)
+        except BaseException as error:
+            traceback.print_exc()
+            row = Row(case.name, case.family, case.base, error=f"{type(error).__name__}: {error}"[:300])
+        with suppress(BaseException):
+            with (work / "rows.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(row)) + "\n")
+            print(json.dumps(asdict(row)), flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def ahead(work: Path, wanted: Sequence[tuple[str, str]]) -> Iterator[Path]:
+    """The bases, each built by a process while the one before is measured."""
+
+    def begin(number: int) -> int:
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                family, base = wanted[number]
+                build(family, base, work / f"base{number}")
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        return pid
+
+    coming = begin(0) if wanted else 0
+    for number in range(len(wanted)):
+        os.waitpid(coming, 0)
+        if number + 1 < len(wanted):
+            coming = begin(number + 1)
+        yield work / f"base{number}"
+        shutil.rmtree(work / f"base{number}", ignore_errors=True)
+
+
+def preload(families: Sequence[str]) -> None:
+    """Import once what every fork needs."""
+    import peft  # noqa: F401
+
+    import trainer.train  # noqa: F401
+    from trainer.families.base import family_class
+
+    for key in families:
+        family_class(key)
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """The rows as Markdown, by base."""
+    lines = [
+        "| Base | Recipe | Encoding | Training | Sampling | s a step | Start to step 1 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row.error:
+            continue
+        cells = [
+            f"{row.held[phase] + row.context:.1f} ({row.planned.get(phase, 0):.1f})"
+            for phase in ("cache", "train", "sample")
+        ]
+        name = next(base.label for base in CATALOGUE[row.family].bases if base.id == row.base)
+        recipe = row.case + (f": {', '.join(row.rungs)}" if row.rungs else "")
+        speed = [f"{row.seconds_per_step:.2f}", f"{row.start_seconds:.0f} s"]
+        lines.append(f"| {' | '.join([name, recipe, *cells, *speed])} |")
+    return lines
+
+
+def read_rows(file: Path) -> list[Row]:
+    """The newest row of each case, in the order of CASES."""
+    found = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        row = Row(**json.loads(line))
+        found[row.base, row.case] = row
+    return [found[case.base, case.name] for case in CASES if (case.base, case.name) in found]
+
+
+def write_page(rows: Sequence[Row]) -> None:
+    """Put the table between the two marks of docs/gpu.md."""
+    start, end = "<!-- measured -->\n", "<!-- /measured -->"
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(start)
+    after = rest.partition(end)[2]
+    PAGE.write_text(before + start + "\n".join(table(rows)) + "\n" + end + after, encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.full_size", description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder for bases, runs and rows")
+    parser.add_argument("--only", default="", help="families, by commas")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no more cases after that")
+    parser.add_argument("--write", action="store_true", help="put the rows of DIR into docs/gpu.md")
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    if given.write:
+        write_page(read_rows(given.work / "rows.jsonl"))
+        return
+    chosen = [case for case in CASES if not given.only or case.family in given.only.split(",")]
+    began = time.monotonic()
+    preload(list(dict.fromkeys(case.family for case in chosen)))
+    groups = [(key, list(cases)) for key, cases in groupby(chosen, lambda case: (case.family, case.base))]
+    bases = ahead(given.work, [key for key, _ in groups])
+    for _, cases in groups:
+        base = next(bases)
+        for case in cases:
+            if time.monotonic() - began < given.seconds:
+                in_a_fork(given.work, case, base)
+    for line in table(read_rows(given.work / "rows.jsonl")):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
