@@ -55,6 +55,6 @@ def going(jobs: Supervisor) -> dict[str, dict[str, Any]]:
         if job.stop:
             foreign = run is not None and jobs.is_foreign(run)
             stop = told(job, run, status, jobs.stop_left(job, job.stop), foreign)
-        progress = {"step": status.step, "total": status.total} if status else {"step": 0, "total": 0}
-        answer[job.id] = {**progress, "stop": stop}
+        done, total = (status.step, status.total) if status else jobs.drawn(job)
+        answer[job.id] = {"step": done, "total": total, "stop": stop}
     return answer

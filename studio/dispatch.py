@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainer.contract.disk import require_space
+from trainer.contract.drawings import list_drawings
 from trainer.contract.errors import RunError, UserError
 from trainer.contract.runs import RunFolder
 
@@ -128,8 +129,8 @@ class Dispatcher(Trainings):
                     book.put(new_job("train", project=project, run=run.id, detail=detail))
 
     def _forget(self, book: Book, job: Job) -> None:
-        """Drop the log of a job that is no run's, and what was made for a training that never began."""
-        if not job.run:
+        """Drop the log of a job that is its own, and what was made for a training that never began."""
+        if job.kind not in ("train", "publish"):
             self.log_of(job).unlink(missing_ok=True)
         if job.kind != "train" or book.of_run(job.run, "train"):
             return
@@ -255,6 +256,9 @@ class Dispatcher(Trainings):
             self._pause_when_all_fail(book)
             return
         code, message = self._codes.pop(job.id, None), ""
+        if code is None and job.kind == "sample":  # nobody saw how, but what it made is there
+            done, wanted = self.drawn(job)
+            code = int(done < wanted)
         state = "finished" if not code else "failed"
         if job.kind == "publish":
             run = self.run_of(job)
@@ -278,6 +282,12 @@ class Dispatcher(Trainings):
             state = "stopped"
         self._gone.pop(job.id, None)
         book.put(job.but(state=state, ended=time.time(), message=message))
+
+    def drawn(self, job: Job) -> tuple[int, int]:
+        """How many pictures a job has drawn, and how many it is to draw; zeros for one that draws none."""
+        wanted = sum(argument.startswith("--prompt=") for argument in job.arguments)
+        done = sum(one.time >= job.started for one in list_drawings(self.run_of(job))) if wanted else 0
+        return min(done, wanted), wanted
 
     def _pause_when_all_fail(self, book: Book) -> None:
         """Where one training after the other fails at once, something else is broken: the others wait."""
@@ -328,4 +338,6 @@ def _last_line(log: Path) -> str:
             lines = file.read().decode("utf-8", "replace").split("\n")
     except OSError:
         return ""
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
+    last = next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
+    text = last.removeprefix("error: ")
+    return last if text == last else text[:1].upper() + text[1:]

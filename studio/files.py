@@ -32,6 +32,7 @@ CAPTION_LIMIT = 5000
 Kind = Literal["thumb", "crop", "mask"]
 VEIL, VEIL_OPACITY = (214, 40, 57), 0.6
 SAMPLE_NAME = re.compile(r"s\d{6,9}_p\d{2}\.webp")
+DRAWING_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,199}\.webp")
 RESULT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.safetensors")
 
 # Decoding photos takes a core and tens of MB each; a page that asks for 400 must not take them all.
@@ -101,6 +102,14 @@ def file_routes(studio: Studio) -> APIRouter:
         if not SAMPLE_NAME.fullmatch(name):
             raise NotFound("There is no such sample; reload the page.")
         return send_file(request, run.samples / name, "image/webp")
+
+    @router.get("/drawing/{run_id}/{name}")
+    def drawing(request: Request, run_id: str, name: str) -> Response:
+        """A picture that was asked for after the training. It never changes: another one has another name."""
+        run = studio.workspace.run(run_id)
+        if not DRAWING_NAME.fullmatch(name):
+            raise NotFound("There is no such picture; reload the page.")
+        return send_file(request, run.drawings / name, "image/webp", IMMUTABLE)
 
     @router.get("/download/{run_id}/{name}")
     def download(request: Request, run_id: str, name: str) -> Response:

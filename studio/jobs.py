@@ -8,6 +8,7 @@ queue (here), and what follows happens by itself (:mod:`studio.dispatch`).
 from __future__ import annotations
 
 import math
+import secrets
 import shutil
 import sys
 import time
@@ -18,10 +19,12 @@ from typing import Any, Literal
 from trainer.contract.config import TrainConfig
 from trainer.contract.disk import require_space
 from trainer.contract.errors import RunError, UserError
-from trainer.contract.fields import dump_recipe
+from trainer.contract.fields import dump_recipe, merge, parse, to_tables
 from trainer.contract.files import seen_from
+from trainer.contract.prompt import prompts_of
 from trainer.contract.runs import RunFolder, new_run_id
 from trainer.contract.settings.storage import RUN
+from trainer.contract.whole import list_checkpoints, step_of
 
 from . import machine
 from .dispatch import Dispatcher
@@ -116,17 +119,32 @@ class Supervisor(Dispatcher):
         self._begin(job)
         return run
 
-    def sample(self, run: RunFolder, prompts: Sequence[str], seed: int | None = None) -> Job:
-        """Draw pictures with a run's newest weights, into its folder ``drawings``."""
+    def sample(
+        self, run: RunFolder, prompts: Sequence[str], seed: int | None = None, step: int | None = None
+    ) -> Job:
+        """Draw a picture of each prompt with a run's newest weights or with those of a checkpoint, into its
+        folder ``drawings``. Without a seed each picture gets one of its own, which the job keeps: tried again
+        it draws the same. Raises UserError in one sentence."""
         if not prompts:
             raise UserError("There is nothing to draw; write a prompt.")
-        arguments = ["sample", str(run.path), *(f"--prompt={text}" for text in prompts)]
-        if seed is not None:
-            arguments.append(f"--seed={seed}")
-        detail = prompts[0] if len(prompts) == 1 else f"{len(prompts)} pictures"
+        config = parse(merge(to_tables(run.amended()), {"samples": {"prompts": list(prompts)}}))
+        wanted = prompts_of(config.samples)
+        if not any(step in (None, step_of(path)) for path in list_checkpoints(run.checkpoints)):
+            which = "no checkpoint yet" if step is None else f"no checkpoint of step {step:,} any more"
+            raise UserError(f"{run.id} has {which}; reload the page, or draw when one is saved.")
+        lines = [
+            line
+            if prompt.seed is not None
+            else f"{line} --d {secrets.randbelow(2**32) if seed is None else seed}"
+            for line, prompt in zip(config.samples.prompts, wanted, strict=True)
+        ]
+        arguments = ["sample", str(run.path), *(f"--prompt={line}" for line in lines)]
+        if step is not None:
+            arguments.append(f"--step={step}")
+        detail = wanted[0].text if len(lines) == 1 else f"{len(lines)} pictures"
         project = self.workspace.project_of(run)
         return self._add(
-            new_job("sample", project=project, run=run.id, detail=detail[:80], arguments=arguments)
+            new_job("sample", project=project, run=run.id, detail=detail[:80], arguments=tuple(arguments))
         )
 
     def tool(self, project: Project, kind: Literal["caption", "crop"], arguments: Sequence[str] = ()) -> Job:

@@ -115,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--prompt", action="append", required=True, help="may be given several times")
     sample.add_argument("--out", type=Path, metavar="DIR", help="default: RUN_DIR/drawings")
     sample.add_argument("--seed", type=int, help="default: the recipe's")
+    sample.add_argument("--step", type=int, metavar="STEP", help="of the checkpoint; default: the newest")
     sample.set_defaults(verb=_sample)
 
     export = verbs.add_parser(
@@ -378,7 +379,8 @@ def _check(arguments: argparse.Namespace) -> int:
 def _sample(arguments: argparse.Namespace) -> int:
     from .after import sample_run
 
-    return sample_run(RunFolder(arguments.run_dir.resolve()), arguments.prompt, arguments.out, arguments.seed)
+    run = RunFolder(arguments.run_dir.resolve())
+    return sample_run(run, arguments.prompt, arguments.out, arguments.seed, arguments.step)
 
 
 def _export(arguments: argparse.Namespace) -> int:

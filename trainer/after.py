@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from .assemble import assemble, find_base, open_family
 from .cache import LiveTexts, TextCache, Texts
 from .checkpoints import ADAPTER, AVERAGE, adapter_tensors, load_adapter, newest_whole
 from .contract.config import TrainConfig
+from .contract.drawings import Drawing, note_drawing
 from .contract.errors import RunError
 from .contract.fields import merge, parse, to_tables
 from .contract.pace import seconds_per_step
@@ -24,6 +26,7 @@ from .contract.prompt import prompts_of
 from .contract.runs import RunFolder, list_runs, slug
 from .contract.settings.adapter import AdapterSettings
 from .contract.steps import Folder
+from .contract.whole import is_whole, list_checkpoints, step_of
 from .data import frozen_trigger
 from .export import Format
 from .families.base import ModelFamily
@@ -59,21 +62,32 @@ def _load(run: RunFolder, config: TrainConfig) -> tuple[ModelFamily, str]:
     return open_family(config, base, device, dtype), base.name
 
 
-def _checkpoint(run: RunFolder) -> Path:
+def _checkpoint(run: RunFolder, step: int | None = None) -> Path:
+    """The newest whole checkpoint, or that of ``step``. Raises RunError(config) where there is none."""
+    if step is not None:
+        if is_whole(run.checkpoint(step)):
+            return run.checkpoint(step)
+        steps = ", ".join(str(step_of(path)) for path in list_checkpoints(run.checkpoints))
+        raise RunError(
+            f"the run {run.id} has no whole checkpoint of step {step}; take one of {steps or 'a later day'}",
+            "config",
+        )
     checkpoint = newest_whole(run.checkpoints, lambda text: print(f"warning: {text}", file=sys.stderr))
     if checkpoint is None:
         raise RunError(f"the run {run.id} has no checkpoint yet; train it first", "config")
     return checkpoint
 
 
-def sample_run(run: RunFolder, lines: list[str], out: Path | None, seed: int | None) -> int:
-    """Draw each prompt with the run's newest weights; prints the files' names. Raises ConfigError for a
-    prompt whose options are wrong."""
+def sample_run(
+    run: RunFolder, lines: list[str], out: Path | None, seed: int | None, step: int | None = None
+) -> int:
+    """Draw each prompt with the run's newest weights, or those of ``step``; prints the files' names. Raises
+    ConfigError for a prompt whose options are wrong."""
     config = run.amended()
     if seed is not None:
         config = parse(merge(to_tables(config), {"samples": {"seed": seed}}))
     config = parse(merge(to_tables(config), {"samples": {"prompts": lines}}))
-    checkpoint = _checkpoint(run)
+    checkpoint = _checkpoint(run, step)
     require_libraries(config)
     family, _ = _load(run, config)
     prompts = prompts_of(config.samples)
@@ -87,14 +101,17 @@ def sample_run(run: RunFolder, lines: list[str], out: Path | None, seed: int | N
         texts = cache
     model = assemble(family, config, run.path)
     load_adapter(checkpoint, model.kept())
-    folder = out or run.path / "drawings"
+    folder, began = out or run.drawings, time.strftime("%Y%m%d-%H%M%S")
     for number, prompt in enumerate(prompts):
         side = sample_size(config, family)
         with mixed_precision(family.device, pick_dtype(config.model.precision, family.device)):
             image = draw(family, model, texts, config.samples, prompt, number=number, side=side)
         shown = config.samples.seed if prompt.seed is None else prompt.seed
-        file = folder / f"{slug(prompt.text)}-{shown}-{number:02d}.webp"
+        file = folder / f"{began}-{slug(prompt.text)}-s{step_of(checkpoint)}-{shown}-{number:02d}.webp"
         save_sample(image, file)
+        if folder == run.drawings:
+            drawn = {"text": prompt.text, "seed": shown, "step": step_of(checkpoint), "time": time.time()}
+            note_drawing(run, Drawing(file=file.name, **drawn))
         print(file)
     return 0
 

@@ -13,6 +13,7 @@ import gradio as gr
 from studio.context import Studio
 from studio.theme import scripts
 from trainer.contract.config import TrainConfig
+from trainer.contract.drawings import list_drawings
 from trainer.contract.errors import UserError
 from trainer.contract.events import current_events, read_events
 from trainer.contract.families import DEMO_BASE, known_base
@@ -23,15 +24,19 @@ from trainer.contract.verdict import verdict
 
 from . import Message, Page, project_of, run_of, served, text_of
 
+DRAWINGS_SHOWN = 60
+
 
 def build(studio: Studio, project_id: gr.Textbox) -> Page:
     gr.HTML(
         html_template="",
         elem_id="studio-results",
         apply_default_css=False,
-        head=scripts("live.js", "frame.js", "samples.js", "results.js"),
+        head=scripts("live.js", "frame.js", "samples.js", "drawing.js", "results.js"),
         js_on_load="studio.panels.results(element, server)",
-        server_functions=served(studio, runs, detail, star, publish, publish_status),
+        server_functions=served(
+            studio, runs, detail, star, draw, stop_drawing, drawings, publish, publish_status
+        ),
     )
     return Page()
 
@@ -56,6 +61,37 @@ def star(studio: Studio, message: Message) -> dict[str, Any]:
         raise UserError(f"{str(step)[:40]!r} is no step; reload the page.")
     run.star(step, message.get("on") is True)
     return {"checkpoints": checkpoints(run)}
+
+
+def draw(studio: Studio, message: Message) -> dict[str, Any]:
+    """Put pictures into the queue: ``prompts`` (one a line), ``seed`` ("" for new ones), ``step`` of the
+    checkpoint ("" for the newest)."""
+    run = run_of(studio, message)
+    lines = [line.strip() for line in text_of(message, "prompts").splitlines() if line.strip()]
+    seed, step = (_number(message, name) for name in ("seed", "step"))
+    studio.jobs.sample(run, lines, seed, step)
+    return {}
+
+
+def stop_drawing(studio: Studio, message: Message) -> dict[str, Any]:
+    studio.jobs.cancel(text_of(message, "job"))
+    return {}
+
+
+def drawings(studio: Studio, message: Message) -> dict[str, Any]:
+    """``{"drawings": [{file, text, seed, step}, …], "more": how many older ones there are}``, the newest
+    first."""
+    found = list_drawings(run_of(studio, message))
+    shown = [one.model_dump(exclude={"time"}) for one in found[:DRAWINGS_SHOWN]]
+    return {"drawings": shown, "more": len(found) - len(shown)}
+
+
+def _number(message: Message, name: str) -> int | None:
+    """A whole number that was typed, None where nothing was. Raises UserError."""
+    text = str(message.get(name, "")).strip()
+    if text and not (text.isascii() and text.isdigit() and int(text) < 2**63):
+        raise UserError(f"The {name} {text[:40]!r} is no whole number; write one like 42, or leave it empty.")
+    return int(text) if text else None
 
 
 def publish(studio: Studio, message: Message) -> dict[str, Any]:
@@ -83,7 +119,8 @@ def _line(studio: Studio, run: RunFolder) -> dict[str, Any]:
 
 def describe(run: RunFolder) -> dict[str, Any]:
     """The file and how to use it: ``file``, ``bytes`` (None until finished), ``facts`` [[label, value], …],
-    ``trigger``, ``snippet``, ``checkpoints`` [{step, bytes}, …], ``learned``, ``repo`` (a proposed name)."""
+    ``trigger``, ``snippet``, ``checkpoints`` [{step, bytes}, …], ``learned``, ``repo`` (a proposed name),
+    ``prompt`` (what one might draw)."""
     config = run.config()
     result = run.result(config)
     saved = result.is_file()
@@ -96,6 +133,7 @@ def describe(run: RunFolder) -> dict[str, Any]:
         "checkpoints": checkpoints(run),
         "learned": learned(run),
         "repo": config.output.name,
+        "prompt": next((prompt.text for prompt in prompts_of(config.samples)), config.dataset.trigger),
     }
 
 

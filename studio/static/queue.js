@@ -76,7 +76,8 @@
         mark = h("span.pill.live", null, h("span.dot"), WORDS.running);
         const stop = h("button.btn.small.danger", { type: "button", "data-key": `stop ${job.id}` }, "Stop");
         this.progress.set(job.id, (now) => {
-          const share = now?.total ? `step ${format.count(now.step)} of ${format.count(now.total)}` : "";
+          const done = now?.total ? `${format.count(now.step)} of ${format.count(now.total)}` : "";
+          const share = done && (job.kind === "sample" ? `${done} drawn` : `step ${done}`);
           note.textContent = now?.stop?.text ?? share;
           stop.textContent = now?.stop?.hurry || "Stop";
           stop.hidden = Boolean(now?.stop) && !now.stop.hurry;

@@ -171,6 +171,7 @@
   studio.panels.results = (element, server) => {
     const matrix = new studio.SampleMatrix({ empty: "This run drew no samples: its recipe has no prompts." });
     const publish = new Publish(server);
+    const draw = new studio.DrawCard(server);
     const picker = h("select", { "aria-label": "Run" });
     const pickerRow = h("label.field.run-picker", { hidden: true }, "Run", picker);
     const body = h("div.results");
@@ -202,7 +203,9 @@
       if (mine !== ticket || !detail) return;
       const done = detail.bytes !== null;
       publish.show(detail);
-      body.replaceChildren(...[fileCard(detail), learnedCard(detail.learned), matrix.element, done ? useCard(detail) : null,
+      const drawable = detail.checkpoints.length > 0;
+      if (drawable) draw.show(detail);
+      body.replaceChildren(...[fileCard(detail), learnedCard(detail.learned), matrix.element, drawable ? draw.element : null, done ? useCard(detail) : null,
         h("div.results-columns", null, done ? publish.element : null, checkpointCard(detail, (step, on) => studio.call(server.star({ run: detail.id, step, on }))))].filter(Boolean));
       const { data } = studio.live;
       const shown = chosen === data.run ? data : await pastRun(chosen);
@@ -213,7 +216,11 @@
     studio.on("project", () => { chosen = ""; reload(); });
     studio.on("step", reload);
     studio.on("state", reload);
-    studio.on("live", ({ data }) => { if (studio.step() === "results" && chosen === data.run && matrix.element.isConnected) matrix.update(data); });
+    studio.on("live", (live) => {
+      if (studio.step() !== "results") return;
+      if (chosen === live.data.run && matrix.element.isConnected) matrix.update(live.data);
+      if (chosen === draw.run && draw.element.isConnected) draw.update(live);
+    });
     reload();
   };
 })();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -23,6 +24,12 @@ from studio.projects import Project, Workspace
 from trainer.contract.errors import UserError
 
 STAND_IN = Path(__file__).with_name("stand_in_trainer.py")
+STUDIO = (
+    "import sys, time; from pathlib import Path; from studio.jobs import Supervisor;"
+    "from studio.projects import Workspace; from studio.stopping import Patience;"
+    "jobs = Supervisor(Workspace(Path(sys.argv[1])), trainer=tuple(sys.argv[2:]), gpus=tuple,"
+    " patience=Patience(1.0, 1.0, 1.0)); jobs.watch(); time.sleep(600)"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +99,22 @@ def supervise(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Iterator
         Supervisor(workspace).pause(True)  # what ends now must not let the next one begin
     for run in workspace.list_runs():
         end_trainer(run)
+
+
+@pytest.fixture
+def studio_process(workspace, supervise) -> Iterator[object]:
+    """``studio_process(argv)``: the supervisor in a process of its own, which may be killed."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin(trainer: tuple[str, ...]) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", STUDIO, str(workspace.root), *trainer]
+        started.append(subprocess.Popen(command))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ How it behaves is told by ``--behave`` before the verb: ``train`` (50 steps a se
 stop, or ``--steps`` are done), ``slow-start``, ``gate`` (takes the run's lock once there is a file ``gate``),
 ``exit1``, ``exit2``, ``gpu-oom``, ``kill9``, ``flood``, ``hears-term`` (no control file, only SIGTERM),
 ``deaf`` (neither; its child is as deaf). A checkpoint is
-saved every ten steps. ``sample DIR`` writes down what it is asked to draw.
+saved every ten steps. ``sample DIR`` writes down what it is asked to draw, and draws it in one colour
+(``slow-draw``: a picture takes until there is a file ``gate``; ``exit1``: the second one fails).
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ import sys
 import time
 from pathlib import Path
 
+from trainer.contract.drawings import Drawing, note_drawing
 from trainer.contract.errors import RunError
 from trainer.contract.events import EventLog
+from trainer.contract.prompt import split_prompt
 from trainer.contract.runs import RunFolder, Status
+from trainer.contract.whole import list_checkpoints, step_of
 
 
 def main() -> int:
@@ -31,13 +35,13 @@ def main() -> int:
     parser.add_argument("target")
     parser.add_argument("--run-dir")
     parser.add_argument("--prompt", action="append")
-    parser.add_argument("--seed")
+    parser.add_argument("--step", type=int)
     options = parser.parse_args()
     run = RunFolder(Path(options.run_dir or options.target))
     print(f"stand-in {options.verb}", "HF_TOKEN" in os.environ, "STUDIO_PASSWORD" in os.environ, flush=True)
     if options.verb == "sample":
-        (run.path / "drawings.json").write_text(json.dumps([options.prompt, options.seed, _devices()]))
-        return 0
+        (run.path / "drawings.json").write_text(json.dumps([options.prompt, options.step, _devices()]))
+        return _draw(run, options)
     if options.behave == "exit2":
         print("train.steps = 'many' is not allowed; give a whole number ≥ 1", flush=True)
         return 2
@@ -113,6 +117,24 @@ def main() -> int:
     run.result(run.config()).write_bytes(b"weights of the stand-in " * 100)
     events.append("saved", step=step, file=run.result(run.config()).name)
     return end("finished", 0)
+
+
+def _draw(run: RunFolder, options: argparse.Namespace) -> int:
+    from PIL import Image
+
+    step = options.step or max(step_of(path) for path in list_checkpoints(run.checkpoints))
+    for number, line in enumerate(options.prompt):
+        while number and options.behave == "slow-draw" and not (run.path / "gate").exists():
+            time.sleep(0.02)
+        if number and options.behave == "exit1":
+            print("error: the GPU ran out of memory", flush=True)
+            return 1
+        text, flags = split_prompt(line)
+        name = f"{time.time_ns()}-{number}.webp"
+        run.drawings.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64), (40 * number % 256, 120, 90)).save(run.drawings / name, "WEBP")
+        note_drawing(run, Drawing(file=name, text=text, seed=flags["seed"], step=step, time=time.time()))
+    return 0
 
 
 def _devices() -> str:

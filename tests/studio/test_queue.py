@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from running import wait_for
 from studio.jobs import Supervisor
 from studio.projects import Project
 from studio.queue import ENDS_KEPT, Job, Queue, new_job
-from studio.stopping import Patience
+from studio.stopping import Patience, saved_step
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import RunError
 from trainer.contract.fields import merge, parse, to_tables
@@ -178,7 +177,8 @@ def test_a_training_on_several_gpus_waits_until_they_are_free(supervise, project
 def test_drawing_waits_for_the_gpu_and_tools_do_not(supervise, project) -> None:
     jobs = supervise(steps=100_000)
     (run,) = start(jobs, project, 1)
-    drawing = jobs.sample(run, ["-zwx blob", "another"], seed=3)
+    wait_for(lambda: saved_step(run))
+    drawing = jobs.sample(run, ["-zwx blob", "another --d 8"], seed=3)
     tool = jobs.tool(project, "caption", ["--trigger=zwx thing"])
     assert jobs.queue.look().job(drawing.id).state == "waiting"
     wait_for(lambda: jobs.queue.look().job(tool.id).state == "finished", seconds=60)
@@ -186,7 +186,7 @@ def test_drawing_waits_for_the_gpu_and_tools_do_not(supervise, project) -> None:
     assert jobs.queue.look().job(drawing.id).state == "waiting"
     jobs.stop(run)
     wait_for(lambda: jobs.queue.look().job(drawing.id).state == "finished")
-    assert read_json(run.path / "drawings.json") == [["-zwx blob", "another"], "3", ""]
+    assert read_json(run.path / "drawings.json") == [["-zwx blob --d 3", "another --d 8"], None, ""]
 
 
 def test_a_tool_that_fails_says_why_and_is_tried_again(workspace, project) -> None:
@@ -269,29 +269,6 @@ def test_the_token_is_in_no_file(workspace, project, supervise) -> None:
 
 
 # Restarts ------------------------------------------------------------------------------------------
-
-STUDIO = (
-    "import sys, time; from pathlib import Path; from studio.jobs import Supervisor;"
-    "from studio.projects import Workspace; from studio.stopping import Patience;"
-    "jobs = Supervisor(Workspace(Path(sys.argv[1])), trainer=tuple(sys.argv[2:]), gpus=tuple,"
-    " patience=Patience(1.0, 1.0, 1.0)); jobs.watch(); time.sleep(600)"
-)
-
-
-@pytest.fixture
-def studio_process(workspace, supervise) -> Iterator[object]:
-    """``studio_process(argv)``: the supervisor in a process of its own, which may be killed."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def begin(trainer: tuple[str, ...]) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", STUDIO, str(workspace.root), *trainer]
-        started.append(subprocess.Popen(command))
-        return started[-1]
-
-    yield begin
-    for process in started:
-        process.kill()
-        process.wait()
 
 
 def test_a_studio_that_was_killed_goes_on_where_it_was(supervise, project, studio_process) -> None:

@@ -19,8 +19,10 @@ import trainer.lora_file
 from tests.conftest import ROOT
 from trainer.__main__ import main
 from trainer.after import weights_in
+from trainer.contract.drawings import list_drawings
 from trainer.contract.errors import RunError
 from trainer.contract.runs import RunFolder
+from trainer.contract.whole import list_checkpoints, step_of
 from trainer.data import frozen_trigger
 from trainer.export import save_lora
 from trainer.families.sdxl import Family
@@ -133,6 +135,16 @@ def test_sample_draws_with_the_trained_weights(
     drawn = Path(capsys.readouterr().out.strip())
     # The recipe's own prompt, seed and size: the picture of the last step, again.
     assert np.array_equal(np.asarray(Image.open(drawn)), np.asarray(Image.open(run.sample(8, 0))))
+    assert list_drawings(run) == [], "what goes elsewhere is not the run's"
+
+    first = min(list_checkpoints(run.checkpoints), key=step_of)
+    argv = ["sample", str(run.path), "--prompt", "zwx --d 7", "--prompt", "a tree", "--step"]
+    assert main([*argv, str(step_of(first))]) == 0
+    second, one = list_drawings(run)
+    assert (one.text, one.seed, one.step) == ("zwx", 7, step_of(first)) and second.text == "a tree"
+    assert (run.drawings / one.file).is_file() and step_of(first) < 8
+    assert main([*argv, "4"]) == 2
+    assert "no whole checkpoint of step 4; take one of 3, 6, 8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,11 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def drawings(self) -> Path:
+        """Pictures that were asked for after the training, see :mod:`.drawings`."""
+        return self.path / "drawings"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
