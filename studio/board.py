@@ -9,6 +9,7 @@ from typing import Any
 
 from trainer.contract.redact import redact
 
+from .dispatch import last_line
 from .jobs import Supervisor
 from .publication import ASKS_TOKEN
 from .queue import Job
@@ -46,7 +47,8 @@ def _clock(seconds: float) -> str:
 
 
 def going(jobs: Supervisor) -> dict[str, dict[str, Any]]:
-    """{job id: {"step", "total", "stop"}} of what runs; ``stop`` is None, or how far a stop has got."""
+    """{job id: {"step", "total", "said", "stop"}} of what runs; ``said`` is the last line of a tool, ``stop``
+    is None or how far a stop has got."""
     answer: dict[str, dict[str, Any]] = {}
     for job in jobs.queue.look().running():
         run = jobs.run_of(job) if job.kind == "train" else None
@@ -56,5 +58,6 @@ def going(jobs: Supervisor) -> dict[str, dict[str, Any]]:
             foreign = run is not None and jobs.is_foreign(run)
             stop = told(job, run, status, jobs.stop_left(job, job.stop), foreign)
         done, total = (status.step, status.total) if status else jobs.drawn(job)
-        answer[job.id] = {"step": done, "total": total, "stop": stop}
+        said = "" if job.on_gpu or job.kind == "publish" else redact(last_line(jobs.log_of(job)))
+        answer[job.id] = {"step": done, "total": total, "said": said, "stop": stop}
     return answer

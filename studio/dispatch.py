@@ -22,11 +22,12 @@ from trainer.contract.drawings import list_drawings
 from trainer.contract.errors import RunError, UserError
 from trainer.contract.runs import RunFolder
 
+from .fetched import house
 from .processes import child_environment, end_group, lives, spawn, started_at
 from .projects import Workspace
 from .publication import read_publish_status, write_publish_status
 from .queue import Book, Job, JobState, Kind, Rung, Stop, in_words, new_job
-from .stopping import GRACE_S, NEXT, Patience
+from .stopping import GRACE_S, NEXT, Patience, saved_step
 from .trainings import Trainings
 
 TICK_S = 0.5
@@ -274,14 +275,54 @@ class Dispatcher(Trainings):
                     write_publish_status(run, **status_now)
             state = "finished" if status_now["state"] == "done" else "failed"
             message = status_now["message"]
+        elif job.kind == "fetch" and not job.stop:
+            job = self._fetched(book, job, code)
+            state, message = job.state, job.message
         elif state == "failed":
-            message = _last_line(self.log_of(job)) or f"It ended with exit code {code}."
+            message = last_line(self.log_of(job)) or f"It ended with exit code {code}."
         elif code is None:
             message = "It ended while no studio was running; its log has the outcome."
         if job.stop and (code is None or state == "failed"):
             state = "stopped"
         self._gone.pop(job.id, None)
         book.put(job.but(state=state, ended=time.time(), message=message))
+
+    def _fetched(self, book: Book, job: Job, code: int | None) -> Job:
+        """A stored run is here: it waits for its turn to go on, in the project that it belongs to."""
+        last = last_line(self.log_of(job))
+        if code:
+            return job.but(state="failed", message=last or f"It ended with exit code {code}.")
+        try:
+            run = self.workspace.run(Path(last).name)
+            job = job.but(run=run.id, project=house(self.workspace, run).id)
+        except UserError as error:  # where nobody saw how it ended, it did not come to its last word
+            message = "It ended while no studio was running; fetch it again." if code is None else str(error)
+            return job.but(state="failed", message=message)
+        if self.status(run).state == "finished":
+            return job.but(
+                state="finished", message=f"{run.id} is finished: its LoRA is on the Results page."
+            )
+        try:
+            message = f"{run.id} is here and {self._enqueue(book, run).detail}."
+        except RunError as error:
+            message = str(error)
+        return job.but(state="finished", message=message)
+
+    def _enqueue(self, book: Book, run: RunFolder) -> Job:
+        """Let a run that has begun wait for its turn to go on. Raises RunError in one sentence."""
+        waits = book.of_run(run.id, "train")
+        if waits and waits.state == "waiting":
+            raise RunError(f"{run.id} waits for its turn already.", "config")
+        if self.is_running(run):
+            raise RunError(f"{run.id} is being trained now; stop it first, or wait until it ends.", "config")
+        if self.status(run).state == "finished":
+            raise RunError(f"{run.id} is already finished; start a new training instead.", "config")
+        require_space(self.workspace.root, run.config(), run=run)
+        saved = saved_step(run)
+        detail = f"goes on from step {saved:,}" if saved else in_words(run.config())
+        project = self.workspace.project_of(run)
+        book.jobs = [job for job in book.jobs if job.run != run.id or job.kind != "train"]
+        return book.put(new_job("train", project=project, run=run.id, detail=detail))
 
     def drawn(self, job: Job) -> tuple[int, int]:
         """How many pictures a job has drawn, and how many it is to draw; zeros for one that draws none."""
@@ -330,7 +371,7 @@ class Dispatcher(Trainings):
             raise RunError(f"{file} cannot be written ({error.strerror}).", cause) from error
 
 
-def _last_line(log: Path) -> str:
+def last_line(log: Path) -> str:
     """The last thing that a job said, "" where it said nothing."""
     try:
         with log.open("rb") as file:

@@ -22,8 +22,8 @@ from trainer.contract.families import CATALOGUE, DEMO_BASE, known_base
 from trainer.contract.fields import RECORDS, flatten, merge, nest, parse, plain, to_tables
 from trainer.contract.ladder import Amendment, at_once, next_amendment, read_ladder, write_ladder
 from trainer.contract.runs import RunFolder, Status
-from trainer.contract.settings.storage import RUN as PLACE
 
+from .fetched import stored_apart
 from .freeing import Removable, free, removable
 from .jobs import Supervisor
 from .stopping import saved_step
@@ -246,12 +246,9 @@ def _leave_out(jobs: Supervisor, run: RunFolder, status: Status) -> Fix | None:
 
 
 def _anew(jobs: Supervisor, run: RunFolder, config: TrainConfig) -> RunFolder:
-    """A new run, which is not stored where this one is: it would go on from what lies there."""
-    url = config.storage.url
-    if url:
-        url = url.replace(run.id, PLACE) if run.id in url else f"{url}/{PLACE}"
-        config = config.model_copy(update={"storage": config.storage.model_copy(update={"url": url})})
-    return jobs.start(jobs.workspace.project(jobs.workspace.project_of(run)), config)
+    """A new run, which is not stored where this one is."""
+    project = jobs.workspace.project(jobs.workspace.project_of(run))
+    return jobs.start(project, stored_apart(config, run))
 
 
 def _with(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig | None:

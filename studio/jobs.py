@@ -1,4 +1,4 @@
-"""One queue and one supervisor for every background job: train, sample, caption, crop, publish.
+"""One queue and one supervisor for every background job: train, sample, fetch, caption, crop, publish.
 
 A process is detached (its own session) and tells everything through files, so it outlives the studio; a new
 studio finds a training again by the lock it holds. No page ever waits for a process: pages put jobs into the
@@ -22,12 +22,14 @@ from trainer.contract.errors import RunError, UserError
 from trainer.contract.fields import dump_recipe, merge, parse, to_tables
 from trainer.contract.files import seen_from
 from trainer.contract.prompt import prompts_of
+from trainer.contract.redact import redact
 from trainer.contract.runs import RunFolder, new_run_id
 from trainer.contract.settings.storage import RUN
+from trainer.contract.storage_facts import storage_problem
 from trainer.contract.whole import list_checkpoints, step_of
 
 from . import machine
-from .dispatch import Dispatcher
+from .dispatch import Dispatcher, last_line
 from .projects import Project, Workspace
 from .publication import (
     ASKS_TOKEN,
@@ -37,7 +39,7 @@ from .publication import (
     write_publish_status,
 )
 from .queue import Book, Job, Kind, Stop, in_words, new_job
-from .stopping import NEXT, Patience, saved_step
+from .stopping import NEXT, Patience
 
 DOUBLE_S = 10.0
 """Within so many seconds the same recipe of the same project is a button that was pressed twice."""
@@ -59,8 +61,10 @@ class Supervisor(Dispatcher):
         patience: Patience = Patience(),  # noqa: B008 (frozen)
         gpus: Callable[[], Sequence[str]] = machine.gpus,
     ) -> None:
-        commands: dict[Kind, tuple[str, ...]] = {"train": trainer, "sample": trainer, "publish": publisher}
-        super().__init__(workspace, commands | {"caption": tools, "crop": tools}, patience, gpus)
+        commands: dict[Kind, tuple[str, ...]] = {"train": trainer, "sample": trainer, "fetch": trainer}
+        super().__init__(
+            workspace, commands | {"publish": publisher, "caption": tools, "crop": tools}, patience, gpus
+        )
 
     # Putting jobs into the queue ----------------------------------------------------------------
 
@@ -101,21 +105,7 @@ class Supervisor(Dispatcher):
     def resume(self, run: RunFolder) -> RunFolder:
         """Go on with a run that was stopped, failed or died. Raises RunError in one sentence."""
         with self._changing() as book:
-            waits = book.of_run(run.id, "train")
-            if waits and waits.state == "waiting":
-                raise RunError(f"{run.id} waits for its turn already.", "config")
-            if self.is_running(run):
-                raise RunError(
-                    f"{run.id} is being trained now; stop it first, or wait until it ends.", "config"
-                )
-            if self.status(run).state == "finished":
-                raise RunError(f"{run.id} is already finished; start a new training instead.", "config")
-            require_space(self.workspace.root, run.config(), run=run)
-            saved = saved_step(run)
-            detail = f"goes on from step {saved:,}" if saved else in_words(run.config())
-            project = self.workspace.project_of(run)
-            book.jobs = [job for job in book.jobs if job.run != run.id or job.kind != "train"]
-            job = book.put(new_job("train", project=project, run=run.id, detail=detail))
+            job = self._enqueue(book, run)
         self._begin(job)
         return run
 
@@ -132,11 +122,10 @@ class Supervisor(Dispatcher):
         if not any(step in (None, step_of(path)) for path in list_checkpoints(run.checkpoints)):
             which = "no checkpoint yet" if step is None else f"no checkpoint of step {step:,} any more"
             raise UserError(f"{run.id} has {which}; reload the page, or draw when one is saved.")
+        seeds = [secrets.randbelow(2**32) if seed is None else seed for _ in wanted]
         lines = [
-            line
-            if prompt.seed is not None
-            else f"{line} --d {secrets.randbelow(2**32) if seed is None else seed}"
-            for line, prompt in zip(config.samples.prompts, wanted, strict=True)
+            line if prompt.seed is not None else f"{line} --d {own}"
+            for line, prompt, own in zip(config.samples.prompts, wanted, seeds, strict=True)
         ]
         arguments = ["sample", str(run.path), *(f"--prompt={line}" for line in lines)]
         if step is not None:
@@ -146,6 +135,39 @@ class Supervisor(Dispatcher):
         return self._add(
             new_job("sample", project=project, run=run.id, detail=detail[:80], arguments=tuple(arguments))
         )
+
+    def fetch(self, url: str, endpoint: str = "") -> Job:
+        """Bring a run from where it is stored, and let it go on here. Raises UserError in one sentence."""
+        url, endpoint = url.strip().rstrip("/"), endpoint.strip()
+        if not url:
+            raise UserError(
+                "The address is missing; type where the run is stored, such as s3://bucket/its-name."
+            )
+        if RUN in url:
+            raise UserError(f"{RUN} stands for the name of a run; type the name in its place.")
+        parse({"storage": {"url": url, "endpoint": endpoint}})
+        if problem := storage_problem(url):
+            raise UserError(f"{problem}.")
+        with self._changing() as book:
+            if any(job.kind == "fetch" and job.detail == url and not job.over for job in book.jobs):
+                raise UserError(f"{url} is being fetched already; the queue says how far it is.")
+            if taken := next((run for run in self.trained_now() if self._place_of(run) == url), None):
+                raise UserError(f"{url} is the place of {taken.id}, which is being trained here now.")
+            arguments = ["fetch", url, f"--into={self.workspace.runs}"]
+            arguments += [f"--endpoint={endpoint}"] if endpoint else []
+            job = book.put(new_job("fetch", detail=url, arguments=tuple(arguments)))
+        self._begin(job)
+        return job
+
+    def fetched(self, job_id: str) -> dict[str, Any]:
+        """How the fetching of a run goes: ``state`` of the job, ``message`` (the last that it said, while it
+        runs), and once it is here ``project`` and whether it is ``finished``."""
+        job = self.queue.look().job(job_id)
+        if job is None:
+            return {"state": "cancelled", "message": "It is no longer in the queue.", "project": ""}
+        said = redact(job.message if job.over else last_line(self.log_of(job)))
+        finished = bool(job.run) and self.status(self.run_of(job)).state == "finished"
+        return {"state": job.state, "message": said, "project": job.project, "finished": finished}
 
     def tool(self, project: Project, kind: Literal["caption", "crop"], arguments: Sequence[str] = ()) -> Job:
         """Run ``python -m dataset_tools caption|crop`` on a project."""
@@ -259,15 +281,18 @@ class Supervisor(Dispatcher):
         if not url or RUN in url:
             return
         for other in self.workspace.list_runs():
-            place = ""
-            with suppress(UserError):  # of a run that cannot be read it is not known
-                place = other.config().storage.url
-            if place == url:
+            if self._place_of(other) == url:
                 raise RunError(
                     f"{url} is the place of {other.id} already; add /{RUN} to storage.url, which stands for "
                     "the run's name.",
                     "config",
                 )
+
+    def _place_of(self, run: RunFolder) -> str:
+        """Where a run is stored, "" where that is nowhere or cannot be read."""
+        with suppress(UserError):
+            return run.config().storage.url
+        return ""
 
     # What a person does to the queue ------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import errno
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -241,6 +241,7 @@ class Workspace:
         for folder in (self.projects, self.runs, self.models, self.cache):
             folder.mkdir(parents=True, exist_ok=True)
         self._project_of: dict[str, str] = {}
+        self._adopted_seen: tuple[tuple[int, int, int] | None, dict[str, str]] = (None, {})
 
     def list_projects(self) -> list[Project]:
         """All projects, newest first."""
@@ -288,8 +289,10 @@ class Workspace:
         """Id of the project whose pictures the run trains on, "" where it is none of ours.
 
         The frozen recipe names the folder relative to the run, so a workspace can be moved. A recipe
-        never changes, so the answer is remembered.
+        never changes, so the answer is remembered. One that came from elsewhere may have been adopted.
         """
+        if adopted := self._adopted().get(run.id):
+            return adopted
         if run.id not in self._project_of:
             try:
                 folder = (run.path / run.config().dataset.path).resolve()
@@ -297,6 +300,26 @@ class Workspace:
                 return ""
             self._project_of[run.id] = folder.name if folder.parent == self.projects else ""
         return self._project_of[run.id]
+
+    def adopt(self, run: RunFolder, project: Project) -> None:
+        """Let a run belong to a project, whatever folder its recipe names."""
+        with writing(self.root):
+            write_json(self.root / "adopted.json", {**self._adopted(), run.id: project.id})
+
+    def _adopted(self) -> dict[str, str]:
+        """{run id: project id}, read again when the file changes: another studio may have written it."""
+        path = self.root / "adopted.json"
+        try:
+            stat = path.stat()
+        except OSError:
+            return {}
+        stamp = stat.st_mtime_ns, stat.st_size, stat.st_ino
+        if stamp != self._adopted_seen[0]:
+            with suppress(OSError, ValueError):
+                found = read_json(path)
+                rows = found.items() if isinstance(found, dict) else ()
+                self._adopted_seen = (stamp, {str(run): str(project) for run, project in rows})
+        return self._adopted_seen[1]
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from trainer.contract.errors import RunError
 from trainer.contract.files import read_json, write_json
 from trainer.contract.length import length_in_words
 
-Kind = Literal["train", "sample", "caption", "crop", "publish"]
+Kind = Literal["train", "sample", "caption", "crop", "publish", "fetch"]
 JobState = Literal["waiting", "running", "finished", "stopped", "failed", "cancelled"]
 Rung = Literal["asked", "term", "kill"]
 

@@ -86,6 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_machines(resume)
     resume.set_defaults(verb=_resume)
 
+    fetch = verbs.add_parser("fetch", help="bring a stored run to this machine, without training it")
+    fetch.add_argument("url", metavar="URL", help="where it is stored: s3://bucket/run")
+    fetch.add_argument("--endpoint", default="", metavar="URL", help="as storage.endpoint")
+    fetch.add_argument(
+        "--into", type=Path, metavar="DIR", help="the folder of runs (default: workspace/runs)"
+    )
+    fetch.set_defaults(verb=_fetch)
+
     star = verbs.add_parser("star", help="keep a checkpoint, whatever the recipe's [checkpoints] say")
     star.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     star.add_argument("step", type=int, metavar="STEP")
@@ -351,6 +359,13 @@ def _run(run: RunFolder, requests: Requests, crew: Crew, machines: Machines) -> 
             if lock is None or crew.world > 1:
                 raise  # which ends the others too; who has started us starts all of us again
             return begin_again(run, lock)
+    return FINISHED
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from .stored import fetch
+
+    print(fetch(arguments.url, arguments.endpoint, arguments.into or _runs()).path)
     return FINISHED
 
 

@@ -32,7 +32,7 @@ from .contract.files import is_disk_full, write_bytes, write_json
 from .contract.runs import RunFolder, slug
 from .contract.same_run import differing
 from .contract.settings.storage import RUN
-from .contract.whole import MANIFEST, is_whole, list_checkpoints, sha256_of, step_of
+from .contract.whole import MANIFEST, is_whole, list_checkpoints, newest_whole, sha256_of, step_of
 from .remote import BUGS, Differs, Listed, Remote, in_words, is_missing, is_refusal
 
 CARD, RECIPE, DATASET = "run.json", "recipe.toml", "dataset.json"
@@ -40,6 +40,7 @@ FOLDERS = ("checkpoints", "pictures", "samples")
 WAIT_S = 60.0
 """How long a machine that has nothing of a run waits for a storage that does not answer."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SHOWN = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,37 @@ def begin(url: str, endpoint: str, run_dir: Path | None, runs: Path) -> RunFolde
 
     Raises RunError where there is no such run, or it cannot be reached.
     """
+    stored = _at(url, endpoint)
+    return _settle(stored, endpoint, RunFolder((run_dir or _home(stored, runs)).resolve()))
+
+
+def fetch(url: str, endpoint: str, runs: Path) -> RunFolder:
+    """Bring a stored run to its folder in ``runs`` without training it: recipe, photos, the newest checkpoint
+    that is whole, and what belongs to it. One that is here gets what its storage has newer; any other appears
+    when it is complete.
+
+    Raises RunError where there is nothing to go on from, or the run is being trained here.
+    """
+    stored = _at(url, endpoint)
+    if not stored.steps():
+        sentence = (
+            f"{url} holds the run {stored.run_id}, but no checkpoint of it; there is nothing to go on from"
+        )
+        raise RunError(sentence, "config")
+    run = RunFolder(_home(stored, runs).resolve())
+    here = run.recipe.exists()
+    staged = _settle(stored, endpoint, run if here else RunFolder(run.path.with_name(f".{run.id}.fetching")))
+    with staged.hold():
+        _bring_all(stored, staged)
+    if newest_whole(staged.checkpoints, lambda text: None) is None:
+        raise RunError(f"{url} holds no checkpoint that is whole; there is nothing to go on from", "config")
+    if not here:
+        staged.path.rename(run.path)
+    return run
+
+
+def _at(url: str, endpoint: str) -> Stored:
+    """The run that is stored there. Raises RunError where there is none, or it cannot be reached."""
     where = parse({"storage": {"url": url, "endpoint": endpoint}}).storage
     remote = Remote(where.url, where.endpoint)
     try:
@@ -115,12 +147,22 @@ def begin(url: str, endpoint: str, run_dir: Path | None, runs: Path) -> RunFolde
         raise RunError(in_words(error, url), _cause(error)) from None
     if stored is None:
         raise RunError(f"{url} holds no run; check the address", "config")
-    run = RunFolder((run_dir or runs / stored.run_id).resolve())
+    return stored
+
+
+def _home(stored: Stored, runs: Path) -> Path:
+    """Its folder in ``runs``, under a name that a studio can show."""
+    shown = runs / stored.run_id
+    return shown if shown.exists() or _SHOWN.fullmatch(stored.run_id) else runs / slug(stored.run_id)
+
+
+def _settle(stored: Stored, endpoint: str, run: RunFolder) -> RunFolder:
+    """The run with its recipe in its folder. Raises ConfigError where that holds another run."""
     config = stored.config()
     if run.recipe.exists():
         require_same(stored, run.config())
     else:
-        place = config.storage.model_copy(update={"url": where.url, "endpoint": where.endpoint})
+        place = config.storage.model_copy(update={"url": stored.remote.url, "endpoint": endpoint.rstrip("/")})
         run.create(config.model_copy(update={"storage": place}))
     return run
 
@@ -149,6 +191,11 @@ def catch_up(run: RunFolder) -> None:
     if stored is None:
         return
     require_same(stored, run.config())
+    _bring_all(stored, run)
+
+
+def _bring_all(stored: Stored, run: RunFolder) -> None:
+    """:func:`_bring`, where what goes wrong is a sentence."""
     try:
         _bring(stored, run)
     except (UserError, *BUGS):
@@ -158,7 +205,7 @@ def catch_up(run: RunFolder) -> None:
             raise RunError(
                 f"the disk of {run.path} is full; free some space, then resume", "disk_full"
             ) from None
-        raise RunError(f"{in_words(error, settings.url)}; start again to go on", _cause(error)) from None
+        raise RunError(f"{in_words(error, stored.remote.url)}; start again to go on", _cause(error)) from None
 
 
 def _look(remote: Remote, *, patient: bool) -> Stored | None:

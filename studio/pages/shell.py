@@ -62,8 +62,9 @@ def build_app(studio: Studio) -> gr.Blocks:
         _panel(
             "header",
             "live.js",
+            "stored.js",
             "frame.js",
-            functions=served(studio, create_project, rename_project, badges),
+            functions=served(studio, create_project, rename_project, badges, fetch, fetched),
         )
         _panel("runbar", "live.js", "frame.js", functions=served(studio, stop, hurry))
         _panel("stepper", "live.js", "frame.js")
@@ -191,6 +192,15 @@ def rename_project(studio: Studio, message: Message) -> dict[str, Any]:
     project = project_of(studio, message)
     project.rename(text_of(message, "name"))
     return {"name": project.name}
+
+
+def fetch(studio: Studio, message: Message) -> dict[str, Any]:
+    """Put the fetching of a run that is stored at ``url`` into the queue."""
+    return {"job": studio.jobs.fetch(text_of(message, "url"), text_of(message, "endpoint")).id}
+
+
+def fetched(studio: Studio, message: Message) -> dict[str, Any]:
+    return studio.jobs.fetched(text_of(message, "job"))
 
 
 def stop(studio: Studio, message: Message) -> dict[str, Any]:

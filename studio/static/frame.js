@@ -57,6 +57,7 @@
 
   panels.header = (element, functions) => {
     server = functions;
+    studio.goOnWithStored = () => studio.askForStored(server);
     studio.badges = (project) => server.badges({ project });
     const select = h("select", { "aria-label": "Project", onchange: () => studio.open(select.value) });
     const machine = h("div.machine", { "aria-label": "This machine" });
@@ -261,7 +262,8 @@
         h("h2", null, "What do you want to teach?"),
         h("p", null, "A pet, a person, an object or a style: a project holds its photos, their captions and the training."),
         form,
-        h("p", null, "Or drop the photos below; the project can be named later."),
+        h("p", null, "Or drop the photos below; the project can be named later. Trained before, and stored it elsewhere? ",
+          h("button.link", { type: "button", onclick: () => studio.goOnWithStored() }, "Go on with a stored run")),
         h("ol", null, PATH.map(([name, text], index) => h("li", null, h("b", null, `${index + 1}  ${name}`), h("span", null, text))))));
     });
   };

@@ -4,7 +4,7 @@
   if (studio.QueueCard) return;
   const { h, icon, format } = studio;
 
-  const KINDS = { train: "Training", sample: "Drawing", caption: "Captions", crop: "Crops", publish: "Publishing" };
+  const KINDS = { train: "Training", sample: "Drawing", caption: "Captions", crop: "Crops", publish: "Publishing", fetch: "Fetching" };
   const WORDS = { waiting: "Waiting", running: "Running", finished: "Finished", stopped: "Stopped", failed: "Failed", cancelled: "Taken out" };
   const SIGNS = { finished: ["good", "check"], stopped: ["warn", "stop"], failed: ["bad", "bang"], cancelled: ["idle", "close"] };
   const OVER = Object.keys(SIGNS);
@@ -59,11 +59,11 @@
     }
 
     row(job, place, waiting) {
-      const name = studio.live.projectName(job.project) || job.run;
+      const name = studio.live.projectName(job.project) || job.run || "A stored run";
       const button = (verb, sign, label, off = false) => h("button.icon-button", {
         type: "button", title: label, "aria-label": `${label}: ${name}`, disabled: off, "data-key": `${verb} ${job.id}`, onclick: () => this.send(verb, job.id),
       }, icon(sign));
-      const target = job.kind === "publish" || job.kind === "sample" ? "results" : job.kind === "train" ? "train" : "photos";
+      const target = job.kind === "publish" || job.kind === "sample" ? "results" : ["train", "fetch"].includes(job.kind) ? "train" : "photos";
       const who = h("button.who", { type: "button", title: "Open it", disabled: !job.project, onclick: () => studio.open(job.project, target) }, h("b", null, name),
         h("span.muted", null, [KINDS[job.kind], job.detail, job.gpu ? `GPU ${job.gpu}` : ""].filter(Boolean).join(" · ")));
       const note = h("p.muted", null, job.message);
@@ -78,7 +78,7 @@
         this.progress.set(job.id, (now) => {
           const done = now?.total ? `${format.count(now.step)} of ${format.count(now.total)}` : "";
           const share = done && (job.kind === "sample" ? `${done} drawn` : `step ${done}`);
-          note.textContent = now?.stop?.text ?? share;
+          note.textContent = now?.stop?.text ?? (share || now?.said || "");
           stop.textContent = now?.stop?.hurry || "Stop";
           stop.hidden = Boolean(now?.stop) && !now.stop.hurry;
           stop.onclick = () => this.send(now?.stop ? "hurry" : "cancel", job.id);

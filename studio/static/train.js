@@ -361,11 +361,13 @@
     const figures = h("dl.figures");
     const failure = new Failure(server, actions);
     const plan = h("div");
+    const elsewhere = h("p.muted.hint.elsewhere", null, "A run is stored elsewhere, in a bucket say? ",
+      h("button.link", { type: "button", id: "go-on-stored", onclick: () => studio.goOnWithStored() }, "Go on with it here"));
     const queue = new studio.QueueCard((message) => studio.call(server.queue(message)));
     const run = h("div.train-run", { hidden: true }, h("div.card", null, figures), h("div.train-columns", null, chart.element, ladder.element), matrix.element, log.element);
     element.replaceChildren(h("div.train", null,
       h("section.card.train-head", { "aria-label": "Training" }, h("div.train-title", null, h("div.train-name", null, name, pill), message, stored), h("div", null, actions.row, actions.why)),
-      failure.element, stopping.element, queue.element, plan, run));
+      failure.element, stopping.element, queue.element, plan, run, elsewhere));
     let shownState = null;
 
     function show(live) {

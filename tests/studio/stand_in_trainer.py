@@ -28,6 +28,10 @@ from trainer.contract.whole import list_checkpoints, step_of
 
 
 def main() -> int:
+    if "fetch" in sys.argv:  # which trains nothing either
+        from trainer.__main__ import main as trainer
+
+        return trainer(sys.argv[sys.argv.index("fetch") :])
     parser = argparse.ArgumentParser()
     parser.add_argument("--behave", default="train")
     parser.add_argument("--steps", type=int, default=40)
