@@ -381,4 +381,5 @@ def last_line(log: Path) -> str:
         return ""
     last = next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
     text = last.removeprefix("error: ")
-    return last if text == last else text[:1].upper() + text[1:]
+    plain = text == last or "://" in text.split(" ")[0]  # an address keeps its letters
+    return text if plain else text[:1].upper() + text[1:]

@@ -128,6 +128,8 @@ class Trainings:
         order = [job.id for job in book.waiting() if job.on_gpu]
         before = order.index(waiting.id) if waiting.id in order else 0
         words = "Next in line" if not before else f"Number {before + 1} in line"
+        if self.run_of(waiting).dataset.exists():
+            return f"{words}: it goes on by itself."
         return f"{words}: it begins by itself. Photos and captions are taken as they are then."
 
     # Processes ----------------------------------------------------------------------------------

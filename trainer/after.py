@@ -110,7 +110,12 @@ def sample_run(
         file = folder / f"{began}-{slug(prompt.text)}-s{step_of(checkpoint)}-{shown}-{number:02d}.webp"
         save_sample(image, file)
         if folder == run.drawings:
-            drawn = {"text": prompt.text, "seed": shown, "step": step_of(checkpoint), "time": time.time()}
+            drawn: dict[str, Any] = {
+                "text": prompt.text,
+                "seed": shown,
+                "step": step_of(checkpoint),
+                "time": time.time(),
+            }
             note_drawing(run, Drawing(file=file.name, **drawn))
         print(file)
     return 0

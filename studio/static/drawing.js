@@ -75,7 +75,7 @@
         const { step = 0, total = 0, stop } = going[running.id] ?? {};
         const stopped = h("button.btn.small.danger", { type: "button", onclick: () => this.stop(running, stopped) }, "Stop");
         const text = stop ? stop.text : step ? `Drawing: ${step} of ${total} done.` : "Loading the base model…";
-        return [h("div.notice.stopping", null, h("span.dot"), h("span", null, text, waiting.length ? ` ${waiting.length} more in the queue.` : ""), stop ? null : stopped)];
+        return [h("div.notice.stopping", null, icon("image"), h("span", null, text, waiting.length ? ` ${waiting.length} more in the queue.` : ""), stop ? null : stopped)];
       }
       if (waiting.length) {
         const why = queue.paused ? "It waits: the queue is paused." : "It waits for its turn: what runs now comes first.";
@@ -107,7 +107,7 @@
       const image = h("img", { src: url(this.run, drawing), loading: "lazy", decoding: "async", alt: drawing.text });
       return h("li", { "data-file": drawing.file },
         h("button", { type: "button", title: "Look at it", onclick: () => this.view(drawing) }, image),
-        h("b", { title: drawing.text }, drawing.text), h("span.muted.number", null, words(drawing)));
+        h("b", { title: drawing.text }, drawing.text), h("span.muted.number.facts", null, ...words(drawing).split(" · ").map((part) => h("span", null, part))));
     }
 
     /** The large view: ← → through the pictures, Esc closes. */

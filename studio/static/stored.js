@@ -20,7 +20,7 @@
     const dialog = h("dialog.sheet.stored", { "aria-label": "Go on with a stored run", onclose: () => dialog.remove() }, form);
 
     function say(text, kind = "") {
-      said.replaceChildren(h(`p.notice${kind}`, null, kind ? icon("alert") : h("span.dot"), h("span", null, text)));
+      said.replaceChildren(h(`p.notice${kind}`, null, icon(kind ? "alert" : "save"), h("span", null, text)));
     }
 
     function wait(going) {

@@ -141,7 +141,7 @@ def test_where_there_is_nothing_to_go_on_from(supervise, there: Machine, workspa
     nothing = fetched(jobs, f"file://{tmp_path}/disk/nothing")
     assert (nothing.state, nothing.message) == (
         "failed",
-        f"File://{tmp_path}/disk/nothing holds no run; check the address",
+        f"file://{tmp_path}/disk/nothing holds no run; check the address",
     )
     checkpoints = tmp_path / "disk" / "first" / "checkpoints"
     for file in checkpoints.glob("*/adapter.safetensors"):
