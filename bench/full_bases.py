@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.tiny_families import tiny
+from tests.tiny_families import full_size, tiny
 from trainer.families.base import family_class
 
 _CLIP = {"vocab_size": 49408}
@@ -126,7 +126,7 @@ def build(family: str, base: str, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     tiny(family).build(folder)
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    denoiser = tiny(family).full_size()[base]
+    denoiser = full_size(family)[base]
     denoiser.save_config(folder / family_class(family).denoiser_part)
     _write_weights(denoiser, folder / family_class(family).denoiser_part)
     for part, changes in PARTS[family].items():

@@ -14,12 +14,12 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from trainer.contract.runs import RunFolder
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu.md"
 STEPS, WARM = 12, 4
 """Steps of a training, and how many of the first do not count for speed."""
+CHILD = (sys.executable, "-m", "bench.full_size")
 PHASES = ("cache", "load", "train", "sample")
 
 SDXL, SD15 = "stabilityai/stable-diffusion-xl-base-1.0", "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -238,21 +239,31 @@ def measure(case: Case, base: Path, work: Path) -> Row:
     return row
 
 
-def in_a_fork(work: Path, case: Case, base: Path) -> None:
-    """Measure in a process of its own, which adds its row; the parent must not have touched the GPU."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            row = measure(case, base, work)
-        except BaseException as error:
-            traceback.print_exc()
-            row = Row(case.name, case.family, case.base, error=f"{type(error).__name__}: {error}"[:300])
-        with suppress(BaseException):
-            with (work / "rows.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(row)) + "\n")
-            print(json.dumps(asdict(row)), flush=True)
-        os._exit(0)
-    os.waitpid(pid, 0)
+class Measured:
+    """A process that measures one case. It has imported everything when it is told to begin: the one after
+    may wait beside the one that is at work."""
+
+    def __init__(self, work: Path, number: int) -> None:
+        argv = [*CHILD, "--work", str(work), "--case", str(number)]
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, text=True)
+
+    def run(self, base: Path) -> None:
+        self._process.communicate(f"{base}\n" if base.name else "")
+
+
+def be_measured(work: Path, case: Case) -> None:
+    """In such a process: add the case's row."""
+    preload(case.family)
+    base = sys.stdin.readline().strip()
+    if not base:
+        return
+    try:
+        row = measure(case, Path(base), work)
+    except BaseException as error:
+        traceback.print_exc()
+        row = Row(case.name, case.family, case.base, error=f"{type(error).__name__}: {error}"[:300])
+    with (work / "rows.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(row)) + "\n")
 
 
 def ahead(work: Path, wanted: Sequence[tuple[str, str]]) -> Iterator[Path]:
@@ -281,19 +292,19 @@ def ahead(work: Path, wanted: Sequence[tuple[str, str]]) -> Iterator[Path]:
         shutil.rmtree(work / f"base{number}", ignore_errors=True)
 
 
-def preload(families: Sequence[str]) -> None:
-    """Import once what every fork needs."""
+def preload(family: str) -> None:
+    """Import what a training needs."""
     import peft  # noqa: F401
 
     import trainer.train  # noqa: F401
     from trainer.families.base import family_class
 
-    for key in families:
-        family_class(key)
+    family_class(family)
 
 
 def table(rows: Sequence[Row]) -> list[str]:
     """The rows as Markdown, by base."""
+    context = min((row.context for row in rows if row.context), default=0.0)
     lines = [
         "| Base | Recipe | Encoding | Training | Sampling | s a step | Start to step 1 |",
         "|---|---|---|---|---|---|---|",
@@ -302,7 +313,7 @@ def table(rows: Sequence[Row]) -> list[str]:
         if row.error:
             continue
         cells = [
-            f"{row.held[phase] + row.context:.1f} ({row.planned.get(phase, 0):.1f})"
+            f"{row.held[phase] + context:.1f} ({row.planned.get(phase, 0):.1f})"
             for phase in ("cache", "train", "sample")
         ]
         name = next(base.label for base in CATALOGUE[row.family].bases if base.id == row.base)
@@ -330,27 +341,43 @@ def write_page(rows: Sequence[Row]) -> None:
     PAGE.write_text(before + start + "\n".join(table(rows)) + "\n" + end + after, encoding="utf-8")
 
 
+def measure_all(work: Path, families: Sequence[str], seconds: float) -> None:
+    """Every case of these families (of all, if none is named), as far as can be begun in ``seconds``."""
+    chosen = [n for n, case in enumerate(CASES) if not families or case.family in families]
+    wanted = list(dict.fromkeys((CASES[n].family, CASES[n].base) for n in chosen))
+    bases, began = ahead(work, wanted), time.monotonic()
+    here, base = Path(), ("", "")
+    waiting: Measured | None = None
+    for at, number in enumerate(chosen):
+        case = CASES[number]
+        if (case.family, case.base) != base:
+            here, base = next(bases), (case.family, case.base)
+        if time.monotonic() - began > seconds:
+            break
+        now = waiting or Measured(work, number)
+        # Not beside the first: what its process holds beside its tensors is read off the whole card.
+        waiting = Measured(work, chosen[at + 1]) if at and at + 1 < len(chosen) else None
+        now.run(here)
+    if waiting:
+        waiting.run(Path())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.full_size", description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for bases, runs and rows")
     parser.add_argument("--only", default="", help="families, by commas")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no more cases after that")
+    parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--write", action="store_true", help="put the rows of DIR into docs/gpu.md")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     if given.write:
         write_page(read_rows(given.work / "rows.jsonl"))
         return
-    chosen = [case for case in CASES if not given.only or case.family in given.only.split(",")]
-    began = time.monotonic()
-    preload(list(dict.fromkeys(case.family for case in chosen)))
-    groups = [(key, list(cases)) for key, cases in groupby(chosen, lambda case: (case.family, case.base))]
-    bases = ahead(given.work, [key for key, _ in groups])
-    for _, cases in groups:
-        base = next(bases)
-        for case in cases:
-            if time.monotonic() - began < given.seconds:
-                in_a_fork(given.work, case, base)
+    if given.case is not None:
+        be_measured(given.work, CASES[given.case])
+        return
+    measure_all(given.work, given.only.split(",") if given.only else [], given.seconds)
     for line in table(read_rows(given.work / "rows.jsonl")):
         print(line)
 

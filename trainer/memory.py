@@ -20,8 +20,14 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def pick_device() -> torch.device:
-    """The GPU where there is one (CUDA, then Apple), else the CPU."""
+    """The GPU where there is one (CUDA, then Apple), else the CPU.
+
+    On the way cuDNN's attention is switched off, which torch prefers on Hopper. On an H200 (torch 2.11) its
+    gradients were infinite for small heads, other ones each time, and it has no plan for some masks. Flash
+    attention, the next choice, had neither fault.
+    """
     if torch.cuda.is_available():
+        torch.backends.cuda.enable_cudnn_sdp(False)
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if torch.backends.mps.is_available():
         return torch.device("mps")
