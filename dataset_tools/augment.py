@@ -44,9 +44,12 @@ class View:
     variant: Variant | None = None
 
 
-def views_of(record: ImageRecord, settings: DatasetSettings) -> tuple[View, ...]:
-    """Every view of a cropped picture that a recipe can show."""
-    flips = (False, True) if settings.flip else (False,)
+def views_of(
+    record: ImageRecord, settings: DatasetSettings, mirrored: bool | None = None
+) -> tuple[View, ...]:
+    """Every view of a cropped picture that a recipe can show. ``mirrored``: whether its folder's are, where
+    that is not what the recipe says."""
+    flips = (False, True) if (settings.flip if mirrored is None else mirrored) else (False,)
     numbers = range(variants_of(settings))
     return tuple(View(flip, variant(record, number, settings)) for flip in flips for number in numbers)
 

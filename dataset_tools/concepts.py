@@ -13,7 +13,7 @@ from dataset_tools.crop import fit_to_buckets
 from dataset_tools.dataset import ImageRecord, Size
 from dataset_tools.folder import Photos, load_photos
 from trainer.contract.held_out import held_out
-from trainer.contract.settings.dataset import DatasetSettings
+from trainer.contract.settings.dataset import NOTHING_OWN, DatasetSettings, OwnSettings
 from trainer.contract.settings.validation import ValidationSettings
 from trainer.contract.steps import Folder
 
@@ -27,9 +27,7 @@ class Concept:
     repeats: int = 1
     regularisation: bool = False
     weight: float = 1.0
-    prefix: str | None = None
-    suffix: str | None = None
-    """instead of those of [captions], where they are not None."""
+    own: OwnSettings = NOTHING_OWN
     held_share: float = 0.0
     """of the pictures, that are not trained on but measured on (:func:`trainer.contract.held_out.held_out`);
     1 for the folder of validation.path."""
@@ -48,8 +46,7 @@ def concepts_of(
             one.repeats,
             one.regularisation,
             one.weight,
-            one.prefix,
-            one.suffix,
+            one.own,
             0.0 if one.regularisation else share,
         )
         for one in settings.subsets
@@ -82,7 +79,7 @@ def survey(
     """Look through the folders; those ``drawn`` are counted already. Raises DatasetError for one that is not
     there or holds nothing."""
     folders, notes, faces, measured = list[Folder](), list[str](), 0, 0
-    missing, texts, leaking, masks, first = 0, list[str](), 0, 0, ""
+    missing, texts, places, leaking, masks, first = 0, list[str](), list[int](), 0, 0, ""
     for number, concept in enumerate(concepts):
         photos = load(concept.folder)
         notes += photos.notes
@@ -104,11 +101,12 @@ def survey(
             leaking += len(captions) - len(missing_trigger(captions, first)) if first else 0
         else:
             whole = {
-                name: f"{concept.prefix or ''} {text} {concept.suffix or ''}"
+                name: f"{concept.own.prefix or ''} {text} {concept.own.suffix or ''}"
                 for name, text in captions.items()
             }
             missing += len(missing_trigger(whole, trigger))
             texts += captions.values()
+            places += [number] * len(captions)
             masks += len(photos.masks.keys() & captions.keys())
             faces += sum(one.shows_face for one in records)
     trained = [folder for folder in folders if not folder.regularisation]
@@ -119,6 +117,7 @@ def survey(
         "captions_missing_trigger": missing,
         "distinct_captions": len(set(texts)),
         "captions": tuple(texts),
+        "caption_folders": tuple(places),
         "faces": faces,
         "class_captions_with_trigger": leaking,
         "folders": (*folders, *drawn),

@@ -96,7 +96,7 @@ def pixels_of(root: Path, image: TrainImage, view: View = PLAIN) -> Tensor:
 
 
 def _views(image: TrainImage, settings: DatasetSettings) -> tuple[View, ...]:
-    return (PLAIN,) if image.held_out else views_of(image, settings)
+    return (PLAIN,) if image.held_out else views_of(image, settings, image.own.flips(settings))
 
 
 def _view_key(image: TrainImage, view: View) -> tuple[object, ...]:

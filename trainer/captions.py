@@ -36,8 +36,7 @@ class Captions:
             repeats=sample.image.repeats,
             step=sample.batch // self.config.train.gradient_accumulation,
             regularisation=sample.image.regularisation,
-            prefix=sample.image.prefix,
-            suffix=sample.image.suffix,
+            own=sample.image.own,
         )
         return stages(sample.image.caption, self.config, look, dropout=dropout).caption
 
@@ -55,7 +54,7 @@ class Captions:
 
         Where there are variants these are all of them, whole, and what the warm-up shows of them.
         """
-        if not varies(self.config.captions):
+        if not varies(self.config):
             return self.some(1)
         variants = variants_of(self.config)
         if variants:

@@ -9,6 +9,7 @@ from pathlib import Path
 from dataset_tools.augment import View
 from dataset_tools.dataset import DatasetError, ImageRecord, listed
 
+from .contract.settings.dataset import NOTHING_OWN, OwnSettings
 from .contract.settings.validation import ValidationSettings
 from .contract.steps import balanced_repeats
 from .families.base import Geometry
@@ -21,8 +22,8 @@ class TrainImage(ImageRecord):
     """A picture as a run froze it: with its caption, bucket and crop.
 
     ``folder`` is where ``file`` lies, seen from dataset.path: "" for the pictures of that folder itself.
-    ``trigger`` is the word of its concept; ``weight`` multiplies its loss; ``prefix`` and ``suffix``, where
-    they are not None, go around its caption. ``held_out`` pictures are not trained on but measured on.
+    ``trigger`` is the word of its concept; ``weight`` multiplies its loss; ``own`` is what its folder says
+    instead of the recipe. ``held_out`` pictures are not trained on but measured on.
     ``mask`` is the file of its mask, beside ``file``; "" where there is none or none is used.
     """
 
@@ -31,8 +32,7 @@ class TrainImage(ImageRecord):
     trigger: str = ""
     regularisation: bool = False
     weight: float = 1.0
-    prefix: str | None = None
-    suffix: str | None = None
+    own: OwnSettings = NOTHING_OWN
     held_out: bool = False
     mask: str = ""
     mask_sha256: str = ""

@@ -81,8 +81,7 @@ def freeze_dataset(
         shared = {
             "folder": seen_from(root, concept.folder) if number else "",
             "trigger": frozen.trigger or ("" if concept.regularisation or not images else images[0].trigger),
-            "prefix": concept.prefix,
-            "suffix": concept.suffix,
+            "own": concept.own,
         }
         chosen = held_out([image.sha256 for image in frozen.images], concept.held_share)
         for image in frozen.images:
@@ -231,7 +230,7 @@ class Sample:
     def view(self, settings: DatasetSettings) -> View:
         """Whether the picture is mirrored in this look, and which of its variants is shown."""
         number = int(self.uniform("variant") * variants_of(settings)) if is_varied(settings) else 0
-        flip = settings.flip and self.uniform("flip") < 0.5
+        flip = self.image.own.flips(settings) and self.uniform("flip") < 0.5
         return View(flip, variant(self.image, number, settings))
 
     def noise_like(self, latents_CHW: Tensor) -> Tensor:

@@ -180,4 +180,18 @@ CASES = [
         Facts(images=2, captions=("zwx cat " * 40, "zwx cat")),
         says=("1 caption is longer than the 77 tokens",),
     ),
+    Case(
+        "captions_are_cut",
+        {"dataset.subsets": ["../mia | prefix = " + "drawing " * 50]},
+        {"captions.prefix": "drawing " * 50, "dataset.subsets": ["../mia | prefix ="]},
+        Facts(images=2, captions=("zwx cat " * 20,), caption_folders=(1,)),
+        says=("1 caption is longer",),
+    ),
+    Case(
+        "sentences_are_shuffled",
+        {"dataset.subsets": ["../mia | shuffle"]},
+        {"captions.shuffle": True, "captions.keep_tokens": 1, "dataset.subsets": ["../mia | shuffle = no"]},
+        Facts(captions=("a photo of zwx cat in a garden",), caption_folders=(1,)),
+        says=("1 caption is a sentence",),
+    ),
 ]

@@ -9,10 +9,19 @@ from typing import Any
 
 import pytest
 
-from trainer.contract.caption_pipeline import FREE_LOOKS, Look, stages, variants_of, warmed, warmup_steps
+from trainer.contract.caption_pipeline import (
+    FREE_LOOKS,
+    USUAL_VARIANTS,
+    Look,
+    stages,
+    variants_of,
+    warmed,
+    warmup_steps,
+)
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError
 from trainer.contract.fields import parse
+from trainer.contract.settings.dataset import OwnSettings
 
 
 def recipe(train: dict[str, Any] | None = None, **captions: Any) -> TrainConfig:
@@ -116,13 +125,32 @@ def test_kept_tags_are_counted_without_empty_ones_and_need_no_separator() -> Non
 def test_a_folder_has_a_prefix_and_suffix_of_its_own() -> None:
     config = recipe(prefix="photo of zwx,", suffix="end")
 
-    def caption(**look: Any) -> str:
-        return stages("a cat", config, Look(1, "a", **look)).caption
+    def caption(regularisation: bool = False, **own: Any) -> str:
+        look = Look(1, "a", regularisation=regularisation, own=OwnSettings(**own))
+        return stages("a cat", config, look).caption
 
     assert caption(prefix="drawing of qrt,") == "drawing of qrt, a cat end"
     assert caption(prefix="", suffix="") == "a cat"
     assert caption(regularisation=True) == "a cat"
     assert caption(regularisation=True, suffix="indoors") == "a cat indoors"
+
+
+def test_a_folder_shuffles_keeps_and_drops_as_it_says() -> None:
+    def shown(config: TrainConfig, **own: Any) -> set[str]:
+        looks = (Look(1, "a", epoch, own=OwnSettings(**own)) for epoch in range(60))
+        return {stages("a, b, c", config, look).caption for look in looks}
+
+    still, moved = recipe(), recipe(shuffle=True, keep_tokens=1)
+    assert shown(still) == {"a, b, c"} and shown(moved) == {"a, b, c", "a, c, b"}
+    assert shown(still, shuffle=True, keep_tokens=2) == {"a, b, c"} != shown(still, shuffle=True)
+    assert shown(moved, shuffle=False) == {"a, b, c"} and len(shown(moved, keep_tokens=0)) == 6
+    assert shown(still, dropout=1) == {""} and shown(recipe(dropout=1), dropout=0) == {"a, b, c"}
+
+
+def test_captions_vary_where_those_of_one_folder_do() -> None:
+    long = {"train": {"steps": FREE_LOOKS + 1}}
+    assert variants_of(parse(long)) == 0
+    assert variants_of(parse(long | {"dataset": {"subsets": ["b | shuffle"]}})) == USUAL_VARIANTS
 
 
 def test_the_separator_goes_before_the_number_of_kept_tags() -> None:

@@ -32,16 +32,13 @@ cache_info = true
 
 
 def test_kohya(tmp_path: Path) -> None:
-    """A second folder without flip_aug is not mirrored there, and is here: the report has to say so."""
+    """A second folder without flip_aug is not mirrored there, and so it is not here."""
     config, imported = read(tmp_path, "d.toml", TWO)
     assert config.dataset.flip and config.captions.prefix == "zwx," and config.captions.keep_tokens == 1
-    flip = line(imported, "subsets[1] flip_aug")
-    assert flip.outcome == "missing" and "subsets[0] has true, which is taken" in flip.why
     (other,) = config.dataset.subsets
-    assert (other.path, other.prefix, other.suffix) == ("b", "", None), (
-        "the prefix is the first folder's alone"
-    )
-    assert "subsets[0] has 1" in line(imported, "subsets[1] keep_tokens").why
+    assert other.line == "b | prefix = | keep_tokens = 3 | flip = false", "the first folder's are its alone"
+    assert not [one for one in imported.lines if one.outcome == "missing" and "subsets[1]" in one.option]
+    assert line(imported, "subsets[1] keep_tokens").why == "in that subset"
     assert line(imported, "subsets[1] shuffle_caption").outcome == "ignored", "it is the same for both"
     assert line(imported, "subsets[1] cache_info").outcome == "ignored", "it makes no difference"
 
@@ -51,8 +48,8 @@ def test_every_folder_of_kohya_has_its_prefix(tmp_path: Path) -> None:
     same = '[[datasets.subsets]]\nimage_dir = "d"\ncaption_prefix = "zwx,"\nflip_aug = true\n'
     config, imported = read(tmp_path, "d.toml", TWO + more + same)
     assert [one.line for one in config.dataset.subsets] == [
-        "b | prefix =",
-        "c | prefix = qrt, | suffix = , 4k",
+        "b | prefix = | keep_tokens = 3 | flip = false",
+        "c | prefix = qrt, | suffix = , 4k | flip = false",
         "d",
     ]
     assert line(imported, "subsets[2] caption_prefix").outcome == "ignored"  # as it is in that subset
@@ -60,6 +57,30 @@ def test_every_folder_of_kohya_has_its_prefix(tmp_path: Path) -> None:
     assert parse({"dataset": {"subsets": [one.line for one in config.dataset.subsets]}}).dataset.subsets == (
         config.dataset.subsets
     )
+
+
+def test_class_pictures_of_kohya_have_settings_of_their_own(tmp_path: Path) -> None:
+    """As in kohya's own example; its folder of photos comes second."""
+    text = """
+[general]
+shuffle_caption = true
+keep_tokens = 2
+[[datasets]]
+[[datasets.subsets]]
+is_reg = true
+image_dir = "people"
+class_tokens = "human"
+keep_tokens = 1
+caption_dropout_rate = 0.2
+[[datasets.subsets]]
+image_dir = "me"
+class_tokens = "ohwx human"
+random_crop = true
+"""
+    config, _ = read(tmp_path, "d.toml", text)
+    assert (config.captions.shuffle, config.captions.keep_tokens, config.captions.dropout) == (True, 2, 0)
+    (people,) = config.dataset.subsets
+    assert people.line == "people | trigger = human | regularisation | keep_tokens = 1 | dropout = 0.2"
 
 
 def test_further_datasets_of_kohya(tmp_path: Path) -> None:
@@ -106,13 +127,12 @@ def test_ai_toolkit(tmp_path: Path) -> None:
     ]
     process = {"model": {"name_or_path": "black-forest-labs/FLUX.1-dev"}, "datasets": datasets}
     text = yaml.safe_dump({"job": "extension", "config": {"name": "x", "process": [process]}})
-    _, imported = read(tmp_path, "j.yaml", text)
-    missing = {one.option for one in imported.lines if one.outcome == "missing"}
-    assert {
-        "datasets[1].flip_x",
-        "datasets[1].shuffle_tokens",
-        "datasets[1].caption_dropout_rate",
-    } <= missing
+    config, imported = read(tmp_path, "j.yaml", text)
+    assert config.dataset.flip and config.captions.shuffle and not config.captions.dropout
+    (other,) = config.dataset.subsets
+    assert (other.flip, other.shuffle, other.dropout, other.keep_tokens) == (False, False, 0.2, None)
+    told = {one.option: one.outcome for one in imported.lines if one.option.startswith("datasets[1].")}
+    assert set(told.values()) <= {"converted", "ignored"} and "datasets[1].flip_x" in told
 
 
 def test_onetrainer(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from dataset_tools.augment import views_of
 from dataset_tools.buckets import Buckets
 from dataset_tools.dataset import DatasetError, load_dataset, read_caption, save_dataset
 from tests.pictures import draw_picture, draw_project
@@ -111,7 +112,24 @@ def test_a_folder_has_its_own_prefix(folders: Path) -> None:
     assert shown[0].startswith("photo of ") and shown[0].endswith(" outdoors")
     assert shown[6] == "drawing of qrt cat outdoors" and shown[-1] == "dog"
     assert {text for _, text in captions.all()} == set(shown), "so they are encoded beforehand"
-    assert [one.prefix for one in map(copied, images)] == [one.prefix for one in images]
+    assert [one.own for one in map(copied, images)] == [one.own for one in images]
+
+
+def test_a_folder_is_mirrored_and_shuffled_as_it_says(folders: Path) -> None:
+    subsets = ["../mia | flip | shuffle | keep_tokens = 1", "../dogs"]
+    images = freeze(folders / "rex", subsets=subsets)
+    config = parse({"dataset": {"subsets": subsets}, "train": {"steps": 40}})
+    plan = BatchPlan([image.model_copy(update={"caption": "a, b, c"}) for image in images], 2, seed=1)
+    captions = Captions(config, plan)
+    shown: dict[str, set[tuple[str, bool]]] = {}
+    for batch in range(10 * plan.batches_per_epoch):
+        for one in plan.batch(batch):
+            view = one.view(config.dataset)
+            shown.setdefault(one.image.folder, set()).add((captions.of(one), view.flip))
+            assert view in views_of(one.image, config.dataset, one.image.own.flips(config.dataset))
+    still = {("a, b, c", False)}
+    assert shown.pop("../mia") == {(text, flip) for text in ("a, b, c", "a, c, b") for flip in (False, True)}
+    assert list(shown.values()) == [still, still]
 
 
 def copied(image: TrainImage) -> TrainImage:

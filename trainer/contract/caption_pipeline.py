@@ -24,6 +24,7 @@ from typing import TypeVar
 from .config import TrainConfig
 from .randomness import derived_seed
 from .settings.captions import CaptionSettings
+from .settings.dataset import NOTHING_OWN, OwnSettings
 
 FREE_LOOKS = 2000
 """A run of at most so many looks at pictures encodes a caption for each of them beforehand."""
@@ -41,8 +42,7 @@ class Look:
     """One showing of one picture.
 
     ``epoch`` counts from 0, ``repeat`` within it from 0 to ``repeats``; ``step`` is how many updates the
-    LoRA has had. ``prefix`` and ``suffix`` are those of the picture's own folder; None takes the recipe's,
-    and none for a regularisation set.
+    LoRA has had. ``own`` is what the picture's folder says instead of the recipe.
     """
 
     seed: int
@@ -52,8 +52,7 @@ class Look:
     repeats: int = 1
     step: int = 0
     regularisation: bool = False
-    prefix: str | None = None
-    suffix: str | None = None
+    own: OwnSettings = NOTHING_OWN
 
     @property
     def number(self) -> int:
@@ -80,9 +79,19 @@ TITLES = ("File", "Prefix and suffix", "Dropout", "Wildcards", "Tags", "Secondar
 """What the stages are called."""
 
 
-def varies(settings: CaptionSettings) -> bool:
+def captions_of_folders(config: TrainConfig) -> list[CaptionSettings]:
+    """[captions] as it holds for each folder of the recipe, that of dataset.path first."""
+    subsets = config.dataset.subsets
+    return [config.captions, *(one.captions(config.captions, one.regularisation) for one in subsets)]
+
+
+def varies(config: TrainConfig) -> bool:
     """Whether looks at a picture can have different captions, dropout aside."""
-    return settings.wildcards or moves_tags(settings)
+    return config.captions.wildcards or moves_any_tags(config)
+
+
+def moves_any_tags(config: TrainConfig) -> bool:
+    return any(map(moves_tags, captions_of_folders(config)))
 
 
 def moves_tags(settings: CaptionSettings) -> bool:
@@ -99,7 +108,7 @@ def variants_of(config: TrainConfig) -> int:
 
     Text encoders that are trained encode anew at every step, so that nothing limits them.
     """
-    if config.text_encoder_rates() or not varies(config.captions):
+    if config.text_encoder_rates() or not varies(config):
         return 0
     if config.captions.variants:
         return config.captions.variants
@@ -109,7 +118,7 @@ def variants_of(config: TrainConfig) -> int:
 def encoded_captions(config: TrainConfig, images: int) -> int:
     """About so many captions of pictures are encoded beforehand, the shorter ones of a warm-up aside."""
     variants = variants_of(config)
-    if not varies(config.captions):
+    if not varies(config):
         return images
     return images * variants if variants else looks_of_run(config)
 
@@ -134,10 +143,8 @@ def draw_of(config: TrainConfig, look: Look) -> int:
 
 def stages(text: str, config: TrainConfig, look: Look, *, dropout: bool = True) -> Stages:
     """All stages of a caption at one look; without ``dropout`` as if it were never dropped whole."""
-    settings = config.captions
-    usual = ("", "") if look.regularisation else (settings.prefix, settings.suffix)
-    prefix = usual[0] if look.prefix is None else look.prefix
-    suffix = usual[1] if look.suffix is None else look.suffix
+    settings = look.own.captions(config.captions, look.regularisation)
+    prefix, suffix = settings.prefix, settings.suffix
     affixes = joined(prefix, text, suffix)
     if dropout and is_dropped(settings, look):
         return Stages(text, affixes, "", "", "", "")

@@ -28,6 +28,7 @@ class Facts:
         class_captions_with_trigger: captions of regularisation sets that have the trigger word in them.
         captions_missing_trigger, distinct_captions: counts over those pictures.
         captions: their captions, with the trigger where there is none.
+        caption_folders: the folder of each: 0 is dataset.path, 1 the first subset.
         native_resolution: side in pixels that the base was trained at.
         gpu: name of the GPU; "" where there is none.
         vram_gib: its memory.
@@ -48,6 +49,7 @@ class Facts:
     captions_missing_trigger: int = 0
     distinct_captions: int | None = None
     captions: tuple[str, ...] = ()
+    caption_folders: tuple[int, ...] = ()
     native_resolution: int | None = None
     gpu: str | None = None
     vram_gib: float | None = None

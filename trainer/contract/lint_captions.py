@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from .caption_pipeline import (
     USUAL_VARIANTS,
+    captions_of_folders,
     joined,
     looks_of_run,
-    moves_tags,
+    moves_any_tags,
     split_tags,
     variants_of,
     varies,
@@ -18,6 +20,7 @@ from .caption_pipeline import (
 from .config import TrainConfig
 from .families import CATALOGUE
 from .findings import Facts, Finding, rule
+from .settings.captions import CaptionSettings
 from .settings.dataset import Subset
 from .steps import epochs_of, trained
 from .trigger import has_trigger
@@ -35,16 +38,29 @@ def _many(number: int, one: str, several: str) -> str:
     return f"1 caption {one}" if number == 1 else f"{number} captions {several}"
 
 
+def in_folders(config: TrainConfig, facts: Facts) -> list[tuple[str, CaptionSettings, str]]:
+    """(caption, [captions] as it holds for its folder, the folder's trigger)"""
+    settings = captions_of_folders(config)
+    triggers = [
+        config.dataset.trigger,
+        *(one.trigger or config.dataset.trigger for one in config.dataset.subsets),
+    ]
+    places = facts.caption_folders or (0,) * len(facts.captions)
+    return [
+        (text, settings[place], triggers[place]) for text, place in zip(facts.captions, places, strict=True)
+    ]
+
+
 @rule
 def captions_are_cut(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     """Words are the fewest tokens that a caption can have, so it fires too seldom rather than too often."""
-    limit, settings = CATALOGUE[config.model.family].token_limit, config.captions
-    whole = [joined(settings.prefix, one, settings.suffix) for one in facts.captions]
+    limit = CATALOGUE[config.model.family].token_limit
+    whole = [joined(own.prefix, one, own.suffix) for one, own, _ in in_folders(config, facts)]
     if cut := sum(len(re.findall(r"\w+", one)) > limit - 2 for one in whole):
         many = "is longer" if cut == 1 else "are longer"
         yield Finding(
             "warning",
-            "captions.suffix" if settings.suffix else "dataset.path",
+            "captions.suffix" if config.captions.suffix else "dataset.path",
             f"{_many(cut, many, many)} than the {limit} tokens that the text encoder reads; the end is cut "
             "off, unread. The Captions page shows where.",
         )
@@ -56,7 +72,7 @@ def captions_are_cut(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
 @rule
 def separator_in_no_caption(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     mark = config.captions.separator
-    if facts.captions and moves_tags(config.captions) and not any(mark in one for one in facts.captions):
+    if facts.captions and moves_any_tags(config) and not any(mark in one for one in facts.captions):
         commas = any("," in one for one in facts.captions)
         yield Finding(
             "warning",
@@ -69,17 +85,25 @@ def separator_in_no_caption(config: TrainConfig, facts: Facts) -> Iterator[Findi
 
 @rule
 def sentences_are_shuffled(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    settings = config.captions
-    prose = sum(_is_prose(caption, settings.separator) for caption in facts.captions)
-    if settings.shuffle and prose > len(facts.captions) / 2:
+    """Told of the folders where it is shuffled."""
+    shuffled = [(text, own) for text, own, _ in in_folders(config, facts) if own.shuffle]
+    prose = sum(_is_prose(text, own.separator) for text, own in shuffled)
+    if prose > len(shuffled) / 2:
+        fix: dict[str, Any] = {"captions.shuffle": False} if config.captions.shuffle else {}
+        if any(one.shuffle for one in config.dataset.subsets):
+            fix["dataset.subsets"] = tuple(_unshuffled(one) for one in config.dataset.subsets)
         yield Finding(
             "warning",
-            "captions.shuffle",
+            next(iter(fix)),
             f"{_many(prose, 'is a sentence', 'are sentences')}, which shuffling turns into nonsense; it is "
             "for lists of tags.",
-            {"captions.shuffle": False},
+            fix,
             "Do not shuffle",
         )
+
+
+def _unshuffled(subset: Subset) -> str:
+    return subset.model_copy(update={"shuffle": None}).line if subset.shuffle else subset.line
 
 
 def _is_prose(caption: str, separator: str) -> bool:
@@ -89,25 +113,26 @@ def _is_prose(caption: str, separator: str) -> bool:
 
 @rule
 def trigger_is_moved(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    settings, trigger = config.captions, config.dataset.trigger
-    if not (settings.shuffle or settings.tag_dropout) or not trigger:
-        return
-    if settings.protect and has_trigger(f"{settings.prefix} {settings.suffix}", trigger):
-        return
-    split = [
-        split_tags(one if settings.protect else joined(settings.prefix, one, settings.suffix), settings)
-        for one in facts.captions
+    settings = config.captions
+    moving = [
+        (split_tags(text if own.protect else joined(own.prefix, text, own.suffix), own), trigger)
+        for text, own, trigger in in_folders(config, facts)
+        if (own.shuffle or own.tag_dropout)
+        and trigger
+        and not (own.protect and has_trigger(f"{own.prefix} {own.suffix}", trigger))
     ]
+    split = [parts for parts, _ in moving]
     places = [
         next((place for place, tag in enumerate(flexible, 1) if has_trigger(tag, trigger)), 0)
-        for _, flexible, _ in split
+        for (_, flexible, _), trigger in moving
     ]
     moved = [place for place in places if place]
     lone = [not head and len(flexible) == 1 for head, flexible, _ in split]
     if not moved or all(lone):
         return
     keep = settings.keep_tokens + max(moved)
-    fixes = keep <= 3 and not settings.keep_tokens_separator
+    own = any(one.keep_tokens is not None for one in config.dataset.subsets)
+    fixes = keep <= 3 and not settings.keep_tokens_separator and not own
     what = "dropped now and then" if settings.tag_dropout else "shuffled along"
     yield Finding(
         "warning" if settings.tag_dropout else "hint",
@@ -141,7 +166,7 @@ def affixes_are_moved(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
 
 @rule
 def kept_tags_never_move(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    if config.captions.keep_tokens and not moves_tags(config.captions):
+    if config.captions.keep_tokens and not moves_any_tags(config):
         yield Finding(
             "hint",
             "captions.keep_tokens",
@@ -377,9 +402,7 @@ def one_variant(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
 @rule
 def variants_change_nothing(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     if config.captions.variants and not variants_of(config):
-        still = (
-            "captions are encoded anew at every step" if varies(config.captions) else "captions never vary"
-        )
+        still = "captions are encoded anew at every step" if varies(config) else "captions never vary"
         yield Finding(
             "hint",
             "captions.variants",

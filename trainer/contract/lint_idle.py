@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from .caption_pipeline import moves_tags
+from .caption_pipeline import moves_any_tags
 from .config import TrainConfig
 from .fields import RECORDS, flatten
 from .findings import Facts, Finding, rule
@@ -37,7 +37,7 @@ IDLE: dict[str, tuple[Reads, str]] = {
         "there is no tag warm-up (captions.warmup_steps)",
     ),
     "captions.protect": (
-        lambda config: moves_tags(config.captions),
+        moves_any_tags,
         "no tags are shuffled or dropped",
     ),
     "dataset.variants": (

@@ -20,7 +20,7 @@ from .ladder import at_once
 from .length import batches_of, in_steps
 from .optimizers import OPTIMIZERS
 from .retention import most_at_once
-from .settings.dataset import variants_of
+from .settings.dataset import is_mirrored, variants_of
 from .settings.model import Quantization
 from .steps import Folder, calculation, trained
 
@@ -175,7 +175,7 @@ def estimate(
     tokens, numbers = (base and base.caption) or family.caption
     captions = encoded_captions(config, images) + len(config.samples.prompts) + 2
     texts = 0.0 if trained_text_m else captions * tokens * numbers * plain / GIB
-    views = variants_of(config.dataset) * (2 if config.dataset.flip else 1)
+    views = variants_of(config.dataset) * (2 if is_mirrored(config.dataset) else 1)
     latents = images * views * LATENT_GIB * area * megapixels
     encoded, held = texts + latents, min(texts, CAPTIONS_IN_MEMORY_GIB) + latents
     context = CONTEXT_GIB if on_gpu else 0.5

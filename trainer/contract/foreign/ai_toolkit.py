@@ -27,6 +27,7 @@ from .shared import (
     take_scheduler,
     take_text_rate,
     tell_differences,
+    with_own,
 )
 
 
@@ -339,7 +340,12 @@ def _take_datasets(found: Imported, datasets: Any, whole: bool, reg_weight: Any)
             )
         )
         if own is not None:
-            tell_differences(found, prefix, row, own, where, tables.DATASET)
+            folders[-1] = with_own(folders[-1], prefix, row, own, tables.OWN)
+            told = [tables.OWN[ours] for ours in folders[-1].own]
+            mine, theirs = (
+                {name: value for name, value in level.items() if name not in told} for level in (row, own)
+            )
+            tell_differences(found, prefix, mine, theirs, where, tables.DATASET)
             continue
         if regular:
             for option, value in row.items():

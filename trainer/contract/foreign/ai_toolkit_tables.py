@@ -73,6 +73,13 @@ SAVE: Table = {
     "hf_repo_id": HUB,
     "hf_private": HUB,
 }
+OWN = {
+    "shuffle": "shuffle_tokens",
+    "keep_tokens": "keep_tokens",
+    "dropout": "caption_dropout_rate",
+    "flip": "flip_x",
+}
+"""What a folder can have of its own, by our field."""
 DATASET: Table = {
     "type": Ignored("pictures"),
     "caption_ext": Only(_extension, "such files are read here"),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from . import kohya_tables
 from .report import Imported, is_off
 from .rules import follow
-from .shared import Folder, take_folders, tell_differences
+from .shared import Folder, take_folders, tell_differences, with_own
 
 _SUBSET_ONLY = ("image_dir", "is_reg", "alpha_mask", "metadata_file", "conditioning_data_dir")
 _KNOWN = {**kohya_tables.CAPTIONS, **kohya_tables.IMAGES}
@@ -67,7 +66,8 @@ def _tables(rows: Any) -> list[dict[str, Any]]:
 
 
 def _shared(level: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in level.items() if name not in _FOLDER}
+    own = (*_FOLDER, *kohya_tables.OWN.values())
+    return {name: value for name, value in level.items() if name not in own}
 
 
 def _below(found: Imported, command: dict[str, Any], tables: list[dict[str, Any]]) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def _take_subsets(
     """
     folders: list[Folder] = []
     own: dict[str, Any] | None = None
-    first: dict[str, Any] = {}
+    first = _first(levels, subsets)
     where = ""
     for number, (above, rows) in enumerate(zip(levels, subsets, strict=False)):
         for place, subset in enumerate(rows):
@@ -102,13 +102,14 @@ def _take_subsets(
             if folder.path in [one.path for one in folders]:
                 found.leave(f"{label} image_dir", folder.path, "the same photos again; they are shown once")
                 continue
-            if own is not None and not folder.regularisation:
-                folder = _with_affixes(folder, f"{label} ", subset, above, first)
-            folders.append(folder)
             if own is None and not folder.regularisation:
-                own, first, where = subset, above | subset, label
-            elif own is not None:
-                told = ("caption_prefix", "caption_suffix") if not folder.regularisation else ()
+                folders.append(folder)
+                own, where = subset, label
+                continue
+            folder = with_own(folder, f"{label} ", above | subset, first, kohya_tables.OWN)
+            told = [kohya_tables.OWN[ours] for ours in folder.own]
+            folders.append(folder)
+            if own is not None:
                 mine, theirs = (
                     {name: level[name] for name in (*subset, *own) if name in level and name not in told}
                     for level in (above | subset, first)
@@ -121,19 +122,10 @@ def _take_subsets(
     return own or {}
 
 
-def _with_affixes(
-    folder: Folder, at: str, subset: dict[str, Any], above: dict[str, Any], first: dict[str, Any]
-) -> Folder:
-    """The folder with its prefix and suffix, where they are not those of the first; out of ``subset``."""
-    own: dict[str, Any] = {}
-    names: dict[str, str] = {}
-    for ours in ("prefix", "suffix"):
-        option = f"caption_{ours}"
-        text = str((above | subset).get(option) or "")
-        if text != str(first.get(option) or ""):
-            own[ours], names[ours] = text, at + option
-            subset.pop(option, None)
-    return replace(folder, names={**folder.names, **names}, **own)
+def _first(levels: list[dict[str, Any]], subsets: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """The options of the first folder of photos, which hold for all."""
+    wholes = (above | row for above, rows in zip(levels, subsets, strict=False) for row in rows)
+    return next((whole for whole in wholes if is_off(whole.get("is_reg"))), {})
 
 
 def _folder(at: str, subset: dict[str, Any], above: dict[str, Any], reg_weight: Any) -> Folder:

@@ -386,9 +386,9 @@ def _put_dataset(made: Exported, config: TrainConfig, row: Family) -> None:
             made.miss(
                 "dataset.subsets", one.line, "kohya weighs regularisation sets only, by prior_loss_weight"
             )
-        for option, text in (("caption_prefix", one.prefix), ("caption_suffix", one.suffix)):
-            if text is not None:
-                other[option] = text
+        for ours, option in kohya_tables.OWN.items():
+            if (value := getattr(one, ours)) is not None:
+                other[option] = value
         subsets.append(other)
         made.tell("dataset.subsets", one.line, "image_dir", one.path)
     weights = {one.weight for one in dataset.subsets if one.regularisation}

@@ -307,4 +307,14 @@ IMAGES: Table = {
 }
 """Options of photos that subsets and datasets have too."""
 
+OWN = {
+    "prefix": "caption_prefix",
+    "suffix": "caption_suffix",
+    "shuffle": "shuffle_caption",
+    "keep_tokens": "keep_tokens",
+    "dropout": "caption_dropout_rate",
+    "flip": "flip_aug",
+}
+"""What a folder can have of its own, by our field."""
+
 ALL: Table = {**MODEL, **TRAINING, **NETWORK, **LOSS, **SAVING, **CAPTIONS, **IMAGES}

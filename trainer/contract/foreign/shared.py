@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -193,10 +193,55 @@ class Folder:
     repeats: Any = None
     weight: Any = None
     regularisation: bool = False
-    prefix: str | None = None
-    suffix: str | None = None
+    own: Mapping[str, Any] = field(default_factory=dict)
     masks: Any = None
 
+
+def with_own(
+    folder: Folder, at: str, options: Mapping[str, Any], first: Mapping[str, Any], names: Mapping[str, str]
+) -> Folder:
+    """The folder with what its ``options`` say otherwise than the ``first``'s, which hold for all. ``names``
+    are those that a folder can have of its own, by our field; ``at`` is what the report puts before them."""
+    own: dict[str, Any] = {}
+    told: dict[str, str] = {}
+    for ours, option in names.items():
+        if folder.regularisation and ours in ("prefix", "suffix"):
+            continue  # they name the subject
+        kind = OWN[ours]
+        try:
+            mine, theirs = (kind(level.get(option)) for level in (options, first))
+        except Unusable:
+            continue  # told as what no folder can have
+        if mine != theirs:
+            own[ours], told[ours] = mine, at + option
+    return replace(folder, names={**folder.names, **told}, own=own)
+
+
+def _text(value: Any) -> str:
+    return str(value or "")
+
+
+def _switch(value: Any) -> bool:
+    return not is_off(value)
+
+
+def _share(value: Any) -> float:
+    return float(number(value or 0))
+
+
+def _count(value: Any) -> int:
+    return int(number(value or 0))
+
+
+OWN: Mapping[str, Callable[[Any], Any]] = {
+    "prefix": _text,
+    "suffix": _text,
+    "shuffle": _switch,
+    "keep_tokens": _count,
+    "dropout": _share,
+    "flip": _switch,
+}
+"""What a folder can have of its own, and how it is read; nothing said is off."""
 
 MASKS = ("masks", "mask")
 """What a folder of masks is called that lies in the folder of its photos; it is found there by itself."""
@@ -236,8 +281,7 @@ def take_folders(found: Imported, folders: list[Folder]) -> None:
                 else:
                     found.leave(folder.names[name], value, "as it is here")
             continue
-        affixes = {name: getattr(folder, name) for name in ("prefix", "suffix")}
-        given |= {name: text for name, text in affixes.items() if text is not None}
+        given |= folder.own
         table: dict[str, Any] = {"path": str(folder.path), **given}
         for name, kind in (("repeats", int), ("weight", float)):
             if name in table:

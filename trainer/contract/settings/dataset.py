@@ -6,12 +6,46 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from .captions import CaptionSettings
 from .section import Section, setting
 
 BucketList = Literal["standard", "all", "no_upscale"]
 
 
-class Subset(Section):
+class OwnSettings(Section):
+    """What a folder has of its own, in the place of [captions] and dataset.flip; None is what they say."""
+
+    prefix: str | None = setting(None, label="Prefix", max_length=500, pattern=r"^[^|]*$")
+    """Put before the captions of this folder, instead of captions.prefix; given empty, nothing is."""
+    suffix: str | None = setting(None, label="Suffix", max_length=500, pattern=r"^[^|]*$")
+    """Put after the captions of this folder, instead of captions.suffix; given empty, nothing is."""
+    shuffle: bool | None = setting(None, label="Shuffle tags")
+    """As captions.shuffle, for this folder."""
+    keep_tokens: int | None = setting(None, label="Keep first tags", ge=0, le=100)
+    """As captions.keep_tokens, for this folder."""
+    dropout: float | None = setting(None, label="Caption dropout", ge=0, le=1)
+    """As captions.dropout, for this folder."""
+    flip: bool | None = setting(None, label="Mirror at random")
+    """As dataset.flip, for this folder."""
+
+    def captions(self, settings: CaptionSettings, regularisation: bool = False) -> CaptionSettings:
+        """[captions] as it holds for this folder."""
+        own = {
+            name: getattr(self, name) for name in ("prefix", "suffix", "shuffle", "keep_tokens", "dropout")
+        }
+        usual = {"prefix": "", "suffix": ""} if regularisation else {}
+        given = usual | {name: value for name, value in own.items() if value is not None}
+        return settings.model_copy(update=given) if given else settings
+
+    def flips(self, settings: DatasetSettings) -> bool:
+        """Whether pictures of this folder are mirrored at random."""
+        return settings.flip if self.flip is None else self.flip
+
+
+NOTHING_OWN = OwnSettings()
+
+
+class Subset(OwnSettings):
     """One more folder of pictures: another concept, or class pictures.
 
     In a form it is a line, ``../mia | trigger = qrt cat | repeats = 5``: the folder, then what differs
@@ -30,10 +64,6 @@ class Subset(Section):
     are shown no more often than the other pictures together: what is too many is left out."""
     weight: float = setting(1.0, label="Weight", gt=0, le=10)
     """Factor of their loss."""
-    prefix: str | None = setting(None, label="Prefix", max_length=500, pattern=r"^[^|]*$")
-    """Put before the captions of this folder, instead of captions.prefix; given empty, nothing is."""
-    suffix: str | None = setting(None, label="Suffix", max_length=500, pattern=r"^[^|]*$")
-    """Put after the captions of this folder, instead of captions.suffix; given empty, nothing is."""
 
     @model_validator(mode="before")
     @classmethod
@@ -51,11 +81,18 @@ class Subset(Section):
     def line(self) -> str:
         """The line that makes this subset."""
         parts = [self.path]
-        for name, field in type(self).model_fields.items():
+        fields = type(self).model_fields
+        for name, field in sorted(fields.items(), key=lambda pair: pair[0] in OwnSettings.model_fields):
             value = getattr(self, name)
             if name != "path" and value != field.default:
-                parts.append(name if value is True else f"{name} = {value}".strip())
+                written = str(value).lower() if value is False else value
+                parts.append(name if value is True else f"{name} = {written}".strip())
         return " | ".join(parts)
+
+    @property
+    def own(self) -> OwnSettings:
+        """What it has of its own, by itself."""
+        return OwnSettings(**{name: getattr(self, name) for name in OwnSettings.model_fields})
 
 
 class DatasetSettings(Section):
@@ -106,10 +143,16 @@ class DatasetSettings(Section):
     it balances them. Subfolders named like 10_zwx dog bring repeats of their own, which multiply."""
     subsets: tuple[Subset, ...] = setting((), label="More folders", max_length=16)
     """Further concepts, each with a folder and a trigger word of its own, and regularisation sets (class
-    pictures). In a recipe each is a table [[dataset.subsets]] with path, trigger, repeats, regularisation,
-    weight, prefix and suffix; here one line each: folder | trigger = qrt cat | repeats = 5, or folder |
-    trigger = dog | regularisation | weight = 0.5. A prefix or suffix takes the place of that in [captions],
-    and given empty ("prefix =") there is none."""
+    pictures). In a recipe each is a table [[dataset.subsets]] with path, trigger, repeats, regularisation and
+    weight; here one line each: folder | trigger = qrt cat | repeats = 5, or folder | trigger = dog |
+    regularisation | weight = 0.5. prefix, suffix, shuffle, keep_tokens, dropout and flip take the place of
+    what [captions] and dataset.flip say for all, such as | keep_tokens = 2 | flip = false; a prefix or suffix
+    given empty ("prefix =") is none."""
+
+
+def is_mirrored(settings: DatasetSettings) -> bool:
+    """Whether pictures of any folder are mirrored."""
+    return settings.flip or any(one.flip for one in settings.subsets)
 
 
 def is_varied(settings: DatasetSettings) -> bool:
