@@ -30,10 +30,11 @@ from .contract.lora_header import (
     module_and_ending,
     other_kind,
     read_adapter_header,
+    told_families,
 )
 from .export import FOLDED, Format, format_metadata, lycoris_name, only_plain, original_name, tensors_in
 from .families.base import ModelFamily, Native, family_class
-from .lora_file import differing, layers_in, lost, modules_in, read_tensors
+from .lora_file import ADAPTER, differing, layers_in, lost, modules_in, read_tensors, told
 from .lora_metadata import file_of, kept_metadata
 from .source import DEMO_FOLDER
 
@@ -81,7 +82,7 @@ def convert(file: Path, format: Format, out: Path) -> None:
     if kind:
         made = _respelt(tensors, names, format)
     else:
-        weights = _weights(file, tensors, names, header.metadata)
+        weights = _weights(file, tensors, names, header)
         number = Counter(tensor.dtype for key, tensor in tensors.items() if key.endswith(DOWN))
         made = {
             key: _exact(tensor, number.most_common(1)[0][0])
@@ -131,7 +132,7 @@ def _names(file: Path, header: Header) -> Names:
                 left = left or sorted(over)
             elif _fits(header, names.layers, shapes, strictly=True):
                 return names
-            elif _fits(header, names.layers, shapes, strictly=False):
+            elif key in told_families(header) and _fits(header, names.layers, shapes, strictly=False):
                 loose = loose or names
     if loose:
         return loose
@@ -169,7 +170,11 @@ def _fits(header: Header, layers: Layers, shapes: Mapping[str, tuple[int, ...]],
         out, into = native.total or shapes[module][0], shapes[module][1]
         for endings, dimension, size in ((UP, 0, out), (DOWN, 1, into)):
             key = next((stem + ending for ending in endings if stem + ending in header.tensors), "")
-            if key and (strictly or native.rows) and header.tensors[key].shape[dimension] != size:
+            if (
+                key
+                and (strictly or native.rows)
+                and header.tensors[key].shape[dimension : dimension + 1] != (size,)
+            ):
                 return False
     return True
 
@@ -178,19 +183,18 @@ def _fits(header: Header, layers: Layers, shapes: Mapping[str, tuple[int, ...]],
 
 
 def _weights(
-    file: Path, tensors: Mapping[str, Tensor], names: Names, metadata: Mapping[str, str]
+    file: Path, tensors: Mapping[str, Tensor], names: Names, header: Header
 ) -> dict[str, LoraWeights]:
     """The LoRAs of the file, in 32 bits, with the alpha that one of ours has folded."""
-    adapter = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     modules = [module for layer in names.layers.values() for module, _ in layer]
-    weights, used = modules_in(tensors, adapter, names.family, modules, file.name)
+    weights, used = modules_in(tensors, told(header, ADAPTER), names.family, modules, file.name)
     if left := sorted(set(tensors) - used):
         raise RunError(
             f"{file.name} has {len(left)} tensors of no plain LoRA (such as {left[0]}), so it cannot be "
             "converted whole",
             "model_missing",
         )
-    folded: dict[str, float] = json.loads(metadata.get(FOLDED, "{}"))
+    folded = {stem: alpha for stem, alpha in told(header, FOLDED).items() if isinstance(alpha, int | float)}
     stems = {module: stem for stem, layer in names.layers.items() for module, _ in layer}
     return {
         module: _unfolded(lora, folded.get(stems[module], folded.get("", 0.0)))

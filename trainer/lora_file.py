@@ -19,6 +19,7 @@ from .adapters.norms import product_norm
 from .contract.config import TrainConfig
 from .contract.errors import RunError
 from .contract.families import CATALOGUE
+from .contract.headers import Header
 from .contract.lora_header import (
     DORA,
     DOWN,
@@ -30,6 +31,18 @@ from .contract.lora_header import (
 )
 from .export import FORMATS, Format, diffusers_name, halves_swapped, original_name, save_lora, tensors_in
 from .families.base import ModelFamily, Native
+
+ADAPTER = "lora_adapter_metadata"
+"""What diffusers says of its adapters."""
+
+
+def told(header: Header, key: str) -> dict[str, Any]:
+    """A table in a file's metadata; empty where there is none, or nothing that can be read."""
+    try:
+        found = json.loads(header.metadata.get(key, "{}"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -54,12 +67,11 @@ def read_lora(path: Path, family: ModelFamily, modules: Iterable[str]) -> dict[s
         )
     try:
         tensors = read_tensors(path)
-        metadata = json.loads(header.metadata.get("lora_adapter_metadata", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError) as error:
         raise RunError(
             f"{path.name} cannot be read as a LoRA ({error}); download it again", "model_missing"
         ) from None
-    found, used = modules_in(tensors, metadata, family, modules, path.name)
+    found, used = modules_in(tensors, told(header, ADAPTER), family, modules, path.name)
     found = {
         name: replace(
             lora,
@@ -113,6 +125,10 @@ def modules_in(
         if not (down_key and up_key):
             continue
         down, up = tensors[down_key], tensors[up_key]
+        if min(down.ndim, up.ndim) < 2 or up.shape[1] != len(down):
+            raise RunError(
+                f"the matrices of {stem} in {file} do not fit together; download it again", "model_missing"
+            )
         alpha_key, dora_key = f"{stem}.alpha", f"{stem}{DORA}"
         used |= {down_key, up_key, alpha_key, dora_key}
         magnitude = tensors[dora_key].flatten() if dora_key in tensors else None
@@ -149,7 +165,7 @@ def _columns(up: Tensor, rows: Sequence[tuple[int, int] | None]) -> list[slice]:
     whole = [slice(0, rank) for _ in modules]
     if None in rows:
         return whole
-    filled = torch.stack([up[slice(*own)].any(0) for own in rows if own])  # (modules, rank)
+    filled = torch.stack([(up[slice(*own)].float() != 0).any(0) for own in rows if own])  # (modules, rank)
     if bool((filled.sum(0) > 1).any()) or not bool(filled.any()):
         return whole
     owners = [int(own.to(torch.int8).argmax()) if bool(own.any()) else None for own in filled.T]
@@ -229,11 +245,11 @@ def lost(
         return differing(tensors, tensors_in(format, weights, family))
     found = read_lora(path, family, own)
     for name, lora in own.items():
-        told = found.get(name)
+        again = found.get(name)
         trained = lora.cut(rank) if rank is not None else lora
-        if told is None and bool(trained.up.any()):
+        if again is None and bool(trained.up.any()):
             return f"{name} is missing"
-        if told and not product_norm(difference(told, trained)) <= ROUNDING * product_norm(trained) + 1e-12:
+        if again and not product_norm(difference(again, trained)) <= ROUNDING * product_norm(trained) + 1e-12:
             return f"{name} differs"
     return ""
 

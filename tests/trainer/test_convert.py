@@ -16,9 +16,9 @@ from torch import Tensor
 
 from tests.tiny_families import KEYS
 from trainer.__main__ import main
-from trainer.adapters import LoraWeights, adaptable
+from trainer.adapters import LoraWeights, OftWeights, adaptable
 from trainer.contract.headers import read_header
-from trainer.export import FORMATS, Format, format_metadata, tensors_in
+from trainer.export import FORMATS, Format, format_metadata, lycoris_name, tensors_in
 from trainer.families.base import ModelFamily, family_class
 from trainer.families.pipeline_family import PipelineFamily
 from trainer.lora_metadata import file_of
@@ -175,6 +175,66 @@ def test_a_layer_of_which_two_modules_were_trained(convert: Convert, tmp_path: P
     same(apart, written(tmp_path / "y.safetensors", weights, family, "diffusers"))
 
 
+def test_the_last_modulation_has_its_halves_swapped(convert: Convert, tmp_path: Path) -> None:
+    """(shift, scale) in the original code, (scale, shift) in diffusers: of FLUX.1 and SD 3.5."""
+    for key, module, native in (
+        ("flux", "norm_out.linear", "final_layer.adaLN_modulation.1"),
+        ("sd3", "norm_out.linear", "final_layer.adaLN_modulation.1"),
+        (
+            "sd3",
+            "transformer_blocks.23.norm1_context.linear",
+            "joint_blocks.23.context_block.adaLN_modulation.1",
+        ),
+    ):
+        cls = family_class(key)
+        denoiser = cls.without_weights(next(iter(cls.published.values())))
+        family: ModelFamily = cls.for_names(denoiser.config)
+        shape = tuple(denoiser.get_parameter(f"{module}.weight").shape)
+        name = f"transformer.{module}"
+        known = next(one for one in published(key)[1] if one.endswith("attn.to_out.0"))
+        weights = loras({name: shape, known: (shape[1], shape[1])}, 2.0)
+        file = written(tmp_path / f"{key}.safetensors", weights, family, "diffusers")
+        made = convert(file, "comfyui")
+        up = load_file(made)[f"diffusion_model.{native}.lora_B.weight"].float()
+        assert torch.equal(up, torch.cat(weights[name].up.chunk(2)[::-1])), key
+        same(convert(made, "diffusers"), file)
+        # What is no LoRA keeps diffusers' name and its rows.
+        oft = OftWeights(torch.ones(shape[0] // 4, 4, 4))
+        assert lycoris_name(name) + ".oft_blocks" in tensors_in("kohya", {name: oft}, family)
+
+
+def test_files_whose_modules_lie_in_another_order(convert: Convert, tmp_path: Path) -> None:
+    """Side by side by the alphabet, as files were before: each module still gets its own ranks."""
+    family, shapes = published("flux")
+    three = {name: shapes[name] for name in shapes if re.search(r"er_blocks\.0\.attn\.add_[qkv]", name)}
+    weights, file = loras(three, 2.0), tmp_path / "x.safetensors"
+    order = sorted(weights)
+    rank = sum(lora.rank for lora in weights.values())
+    up, column = torch.zeros(9216, rank), 0
+    for name in order:
+        rows = family.native(name.removeprefix("transformer.")).rows
+        assert rows
+        up[slice(*rows), column : column + weights[name].rank] = weights[name].up * weights[name].scale
+        column += weights[name].rank
+    stem = "lora_unet_double_blocks_0_txt_attn_qkv"
+    down = torch.cat([weights[name].down for name in order])
+    save_file(keys(stem, down, up, float(rank)), file, {"ss_base_model_version": "flux1"})
+    apart = load_file(convert(file, "diffusers"))
+    for name, lora in weights.items():
+        assert torch.equal(apart[f"{name}.lora_A.weight"], lora.down)
+        assert torch.equal(apart[f"{name}.lora_B.weight"], lora.up * lora.scale)
+
+
+def test_hunyuanimages_two_spellings(convert: Convert, tmp_path: Path) -> None:
+    """Kohya's scripts have Tencent's names, which ComfyUI has exchanged; ours are ComfyUI's."""
+    file = tmp_path / "x.safetensors"
+    sides = (torch.ones(2, 3584), torch.ones(14336, 2), 2.0)
+    said = {"ss_base_model_version": "hunyuan_image_2.1"}
+    save_file(keys("lora_unet_double_blocks_0_img_mlp_fc1", *sides), file, said)
+    assert set(load_file(convert(file, "kohya"))) == set(keys("lora_unet_double_blocks_0_img_mlp_0", *sides))
+    assert "diffusion_model.double_blocks.0.img_mlp.0.alpha" in load_file(convert(file, "comfyui"))
+
+
 def test_text_encoders_and_what_is_said(convert: Convert, tmp_path: Path) -> None:
     """The keys of both encoders; trigger and architecture stay, folders and people's names do not."""
     family, shapes = published("sdxl")
@@ -292,6 +352,8 @@ def test_other_kinds_keep_their_tensors(
     assert all(key.startswith(beginning) for key in load_file(made))
     assert len(load_file(made)) == len(rows)
     same(convert(made, "kohya"), file)
+    assert main(["export", str(file)]) == 0  # beside it, by default
+    same(tmp_path / "x-kohya.safetensors", file)
     assert main(["export", str(file), "--format", "diffusers"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and f"diffusers reads plain LoRAs, and this is {kind}" in said
@@ -329,6 +391,10 @@ def test_what_cannot_be_converted_is_said_in_one_sentence(
     assert "--rank is for runs" in said("--rank", "2")
     assert main(["export", str(file), "--format", "kohya-toml"]) == 2
     assert "holds no recipe" in capsys.readouterr().err
+    save_file(
+        keys("lora_unet_double_blocks_0_img_mlp_0", torch.ones(2, 3072), torch.ones(12288, 3), 1.0), file
+    )
+    assert "do not fit together" in said()
     file.write_bytes(file.read_bytes()[:-9])
     assert "is incomplete" in said()
 

@@ -22,7 +22,7 @@ from trainer.contract.headers import read_header
 from trainer.contract.lora_header import families_of
 from trainer.contract.runs import RunFolder
 from trainer.export import FORMATS, Format, save_lora
-from trainer.families.base import ModelFamily, load_family
+from trainer.families.base import ModelFamily, family_class, load_family
 from trainer.lora_file import read_lora
 from trainer.source import resolve
 
@@ -229,6 +229,21 @@ def test_another_kind_of_file(
 ) -> None:
     save_file(tensors, tmp_path / "old.safetensors")
     assert sentence in refusal(family, config, tmp_path / "old.safetensors")
+
+
+def test_a_dora_of_a_fused_layer_cannot_be_taken_apart(tmp_path: Path) -> None:
+    """Its magnitudes are those of three modules' columns together."""
+    flux = family_class("flux")
+    family = flux.for_names({"num_attention_heads": 2, "attention_head_dim": 4})
+    file = tmp_path / "x.safetensors"
+    fused = {
+        **keys(FLUX),
+        f"{FLUX}.lora_up.weight": torch.ones(24, 2),
+        f"{FLUX}.dora_scale": torch.ones(1, 8),
+    }
+    save_file(fused, file)
+    with pytest.raises(RunError, match="magnitudes are of several modules together"):
+        read_lora(file, family, [f"transformer.transformer_blocks.0.attn.to_{x}" for x in "qkv"])
 
 
 def test_damaged_missing_and_misfitting_files(

@@ -85,19 +85,29 @@ def module_and_ending(key: str) -> tuple[str, str]:
 
 
 def families_of(header: Header) -> list[str]:
-    """The families that a LoRA can be for: by its metadata where that says, else by its modules' names."""
-    said = (header.metadata.get(key, "") for key in ("modelspec.architecture", "ss_base_model_version"))
-    named = [text for text in said if text]
+    """The families that a LoRA can be for: by its metadata where its modules' names agree, else by either.
+
+    Few modules can have the names of another family (FLUX.1's double blocks in diffusers' names have those of
+    SD 3.5), so that metadata count; but some programs write a wrong ``ss_base_model_version``.
+    """
     modules = Header(
         {flat_name(name): tensor for name, tensor in header.tensors.items() if name.endswith(_MODULE)}
     )
     fitting = [
         row.key for row in CATALOGUE.values() if any(fits(modules, each) for each in row.lora_signatures)
     ]
-    told = [
-        row.key for row in CATALOGUE.values() if any(text.startswith(row.architectures) for text in named)
-    ]
-    return [key for key in told if key in fitting or not fitting] or fitting
+    sure, told = _named(header, "modelspec.architecture"), told_families(header)
+    return [key for key in told if key in fitting] or list(dict.fromkeys((*sure, *fitting, *told)))
+
+
+def told_families(header: Header) -> list[str]:
+    """The families that a LoRA's metadata name."""
+    return _named(header, "modelspec.architecture", "ss_base_model_version")
+
+
+def _named(header: Header, *keys: str) -> list[str]:
+    said = [text for key in keys if (text := header.metadata.get(key, ""))]
+    return [row.key for row in CATALOGUE.values() if any(text.startswith(row.architectures) for text in said)]
 
 
 def trigger_in(metadata: Mapping[str, str]) -> str:
