@@ -9,6 +9,7 @@ import pytest
 from trainer.contract.amend import amend, take_over
 from trainer.contract.errors import ConfigError, RunError
 from trainer.contract.fields import parse
+from trainer.contract.ladder import Amendment, read_ladder, write_ladder
 from trainer.contract.runs import RunFolder
 
 
@@ -32,6 +33,17 @@ def test_fewer_checkpoints_are_kept_from_here(run: RunFolder) -> None:
     """They decide what is on the disk, and not what is learnt."""
     amend(run, ["checkpoints.keep=1", "checkpoints.every=100"])
     assert (run.config().checkpoints.keep, run.config().checkpoints.every) == (1, 100)
+
+
+def test_what_lack_of_memory_has_changed_can_be_put_back(run: RunFolder) -> None:
+    less = {"machine.pictures_at_once": 1, "train.gradient_checkpointing": "on"}
+    write_ladder(run.ladder, [Amendment("batch", less, "less"), Amendment("free", {}, "again")])
+    amend(run, ["machine.budget=7"])
+    assert run.amended().machine.pictures_at_once == 1
+    amend(run, ["machine.pictures_at_once=0"])  # as it is in the recipe
+    assert run.amended().machine.pictures_at_once == 0
+    assert run.amended().train.gradient_checkpointing == "on"
+    assert [one.rung for one in read_ladder(run.ladder)] == ["batch", "free"]  # which have been told of
 
 
 @pytest.mark.parametrize("assignment", ["train.steps=80", "samples.every=7", "machine.budgets=7"])

@@ -8,6 +8,7 @@ from .config import TrainConfig
 from .errors import ConfigError, RunError
 from .fields import dump_recipe, flatten, merge, override, parse, to_tables
 from .files import write_text
+from .ladder import read_ladder, write_ladder
 from .runs import RunFolder
 
 SECTIONS = ("machine", "notify", "storage", "checkpoints")
@@ -16,6 +17,8 @@ SECTIONS = ("machine", "notify", "storage", "checkpoints")
 
 def amend(run: RunFolder, assignments: Sequence[str]) -> TrainConfig:
     """Change settings of a run that does not train now, each as ``section.field=value``; the new recipe.
+
+    What is asked for holds also where lack of memory has changed it since (:mod:`.ladder`).
 
     Raises ConfigError for a setting that decides the LoRA, RunError for a run that is being trained.
     """
@@ -30,6 +33,11 @@ def amend(run: RunFolder, assignments: Sequence[str]) -> TrainConfig:
             sentence = f"{path} cannot change in a run that has begun; train the recipe as a new run"
             raise ConfigError({path: sentence})
     _freeze_anew(run, before, after)
+    asked = {assignment.partition("=")[0].strip() for assignment in assignments}
+    ladder = read_ladder(run.ladder)
+    if asked & {path for one in ladder for path in one.changes}:
+        _require_at_rest(run)
+        write_ladder(run.ladder, [one.without(asked) for one in ladder])
     return after
 
 
@@ -46,6 +54,10 @@ def take_over(run: RunFolder, config: TrainConfig) -> None:
 
 def _freeze_anew(run: RunFolder, before: TrainConfig, after: TrainConfig) -> None:
     if after != before:
-        if run.alive():
-            raise RunError(f"the run {run.id} is being trained; stop it first", "config")
+        _require_at_rest(run)
         write_text(run.recipe, dump_recipe(after))
+
+
+def _require_at_rest(run: RunFolder) -> None:
+    if run.alive():
+        raise RunError(f"the run {run.id} is being trained; stop it first", "config")

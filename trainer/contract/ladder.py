@@ -7,8 +7,8 @@ rung is climbed once, and each halving of the batch is a rung, so there is an en
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,10 @@ class Amendment:
     rung: str
     changes: Changes
     sentence: str
+
+    def without(self, settings: Collection[str]) -> Amendment:
+        """The same, but that these settings are left as they are."""
+        return replace(self, changes={path: to for path, to in self.changes.items() if path not in settings})
 
 
 @dataclass(frozen=True)
