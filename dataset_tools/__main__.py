@@ -18,6 +18,7 @@ from dataset_tools.crop import crop_project
 from dataset_tools.dataset import Dataset, DatasetError, load_dataset, update_dataset
 from dataset_tools.ingest import ingest
 from trainer.contract.errors import UserError
+from trainer.contract.fields import load_recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("crop", help="choose bucket and crop by face, else by what stands out")
     verb.add_argument("project", type=Path)
-    verb.add_argument("--resolution", type=int, default=1024, help="pixels (default 1024)")
+    verb.add_argument(
+        "--resolution", type=int, help="pixels (default: as the project's recipe.toml trains, else 1024)"
+    )
     verb.add_argument("--all", action="store_true", help="also those already cropped")
     verb.add_argument(
         "--models", type=Path, help="where the face detector is kept (default: <workspace>/models)"
@@ -92,7 +95,7 @@ def _crop(arguments: argparse.Namespace) -> int:
     models = arguments.models or _workspace(root) / "models"
     cropped = crop_project(
         root,
-        Buckets(arguments.resolution),
+        _buckets(root, arguments.resolution),
         models_dir=models,
         only=wanted,
         progress=_Progress(),
@@ -105,6 +108,14 @@ def _crop(arguments: argparse.Namespace) -> int:
             print(f"{record.original_name}: {size}, {record.reason}{warnings}")
     print(f"{len(wanted)} cropped")
     return 0
+
+
+def _buckets(root: Path, resolution: int | None) -> Buckets:
+    """Those that were asked for, else those of the project's recipe."""
+    if resolution is not None:
+        return Buckets(resolution)
+    recipe = root / "recipe.toml"
+    return Buckets.of_recipe(load_recipe(recipe)) if recipe.exists() else Buckets()
 
 
 def _caption(arguments: argparse.Namespace) -> int:

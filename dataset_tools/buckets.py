@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 
 from dataset_tools.dataset import DatasetError, Size
+from trainer.contract.config import TrainConfig
+from trainer.contract.families import CATALOGUE, known_base
 from trainer.contract.settings.dataset import BucketList, DatasetSettings
 from trainer.contract.sizes import bucket_step
 
@@ -106,6 +108,13 @@ class Buckets:
             settings.bucket_min,
             settings.bucket_max,
         )
+
+    @classmethod
+    def of_recipe(cls, config: TrainConfig) -> Buckets:
+        """Those that a recipe trains at; of its base's resolution where it names none."""
+        family = CATALOGUE[config.model.family]
+        base = known_base(config.model.family, config.model.base)
+        return cls.of(config.dataset, (base or family).resolution, family.size_multiple)
 
     def sizes(self, width: int, height: int) -> tuple[Size, ...]:
         """The buckets that a picture of this size may go to."""

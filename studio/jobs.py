@@ -169,9 +169,30 @@ class Supervisor(Dispatcher):
         finished = bool(job.run) and self.status(self.run_of(job)).state == "finished"
         return {"state": job.state, "message": said, "project": job.project, "finished": finished}
 
-    def tool(self, project: Project, kind: Literal["caption", "crop"], arguments: Sequence[str] = ()) -> Job:
+    def tool(
+        self,
+        project: Project,
+        kind: Literal["caption", "crop"],
+        arguments: Sequence[str] = (),
+        detail: str = "",
+    ) -> Job:
         """Run ``python -m dataset_tools caption|crop`` on a project."""
-        return self._add(new_job(kind, project=project.id, arguments=(kind, str(project.root), *arguments)))
+        command = (kind, str(project.root), *arguments)
+        return self._add(new_job(kind, project=project.id, detail=detail, arguments=command))
+
+    def crop(self, project: Project) -> Job:
+        """Choose the crops of all photos anew, for what the draft trains at; the job that does so already, if
+        there is one."""
+        detail = f"for {project.resolution()} px"
+        drafted = (project.root / "recipe.toml").exists()
+        arguments = ["--all", f"--models={self.workspace.models}"]
+        arguments += [] if drafted else [f"--resolution={project.resolution()}"]
+        for job in self.queue.look().jobs:
+            mine = job.kind == "crop" and job.project == project.id
+            # One that waits looks into the recipe when its turn comes.
+            if mine and (job.state == "waiting" or (job.state == "running" and job.detail == detail)):
+                return job
+        return self.tool(project, "crop", arguments, detail)
 
     def publish(
         self, run: RunFolder, repo_id: str, private: bool, token: str | None = None, ask: bool = False

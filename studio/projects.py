@@ -27,7 +27,6 @@ from dataset_tools.dataset import (
 )
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError, UserError
-from trainer.contract.families import CATALOGUE, known_base
 from trainer.contract.fields import dump_recipe, merge, parse, read_tables
 from trainer.contract.files import read_json, write_json, write_text
 from trainer.contract.hardware import CARDS
@@ -212,9 +211,7 @@ class Project:
             config = config or self.config()
         except ConfigError:
             config = TrainConfig()
-        family = CATALOGUE[config.model.family]
-        base = known_base(config.model.family, config.model.base)
-        return Buckets.of(config.dataset, (base or family).resolution, family.size_multiple)
+        return Buckets.of_recipe(config)
 
     def resolution(self) -> int:
         """Side in pixels of the square bucket."""

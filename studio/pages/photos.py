@@ -121,6 +121,5 @@ def remove(studio: Studio, message: Message) -> dict[str, Any]:
 
 
 def recrop(studio: Studio, message: Message) -> dict[str, Any]:
-    """Crop all pictures anew, for the size that the recipe now trains at."""
-    project_of(studio, message).recrop()
-    return {}
+    """Have all pictures cropped anew, for the size that the recipe now trains at, by a job of the queue."""
+    return {"job": studio.jobs.crop(project_of(studio, message)).id}

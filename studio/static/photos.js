@@ -74,6 +74,8 @@
     let loadedFor = "";
     let at = ""; // the project whose photos one is looking at
     let cropping = "";
+    let watched = ""; // the job that crops them
+    let missed = 0;
     let timer = 0;
     let allFindings = false;
     const tiles = new Map();
@@ -81,7 +83,8 @@
     const head = h("div");
     const notes = h("div.photo-notes");
     const said = h("div.said");
-    element.replaceChildren(h("div.photos", null, said, head, notes, grid));
+    const crops = h("div.notice", { role: "status", hidden: true });
+    element.replaceChildren(h("div.photos", null, said, head, crops, notes, grid));
 
     function tell() {
       const report = reports.get(studio.project());
@@ -101,16 +104,35 @@
       await cropAgain(answer.project);
     }
 
-    /** Crops that are missing, or were made for another size than the recipe now trains at, are made anew. */
+    /** Crops that are missing, or were made for another size than the recipe now trains at, are made anew: by
+        a job of the queue, which is asked for once. */
     async function cropAgain(project) {
       const wanted = `${project} ${data.buckets}`;
       if (!data.stale || cropping === wanted) return;
       cropping = wanted;
-      const note = h("div.notice", { role: "status" }, `Choosing crops for ${data.resolution} px…`);
-      notes.prepend(note);
       const answer = await studio.call(server.recrop({ project }));
-      note.remove();
-      if (answer && project === studio.project()) await load();
+      if (!answer) return;
+      [watched, missed] = [answer.job, 0];
+      follow(studio.live);
+      studio.live.kick(false);
+    }
+
+    /** How the crops of this project get on, whoever asked for them. They are shown when all are made. */
+    function follow({ queue, going }) {
+      const mine = queue.jobs.filter((job) => job.kind === "crop" && job.project === studio.project());
+      const now = mine.find((job) => ["waiting", "running"].includes(job.state));
+      const ended = now ? null : mine.find((job) => job.id === watched);
+      missed = now || ended ? 0 : missed + 1;
+      if (now) watched = now.id;
+      if (ended?.state === "failed") studio.toast(`The crops could not be made: ${ended.message}`, "bad");
+      const over = watched && (ended || missed > 5); // taken off the list before it was seen
+      if (over) watched = "";
+      const [, done, total] = /^\[(\d+)\/(\d+)\]/.exec(going[now?.id]?.said ?? "") ?? [];
+      const text = now?.state === "waiting" && queue.paused ? "New crops wait: the queue is paused."
+        : `Choosing crops for ${data?.resolution ?? "…"} px…${done ? ` ${done} of ${total}` : ""}`;
+      crops.hidden = !watched;
+      if (crops.textContent !== text) crops.textContent = text;
+      if (over) load();
     }
 
     function show() {
@@ -270,6 +292,8 @@
       if (studio.project() !== loadedFor) {
         data = null;
         loadedFor = "";
+        watched = "";
+        crops.hidden = true;
         allFindings = false;
         tiles.clear();
         for (const part of [grid, head, notes]) part.replaceChildren();
@@ -278,6 +302,7 @@
     };
     studio.on("step", visit);
     studio.on("project", visit);
+    studio.on("live", (live) => { if (studio.step() === "photos" && studio.project() === loadedFor) follow(live); });
     studio.on("dataset", () => { tell(); load(); studio.refreshBadges?.(); });
     visit();
   };

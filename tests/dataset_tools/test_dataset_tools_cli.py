@@ -71,6 +71,21 @@ def test_cropping_by_command(source: Path, tmp_path: Path, face_model: Path) -> 
     assert "0 cropped" in run("crop", project).stdout
 
 
+def test_crops_are_those_that_the_recipe_trains_at(source: Path, tmp_path: Path) -> None:
+    project = tmp_path / "projects" / "p"
+    assert main(["ingest", str(source), str(project)]) == 0
+    models = ["--models", str(tmp_path)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dataset_tools.crop.ensure_face_model", lambda *_, **__: None)
+        (project / "recipe.toml").write_text("[dataset]\nresolution = 256\n")
+        assert main(["crop", str(project), *models]) == 0
+        assert {record.bucket for record in load_dataset(project).images} == {(304, 208)}
+        assert main(["crop", str(project), "--all", "--resolution", "128", *models]) == 0
+        assert {record.bucket for record in load_dataset(project).images} == {(152, 104)}
+        (project / "recipe.toml").write_text("[train]\nsteps = 'many'\n")
+        assert main(["crop", str(project), "--all", *models]) == 1
+
+
 def test_failures_are_one_line_and_one(tmp_path: Path) -> None:
     for verb in ("crop", "caption", "check"):
         done = run(verb, tmp_path / "nowhere")

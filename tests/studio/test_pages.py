@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from running import functions_of
+from running import functions_of, wait_for
 
 from dataset_tools.dataset import load_dataset
 from dataset_tools.ingest import IngestReport
@@ -96,12 +96,25 @@ def test_a_vanished_project_is_one_sentence(studio: Studio, tmp_path: Path) -> N
     assert report["parts"] == ["There is no project 'no-such-project'; choose one from the list."]
 
 
-def test_remove_and_recrop_answer_json(studio: Studio, project: Project) -> None:
+def test_remove_and_recrop_answer_json(
+    studio: Studio, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (
+        ("PIP_NO_INDEX", "1"),
+        ("http_proxy", "http://127.0.0.1:9"),
+        ("https_proxy", "http://127.0.0.1:9"),
+    ):
+        monkeypatch.setenv(name, value)  # no face model is fetched
     remove, recrop = served(studio, photos.remove, photos.recrop)
     image = project.dataset().images[0]
     assert remove({"project": project.id, "id": image.id}) == {}
     assert image.id not in {record.id for record in load_dataset(project.root).images}
-    assert recrop({"project": project.id}) == {}
+    job = recrop({"project": project.id})["job"]
+    assert recrop({"project": project.id}) == {"job": job}, "asked for twice it is done once"
+    ended = wait_for(lambda: (now := studio.jobs.queue.look().job(job)).over and now, seconds=60)
+    assert (ended.kind, ended.state, ended.message) == ("crop", "finished", "")
+    assert {record.bucket for record in load_dataset(project.root).images} <= {*project.buckets().sizes(1, 1)}
+    assert "cropped" in studio.jobs.log_of(ended).read_text()
     assert "There is no project" in remove({"project": "../x", "id": "y"})["error"]
 
 
