@@ -15,7 +15,7 @@
       this.drawings = [];
       this.prompts = h("textarea", { rows: 3, spellcheck: true, id: "draw-prompts", maxLength: 20000 });
       this.step = h("select", { id: "draw-step" });
-      this.seed = h("input", { inputMode: "numeric", autocomplete: "off", id: "draw-seed", placeholder: "new for each picture", maxLength: 20 });
+      this.seed = h("input", { inputMode: "numeric", autocomplete: "off", id: "draw-seed", placeholder: "a new one", maxLength: 20 });
       this.button = h("button.btn.primary", { type: "submit", id: "draw" }, icon("image"), h("span", null, "Draw"));
       this.status = h("div", { role: "status" });
       this.grid = h("ul.drawings", { "aria-label": "Drawn pictures" });
@@ -43,7 +43,7 @@
       const chosen = run.id === this.run ? this.step.value : "";
       this.run = run.id;
       this.step.replaceChildren(...run.checkpoints.map(({ step, starred }, index) =>
-        h("option", { value: index ? String(step) : "" }, `step ${format.count(step)}${index ? "" : ", the newest"}${starred ? " ★" : ""}`)));
+        h("option", { value: index ? String(step) : "" }, `${format.count(step)}${index ? "" : ", newest"}${starred ? " ★" : ""}`)));
       this.step.value = [...this.step.options].some((option) => option.value === chosen) ? chosen : "";
       this.jobs = undefined;
       this.update(studio.live);
