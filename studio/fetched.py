@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import suppress
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import ValidationError
@@ -36,32 +36,31 @@ def house(workspace: Workspace, run: RunFolder) -> Project:
 
 def _furnish(project: Project, run: RunFolder) -> None:
     """Photos, captions, masks and trigger of the run's first folder, and its recipe."""
-    if not run.pictures.is_dir():
-        return
-    frozen = read_json(run.dataset)
-    rows = [row for row in frozen["images"] if row.get("trigger", "") in ("", frozen["trigger"])]
-    records = [_moved(project, run, row, frozen["trigger"]) for row in rows if not row.get("regularisation")]
-    save_dataset(project.root, Dataset(trigger=frozen["trigger"], images=tuple(records)))
-    config = run.config()
-    own = config.dataset.model_copy(update={"trigger": frozen["trigger"]})
-    config = config.model_copy(update={"dataset": own})
+    config, frozen = run.config(), read_json(run.dataset)
+    trigger = str(frozen["trigger"])
+    came = run.pictures.is_dir()  # else they are where the recipe says
+    root = run.pictures if came else (run.path / config.dataset.path).resolve()
+    records = [
+        _moved(project, root, row, trigger)
+        for row in frozen["images"]
+        if not (row.get("folder") or row.get("regularisation")) and row.get("trigger", "") in ("", trigger)
+    ]
+    save_dataset(project.root, Dataset(trigger=trigger, images=tuple(records)))
+    own = config.dataset.model_copy(update={"trigger": trigger})
     if not (config.dataset.subsets or config.validation.path or config.prior.path):
-        project.save_config(stored_apart(config, run))
+        project.save_config(stored_apart(config.model_copy(update={"dataset": own}), run))
 
 
-def _moved(project: Project, run: RunFolder, row: dict[str, Any], trigger: str) -> ImageRecord:
-    """A row of the frozen dataset as a record of the project, with its files."""
-    fields = {name: row[name] for name in ImageRecord.model_fields if name in row}
-    record = ImageRecord.model_validate(
-        fields | {"file": f"images/{row['id']}{PurePosixPath(row['file']).suffix}"}
-    )
-    source, target = run.pictures / PurePosixPath(row["file"]).name, project.root / record.file
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-    if (mask := row.get("mask")) and mask != row["file"]:
-        kept = mask_path(project.root, record.id)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(run.pictures / PurePosixPath(mask).name, kept)
+def _moved(project: Project, root: Path, row: dict[str, Any], trigger: str) -> ImageRecord:
+    """A row of the frozen dataset as a record of the project, with its files from ``root``."""
+    frozen = ImageRecord.model_validate({name: row[name] for name in ImageRecord.model_fields if name in row})
+    record = frozen.model_copy(update={"file": f"images/{frozen.id}{PurePosixPath(frozen.file).suffix}"})
+    files = {project.root / record.file: root / frozen.file}
+    if (mask := row.get("mask")) and mask != frozen.file and ".." not in PurePosixPath(mask).parts:
+        files[mask_path(project.root, record.id)] = root / mask
+    for target, source in files.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
     if (caption := row.get("caption", "")) != trigger:
         write_caption(project.root, record, caption)
     return record

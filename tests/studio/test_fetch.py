@@ -115,6 +115,9 @@ def test_a_finished_one_only_comes(supervise, there: Machine, workspace: Workspa
         "finished": True,
     }
     assert [one.kind for one in jobs.queue.look().jobs] == ["fetch"]
+    (project,) = workspace.list_projects()
+    assert len(project.dataset().images) == 2, "the photos were where the recipe says"
+    assert not workspace.run("first").pictures.exists()
     assert look({"job": "?"})["state"] == "cancelled"
 
 
