@@ -99,13 +99,16 @@ def take(project: Project, tables: Any, preset: str) -> TrainConfig:
 # What it looks like -----------------------------------------------------------------------------------
 
 
-def take_button(label: str, tables: dict[str, Any], preset: str = "", kind: str = "btn") -> str:
+def take_button(
+    label: str, tables: dict[str, Any], preset: str = "", kind: str = "btn", undo: bool = False
+) -> str:
     """A button that makes ``tables`` the draft, read by static/recipe.js.
 
     They travel as a text: Gradio takes any table with a "path", such as [dataset], for a file of its own.
     """
     recipe = json.dumps(tables, ensure_ascii=False)
-    message = html.escape(json.dumps({"recipe": recipe, "preset": preset}, ensure_ascii=False), quote=True)
+    told = {"recipe": recipe, "preset": preset, "undo": undo}
+    message = html.escape(json.dumps(told, ensure_ascii=False), quote=True)
     return f'<button type="button" class="{kind}" data-recipe="{message}">{html.escape(label)}</button>'
 
 
@@ -138,7 +141,8 @@ def brought_html(brought: Brought) -> str:
     )
 
 
-def taken_html(before: TrainConfig, preset: str) -> str:
-    """After a recipe was taken: the way back."""
-    undo = take_button("Undo", to_tables(before), preset, "link")
-    return f'<div class="notice good" role="status">The recipe is this project\'s now. {undo}</div>'
+def taken_html(before: TrainConfig, preset: str, undone: bool = False) -> str:
+    """After a recipe was taken, or put back: the way back."""
+    said = "The recipe is as it was before." if undone else "The recipe is this project's now."
+    back = take_button("Redo" if undone else "Undo", to_tables(before), preset, "link", not undone)
+    return f'<div class="notice good" role="status"><span>{said} {back}</span></div>'

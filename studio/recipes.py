@@ -18,6 +18,7 @@ from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError, UserError
 from trainer.contract.families import CATALOGUE, DEMO_BASE, family_of, known_base
 from trainer.contract.fields import dump_recipe, flatten, merge, parse, to_tables
+from trainer.contract.foreign.kohya_export import texts, to_kohya
 from trainer.contract.hardware import for_card, memory_of
 from trainer.contract.length import batches_of, in_steps, length_in_words
 from trainer.contract.lint import Facts, Finding, lint, looks_per_picture
@@ -333,6 +334,15 @@ def rename_trigger(project: Project, presets: list[Preset], old: str, new: str) 
             return
         if renamed != prompts:
             project.save_config(parse(merge(to_tables(config), {"samples": {"prompts": renamed}})))
+
+
+def kohya_files(project: Project) -> tuple[dict[str, str], str]:
+    """({file name: text} of the draft for kohya's scripts, a sentence on what they have nothing like). Raises
+    ConfigError where they cannot train it."""
+    made = to_kohya(project.config(), project.id)
+    missing = sorted({line.option for line in made.lines if line.outcome == "missing"})
+    said = f"kohya's scripts have nothing like {', '.join(missing)}." if missing else ""
+    return texts(made, project.id), said
 
 
 def export_text(project: Project) -> str:

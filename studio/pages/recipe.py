@@ -48,6 +48,7 @@ from studio.recipes import (
     draft,
     export_text,
     keep_draft,
+    kohya_files,
     verdict,
     with_family,
 )
@@ -87,7 +88,7 @@ def build(studio: Studio, project_id: Any) -> Page:
             elem_id="recipe-hub",
             head=scripts("live.js", "frame.js", "recipe.js"),
             js_on_load="studio.panels.recipe(server, (message) => trigger('select', message), props, watch)",
-            server_functions=served(studio, export),
+            server_functions=served(studio, export, export_kohya),
         )
         cards = gr.HTML("", elem_id="recipe-presets", apply_default_css=False)
         report = gr.HTML("", elem_id="recipe-report", apply_default_css=False)
@@ -100,7 +101,8 @@ def build(studio: Studio, project_id: Any) -> Page:
                 answer = gr.HTML("", elem_id="recipe-answer", apply_default_css=False)
                 with gr.Row(elem_id="recipe-files"):
                     gr.HTML(
-                        '<button type="button" class="btn quiet" data-export>Export recipe.toml</button>',
+                        '<button type="button" class="btn quiet" data-export>Export recipe.toml</button>'
+                        '<button type="button" class="btn quiet" data-export="kohya">For kohya</button>',
                         apply_default_css=False,
                     )
                 bring = gr.File(
@@ -204,7 +206,7 @@ def build(studio: Studio, project_id: Any) -> Page:
         with changing:
             project, merged, told = take_in(data)
             if (recipe := message.get("recipe")) is not None:
-                before = taken_html(merged.config, project.preset)
+                before = taken_html(merged.config, project.preset, bool(message.get("undo")))
                 preset = str(message.get("preset", ""))
                 known_preset = any(one.key == preset for one in presets)
                 config = take_brought(project, sent(recipe), preset if known_preset else "")
@@ -285,7 +287,13 @@ def build(studio: Studio, project_id: Any) -> Page:
 
 def export(studio: Studio, message: Message) -> dict[str, Any]:
     """The draft as a file that trains on this machine without the studio."""
-    return {"text": export_text(project_of(studio, message))}
+    return {"files": {"recipe.toml": export_text(project_of(studio, message))}}
+
+
+def export_kohya(studio: Studio, message: Message) -> dict[str, Any]:
+    """The draft as files for kohya's scripts."""
+    files, said = kohya_files(project_of(studio, message))
+    return {"files": files, "said": said}
 
 
 # What it looks like -----------------------------------------------------------------------------------

@@ -116,8 +116,10 @@
       if (button.dataset.card) return tell({ card: Number(button.dataset.card) });
       if (button.dataset.preset) return tell({ preset: button.dataset.preset });
       if (button.dataset.set) return tell({ set: JSON.parse(button.dataset.set) });
-      const answer = await studio.call(server.export({ project: studio.project() }));
-      if (answer) download("recipe.toml", answer.text);
+      const ask = button.dataset.export ? server.export_kohya : server.export;
+      const answer = await studio.call(ask({ project: studio.project() }));
+      for (const [name, text] of Object.entries(answer?.files ?? {})) download(name, text);
+      if (answer?.said) studio.toast(answer.said, "info");
     });
   };
 })();

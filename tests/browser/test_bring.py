@@ -49,4 +49,5 @@ def test_a_command_of_kohya_becomes_the_recipe_and_goes_again(
     expect(page.locator("#recipe-adapter-rank input")).to_have_value("24")
     report.get_by_role("button", name="Undo").click()
     expect(steps).to_have_value(before)
+    expect(report).to_contain_text("The recipe is as it was before. Redo")
     assert project.config().train.steps == int(before)

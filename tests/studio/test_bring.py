@@ -13,8 +13,10 @@ from recipe_driver import RecipePage
 
 from studio.bring import bring
 from studio.context import Studio
+from studio.pages import recipe
 from studio.projects import Project
 from trainer.contract.config import TrainConfig
+from trainer.contract.errors import UserError
 
 
 @pytest.fixture
@@ -69,6 +71,18 @@ def test_a_recipe_of_another_program_is_shown_taken_and_undone(
     assert page.shows("train-steps") == "700"
     page.call("press", event=buttons(str(page.shows("report")))[0])
     assert project.config() == before and project.preset == preset, "and put back, with what was typed"
+    assert "as it was before" in str(page.shows("report")) and "Redo" in str(page.shows("report"))
+
+
+def test_the_draft_goes_to_kohya_as_files(page: RecipePage, project: Project, studio: Studio) -> None:
+    with pytest.raises(UserError, match="cannot load the included demo model"):
+        recipe.export_kohya(studio, {"project": project.id})
+    page.call("press", event={"preset": "sdxl-person"})
+    answer = recipe.export_kohya(studio, {"project": project.id})
+    name = project.id
+    assert set(answer["files"]) == {f"{name}.toml", f"{name}.dataset.toml", f"{name}.prompts.txt"}
+    assert str(project.root) in answer["files"][f"{name}.dataset.toml"]
+    assert answer["said"].startswith("kohya's scripts have nothing like ")
 
 
 def test_a_part_of_a_recipe_changes_what_it_says(page: RecipePage, project: Project, studio: Studio) -> None:
@@ -94,6 +108,6 @@ def test_what_is_no_recipe_is_said(page: RecipePage, project: Project, studio: S
     for name, text in (("a__json", "{}"), ("a__yaml", "x: !!python/name:os.system"), ("a__toml", "x = [")):
         report = str(page.answer("look", dropped(studio, **{name: text}))["recipe-report"])
         assert 'class="notice bad"' in report and "data-recipe" not in report
-    for recipe in ('{"train": {"steps": "many"}}', "[" * 9, "7", 7):
-        page.call("press", event={"recipe": recipe})
+    for text in ('{"train": {"steps": "many"}}', "[" * 9, "7", 7):
+        page.call("press", event={"recipe": text})
     assert project.config() == before
