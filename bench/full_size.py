@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.full_bases import build
+from tests.pictures import draw_squares
 from trainer.contract.config import TrainConfig
 from trainer.contract.events import read_events
 from trainer.contract.families import CATALOGUE
@@ -119,34 +119,6 @@ def recipe(case: Case, base: str, photos: Path) -> TrainConfig:
     return parse(merge(tables, case.changes))
 
 
-def draw_photos(folder: Path, side: int) -> Path:
-    """Four pictures of ``side``, cropped as they are."""
-    import hashlib
-
-    from dataset_tools.dataset import Dataset, ImageRecord, save_dataset
-    from tests.pictures import draw_picture
-
-    records = []
-    for number in range(4):
-        file = draw_picture(folder / "images" / f"photo{number}.png", number, (side, side))
-        file.with_suffix(".txt").write_text("a photo of zwx, a blob of one colour on plain ground\n")
-        records.append(
-            ImageRecord(
-                id=f"photo{number}",
-                file=f"images/{file.name}",
-                original_name=file.name,
-                sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
-                width=side,
-                height=side,
-                bucket=(side, side),
-                crop=(0, 0, side, side),
-                reason="whole",
-            )
-        )
-    save_dataset(folder, Dataset(trigger="zwx", images=tuple(records)))
-    return folder
-
-
 class Peaks:
     """What the allocator holds at the most between two changes of a run's state, by phase."""
 
@@ -204,7 +176,7 @@ def measure(case: Case, base: Path, work: Path) -> Row:
 
     row, peaks = Row(case.name, case.family, case.base, torch=torch.__version__), Peaks()
     native = 512 if case.family == "sd15" else 1024
-    photos = draw_photos(work / f"photos{native}", native)
+    photos = draw_squares(work / f"photos{native}", native)
     config = recipe(case, str(base), photos)
     total = 0.0
     if torch.cuda.is_available():
@@ -267,25 +239,18 @@ def be_measured(work: Path, case: Case) -> None:
 
 
 def ahead(work: Path, wanted: Sequence[tuple[str, str]]) -> Iterator[Path]:
-    """The bases, each built by a process while the one before is measured."""
+    """The bases, each built by a process while the one before is measured. Raises RuntimeError where one
+    could not be built: it has said why."""
 
-    def begin(number: int) -> int:
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                family, base = wanted[number]
-                build(family, base, work / f"base{number}")
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        return pid
+    def begin(number: int) -> subprocess.Popen[bytes]:
+        family, base = wanted[number]
+        folder = str(work / f"base{number}")
+        return subprocess.Popen([*CHILD, "--work", str(work), "--build", family, base, folder])
 
-    coming = begin(0) if wanted else 0
-    for number in range(len(wanted)):
-        os.waitpid(coming, 0)
+    coming = begin(0)
+    for number, (_, base) in enumerate(wanted):
+        if coming.wait():
+            raise RuntimeError(f"{base} could not be built")
         if number + 1 < len(wanted):
             coming = begin(number + 1)
         yield work / f"base{number}"
@@ -326,7 +291,7 @@ def table(rows: Sequence[Row]) -> list[str]:
 def read_rows(file: Path) -> list[Row]:
     """The newest row of each case, in the order of CASES."""
     found = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         row = Row(**json.loads(line))
         found[row.base, row.case] = row
     return [found[case.base, case.name] for case in CASES if (case.base, case.name) in found]
@@ -368,11 +333,16 @@ def main() -> None:
     parser.add_argument("--only", default="", help="families, by commas")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no more cases after that")
     parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--build", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--write", action="store_true", help="put the rows of DIR into docs/gpu.md")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     if given.write:
         write_page(read_rows(given.work / "rows.jsonl"))
+        return
+    if given.build:
+        family, base, folder = given.build
+        build(family, base, Path(folder))
         return
     if given.case is not None:
         be_measured(given.work, CASES[given.case])

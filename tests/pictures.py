@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -25,11 +26,22 @@ def draw_picture(path: Path, number: int, size: tuple[int, int] = (96, 96)) -> P
 
 def draw_project(root: Path, count: int = 5, trigger: str = "zwx") -> Path:
     """A project folder whose crops are already chosen: 64x64 and 72x56 buckets in turn."""
+    buckets = [((64, 64), (96, 96), (8, 8, 88, 88)), ((72, 56), (90, 96), (0, 10, 90, 80))]
+    return _project(root, [buckets[number % 2] for number in range(count)], trigger)
+
+
+def draw_squares(root: Path, side: int, count: int = 4) -> Path:
+    """A project of square pictures of ``side``, each of them whole."""
+    return _project(root, [((side, side), (side, side), (0, 0, side, side))] * count)
+
+
+Size, Box = tuple[int, int], tuple[int, int, int, int]
+
+
+def _project(root: Path, pictures: Sequence[tuple[Size, Size, Box]], trigger: str = "zwx") -> Path:
+    """A project of pictures by bucket, size and crop."""
     records = []
-    for number in range(count):
-        bucket, size, crop = (
-            ((64, 64), (96, 96), (8, 8, 88, 88)) if number % 2 == 0 else ((72, 56), (90, 96), (0, 10, 90, 80))
-        )
+    for number, (bucket, size, crop) in enumerate(pictures):
         image_id = f"picture{number}"
         file = draw_picture(root / "images" / f"{image_id}.png", number, size)
         file.with_suffix(".txt").write_text(f"a photo of {trigger}, number {number}\n")

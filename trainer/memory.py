@@ -22,9 +22,9 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 def pick_device() -> torch.device:
     """The GPU where there is one (CUDA, then Apple), else the CPU.
 
-    On the way cuDNN's attention is switched off, which torch prefers on Hopper. On an H200 (torch 2.11) its
-    gradients were infinite for small heads, other ones each time, and it has no plan for some masks. Flash
-    attention, the next choice, had neither fault.
+    On the way cuDNN's attention is switched off, which torch prefers on Hopper. On an H200 (torch 2.11, cuDNN
+    9.19) FLUX's small test model got infinite gradients from it, other ones each time; flash attention, the
+    next choice, and the others did not.
     """
     if torch.cuda.is_available():
         torch.backends.cuda.enable_cudnn_sdp(False)

@@ -496,8 +496,3 @@ def test_settings_that_moved_are_found_where_they_were() -> None:
     assert (parse(both).loss.min_snr_gamma, parse(both).loss.type) == (1, "l1")
     assert both["train"] == {"min_snr_gamma": 5}
     assert all(old not in RECORDS and new in RECORDS for old, new in MOVED.items())
-
-
-def test_a_limited_norm_beside_an_average() -> None:
-    tables = {"adapter": {"max_norm": 1}, "train": {"optimizer": "schedulefree_adamw"}}
-    assert "hands out other weights" in problems(tables)["adapter.max_norm"]

@@ -113,3 +113,9 @@ def test_what_cannot_be_fused(train: dict[str, Any], setting: str, sentence: str
     with pytest.raises(ConfigError) as caught:
         parse({"train": {"fused_backward": True, **train}})
     assert sentence in caught.value.problems[setting]
+
+
+def test_a_limited_norm_beside_an_average() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse({"adapter": {"max_norm": 1}, "train": {"optimizer": "schedulefree_adamw"}})
+    assert "hands out other weights" in caught.value.problems["adapter.max_norm"]

@@ -253,6 +253,16 @@ def test_it_overfits_one_batch(key: str, bases: Any) -> None:
 
 
 @everywhere
+def test_a_vae_in_half_precision_takes_what_a_gpus_autocast_gives_it(key: str, bases: Any) -> None:
+    family = load_family(key, resolve(key, str(bases(key))), torch.device("cpu"), torch.bfloat16)
+    latents = family.encode_images(torch.zeros(1, 3, SIDE, SIDE))
+    vae: Any = family._load_vae(torch.bfloat16)  # type: ignore[attr-defined]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert latents.dtype == torch.float32
+        assert family.decode(vae, latents).shape == (1, 3, SIDE, SIDE)  # type: ignore[attr-defined]
+
+
+@everywhere
 def test_a_run_and_its_files(key: str, bases: Any, tmp_path: Path) -> None:
     """Three steps through the trainer, on photos with masks; each format gives the same picture again,
     every key used."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.pictures import draw_squares
 from tests.tiny_families import KEYS, tiny
 from trainer.__main__ import main
 from trainer.contract.events import read_events
@@ -136,7 +137,8 @@ def test_blocks_in_ram_train_the_same(tiny_base: Path, photos: Path, tmp_path: P
     assert losses_of(runs[0]) == pytest.approx(losses_of(runs[1]), rel=2e-2)  # in half precision
 
 
-def test_a_gpu_that_is_really_full_is_adapted_to(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_gpu_that_is_really_full_is_adapted_to(tiny_base: Path, tmp_path: Path) -> None:
+    photos = draw_squares(tmp_path / "photos", 512)  # large enough that training needs the most
     few = peak_of(made(tmp_path / "runs" / "few", tiny_base, photos, {"machine": {"pictures_at_once": 1}}))
     many = peak_of(made(tmp_path / "runs" / "many", tiny_base, photos))
     assert few < many

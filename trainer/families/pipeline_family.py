@@ -325,10 +325,7 @@ class PipelineFamily:
         """The VAE on the device. Loaded anew in another number format, so that no precision is lost."""
         if self._vae is None or self._vae.dtype != dtype:
             self._vae = self.load_part(self.vae_class, "vae", dtype).eval().requires_grad_(False)
-            # In fp16 the pipeline decodes in fp32 where the configuration asks for it (SDXL's own VAE
-            # overflows); a surrounding autocast would undo that.
-            undisturbed = torch.autocast(self.device.type, enabled=False)
-            self._vae.decode = undisturbed(self._vae.decode)
+            _decode_alone(self._vae, self.device)
         return self._vae.to(self.device)
 
     @torch.no_grad()
@@ -421,6 +418,19 @@ class PipelineFamily:
         number = "" if len(self.text_classes) == 1 else str(list(self.text_classes).index(part) + 1)
         module = "text_model." + module.removeprefix("text_model.")
         return f"lora_te{number}_{module.replace('.', '_')}"
+
+
+def _decode_alone(vae: Any, device: torch.device) -> None:
+    """Let ``decode`` take latents in its own number format, whatever surrounds it. In fp16 the pipeline
+    decodes in fp32 where the configuration asks for it (SDXL's own VAE overflows), which autocast would undo;
+    and on CUDA autocast turns latents into fp32 where a pipeline takes a norm or a reciprocal of them."""
+    decode = vae.decode
+
+    def alone(latents: Tensor, *arguments: Any, **options: Any) -> Any:
+        with torch.autocast(device.type, enabled=False):
+            return decode(latents.to(vae.dtype), *arguments, **options)
+
+    vae.decode = alone
 
 
 def _tile(vae: Any) -> None:
