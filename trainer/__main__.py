@@ -378,11 +378,13 @@ def _star(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from .after import print_plan
     from .check import facts_of
 
     config = _load(arguments)
-    return print_plan(config, facts_of(config)[0].folders, arguments.json)
+    folders = facts_of(config)[0].folders
+    from .planning import print_plan
+
+    return print_plan(config, folders, arguments.json)
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -1,16 +1,12 @@
-"""What can be done with a recipe before, and with a run after its training: plan, draw, export."""
+"""What can be done with a run after its training: draw, export."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from .adapters import read_weights
 from .assemble import assemble, find_base, open_family
@@ -20,39 +16,18 @@ from .contract.config import TrainConfig
 from .contract.drawings import Drawing, note_drawing
 from .contract.errors import RunError
 from .contract.fields import merge, parse, to_tables
-from .contract.pace import seconds_per_step
-from .contract.plan import Machine, estimate
 from .contract.prompt import prompts_of
-from .contract.runs import RunFolder, list_runs, slug
+from .contract.runs import RunFolder, slug
 from .contract.settings.adapter import AdapterSettings
-from .contract.steps import Folder
 from .contract.whole import is_whole, list_checkpoints, step_of
 from .data import frozen_trigger
 from .export import Format
 from .families.base import ModelFamily
 from .lora_file import save_and_read_back
-from .memory import GIB, mixed_precision, pick_device, pick_dtype
+from .memory import mixed_precision, pick_device, pick_dtype
 from .quantize import require_libraries
 from .sampling import draw, sample_size, save_sample
 from .train import Folders
-
-
-def this_machine() -> Machine:
-    """The device that a training here would run on."""
-    device = pick_device()
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        return Machine(properties.name, properties.total_memory / GIB, torch.cuda.device_count())
-    return Machine("CPU", None)
-
-
-def print_plan(config: TrainConfig, folders: Sequence[Folder], as_json: bool) -> int:
-    machine = this_machine()
-    home = Path(os.environ.get("STUDIO_WORKSPACE", "workspace"))
-    pace = seconds_per_step(config, machine.name, list_runs(home / "runs"))
-    plan = estimate(config, machine, folders=folders, seconds_per_step=pace)
-    print(json.dumps(plan.as_dict(), ensure_ascii=False, indent=1) if as_json else plan.as_text())
-    return 0
 
 
 def _load(run: RunFolder, config: TrainConfig) -> tuple[ModelFamily, str]:
