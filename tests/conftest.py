@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from . import forks
+
 # One thread: results are the same on every machine, and parallel jobs do not fight over cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,6 +25,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    if not session.config.pluginmanager.hasplugin("dsession"):  # which runs no tests, but has others do so
+        forks.prepare()
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from trainer.contract.events import read_events
 from trainer.contract.fields import load_recipe
 from trainer.contract.runs import RunFolder
 
+from . import forks
 from .conftest import ROOT
 from .pictures import draw_picture
 
@@ -44,8 +45,11 @@ keep = 2
 """
 
 
-def trainer(*argv: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def trainer(*argv: object, cwd: Path | None = None, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+    """``fresh``: in a new interpreter, as a user's is; else in one that has imported all of it already."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    if not fresh:
+        return forks.run("trainer", *argv, cwd=cwd or ROOT, env=environment)
     command = [sys.executable, "-m", "trainer", *map(str, argv)]
     return subprocess.run(
         command, cwd=cwd or ROOT, env=environment, capture_output=True, text=True, timeout=240
@@ -63,7 +67,7 @@ def home(tmp_path: Path, tiny_base: Path) -> Path:
 
 
 def test_a_recipe_from_start_to_finish(home: Path) -> None:
-    done = trainer("train", "recipe.toml", "--run-dir", "run", "--set", "train.steps=5", cwd=home)
+    done = trainer("train", "recipe.toml", "--run-dir", "run", "--set", "train.steps=5", cwd=home, fresh=True)
     assert done.returncode == 0, done.stderr
     run = RunFolder(home / "run")
     status = json.loads(run.status.read_text())
@@ -126,7 +130,7 @@ def test_a_recipe_from_start_to_finish(home: Path) -> None:
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(home: Path, argv: list[str], sentence: str) -> None:
-    done = trainer(*argv, cwd=home)
+    done = trainer(*argv, cwd=home, fresh=True)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -165,13 +169,13 @@ def test_a_run_made_by_the_studio(home: Path) -> None:
 
 
 def test_plan_and_check(home: Path) -> None:
-    done = trainer("plan", "recipe.toml", "--json", cwd=home)
+    done = trainer("plan", "recipe.toml", "--json", cwd=home, fresh=True)
     plan = json.loads(done.stdout)
     assert done.returncode == 0
     keys = "vram_gib ram_gib disk_gib download_gib steps seconds_per_step fits breakdown warnings"
     assert set(plan) == set(keys.split())
     assert set(plan["vram_gib"]) == {"cache", "train", "sample"} and plan["steps"] == 6
-    checked = trainer("check", "recipe.toml", cwd=home)
+    checked = trainer("check", "recipe.toml", cwd=home, fresh=True)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "2 pictures will be copied" in checked.stdout
     (home / "photos" / "cut short.png").write_bytes((home / "photos" / "0.png").read_bytes()[:60])

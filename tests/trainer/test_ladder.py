@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ from safetensors.torch import load_file
 import trainer.ladder
 import trainer.sampling
 from tests.conftest import ROOT
+from tests.forks import Program
 from trainer.checkpoints import load_optimizer, save_optimizer
 from trainer.contract.errors import RunError
 from trainer.contract.events import current_events, read_events
@@ -313,40 +312,12 @@ def test_what_was_paged_is_paged_again(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(torch.equal(state[name], saved[name]) for name in ("state1", "state2", "absmax1", "absmax2"))
 
 
-_RUNNING_OUT = '''
-"""Memory runs out once, at step 3, in the process of rank FULL."""
-import importlib.abc, importlib.machinery, os, sys
-
-class Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name != "trainer.objective":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        load = spec.loader.exec_module
-        def exec_module(module):
-            load(module)
-            import torch
-            losses = module.Objective.losses
-            def running_out(self, samples):
-                ours = os.environ.get("RANK", "0") == os.environ["FULL"]
-                if ours and samples[0].batch == 2 and not os.path.exists(os.environ["ONCE"]):
-                    open(os.environ["ONCE"], "w").close()
-                    raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
-                return losses(self, samples)
-            module.Objective.losses = running_out
-        spec.loader.exec_module = exec_module
-        return spec
-
-sys.meta_path.insert(0, Finder())
-'''
-
-
-def resume(run: RunFolder, once: Path, log: IO[bytes], rank: int = 0) -> subprocess.Popen[bytes]:
-    (once.parent / "sitecustomize.py").write_text(_RUNNING_OUT)
-    full = {"PYTHONPATH": str(once.parent), "ONCE": str(once), "FULL": str(rank)}
-    argv = [sys.executable, "-m", "trainer", "resume", str(run.path)]
-    return subprocess.Popen(argv, cwd=ROOT, env={**os.environ, **full}, stdout=log, stderr=log)
+def resume(run: RunFolder, once: Path, log: IO[bytes], rank: int = 0) -> Program:
+    """A trainer whose memory runs out once. Where it starts others they are forks of it, and have that too;
+    where it begins again itself, that is the trainer as it is, in a new interpreter."""
+    full = {"ONCE": str(once), "FULL": str(rank)}
+    words = ("tests.trainer.running_out", "resume", run.path)
+    return Program(*words, cwd=ROOT, env={**os.environ, **full}, stdout=log, stderr=log)
 
 
 def test_of_several_processes_all_begin_again(

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from trainer.grace import gone_at
 from trainer.requests import Requests
 
 from ..conftest import ROOT
+from ..forks import Program
 from .helpers import Script, recipe, train_here, weights_hash
 from .stand_in import Answer, stand_in
 
@@ -108,16 +108,11 @@ def test_a_stop_that_comes_last_does_not_keep_the_lora_back(
     assert run.result(run.config()).exists() and run.raw_status().state == "finished"
 
 
-def trainer_in(run: RunFolder) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "trainer", "resume", str(run.path)],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def trainer_in(run: RunFolder, program: str = "trainer") -> Program:
+    return Program(program, "resume", run.path, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
-def wait_until(process: subprocess.Popen[str], true: Callable[[], bool], seconds: float = 90) -> None:
+def wait_until(process: Program, true: Callable[[], bool], seconds: float = 90) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert process.poll() is None, process.communicate()[1]
@@ -172,15 +167,6 @@ def test_a_notice_of_the_cloud_stops_as_a_signal_does(
     assert gone is not None and gone < time.monotonic() + 30  # as the cloud says, whatever the grace
 
 
-STUCK = """
-import sys, time
-import trainer.train
-trainer.train.find_base = lambda *arguments: time.sleep(600)
-from trainer.__main__ import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.skipif(os.name != "posix", reason="there is no SIGTERM elsewhere")
 def test_what_does_not_end_is_ended_within_the_grace(tmp_path: Path, tiny_base: Path, photos: Path) -> None:
     """A base that loads for ever: the run still has its last word, and the message is sent."""
@@ -193,12 +179,7 @@ def test_what_does_not_end_is_ended_within_the_grace(tmp_path: Path, tiny_base: 
         )
         run = RunFolder(tmp_path / "run")
         run.create(config)
-        process = subprocess.Popen(
-            [sys.executable, "-c", STUCK, "resume", str(run.path)],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        process = trainer_in(run, "tests.trainer.stuck")
         wait_until(process, lambda: run.raw_status().state == "downloading")
         process.send_signal(signal.SIGTERM)
         errors = process.communicate(timeout=30)[1]

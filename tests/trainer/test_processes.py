@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
+from tests.forks import run as run_forked
 from trainer import torchrun
 from trainer.contract.events import current_events, read_events
 from trainer.contract.runs import RunFolder
@@ -156,15 +157,9 @@ def trained(make: Callable[..., RunFolder], alone: dict[str, RunFolder], killed:
     runs = [make("busy", BUSY), make("lonely", LONELY), alone["to-two"], split, make("long", LONG), killed]
     arguments = [*(str(run.path) for run in runs), f"{stopped.path}:stop", f"{failed.path}:fail"]
     arguments.append(str(stopped.path))  # what was agreed to stop goes on
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, "-m", "tests.trainer.several", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=700,
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    done = run_forked(
+        *(*torchrun, "tests.trainer.several", *arguments), cwd=ROOT, stderr=subprocess.STDOUT, timeout=700
     )
     assert done.returncode == 0, done.stdout
     return Trained(runs[0].path.parent, done.stdout)

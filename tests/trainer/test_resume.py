@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from dataset_tools.dataset import load_dataset, save_dataset
 from tests.conftest import ROOT
+from tests.forks import Program
 from tests.pictures import draw_project
 from trainer.after import weights_in
 from trainer.checkpoints import is_whole, list_checkpoints, step_of
@@ -286,9 +285,8 @@ def test_sample_on_request(run: RunFolder) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_signals(run: RunFolder, straight: RunFolder, number: signal.Signals, tmp_path: Path) -> None:
     """SIGTERM saves and exits with 3; SIGKILL costs the steps since the last checkpoint, nothing else."""
-    argv = [sys.executable, "-m", "trainer", "resume", str(run.path)]
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(argv, cwd=ROOT, stdout=log, stderr=log)
+        process = Program("trainer", "resume", run.path, cwd=ROOT, stdout=log, stderr=log)
         deadline = time.monotonic() + 120
         while not run.checkpoint(3).is_dir() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)

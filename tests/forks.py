@@ -1,0 +1,267 @@
+"""Programs of ours that have nothing left to import: forks of a process that has it all.
+
+A new interpreter takes six seconds of a processor until torch and its kin are there. A :class:`Program` is a
+process like any other in all but that: number, group, signals, exit code, folder, environment, streams. What
+tests the start itself, or what is read from the environment on import, takes :class:`subprocess.Popen`, which
+this is otherwise the same as.
+"""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import fcntl
+import gc
+import logging
+import os
+import pickle
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, NoReturn
+
+READ_ON_IMPORT = ("HF_", "OMP_", "PYTHONWARNINGS")
+"""How variables begin that have been read by now: a program has them as they were."""
+
+
+class Order(NamedTuple):
+    """What a fork is to become: ``python -m`` with these words, in this folder, with this environment."""
+
+    words: list[str]
+    folder: str
+    environment: dict[str, str]
+    new_session: bool
+
+
+class Forked(subprocess.Popen[Any]):
+    """``python -m …`` as a fork of this process."""
+
+    def _execute_child(self, args: Sequence[str], *more: Any) -> None:
+        # As subprocess has it since Python 3.11: the order of what it passes on to itself.
+        cwd, env, new_session, pipes = more[4], more[5], more[-2], more[9:15]
+        words = [str(word) for word in args]
+        if words[0] != sys.executable or "-m" not in words[1:3]:
+            return super()._execute_child(args, *more)  # type: ignore[misc]
+        order = Order(
+            words[words.index("-m") + 1 :],
+            os.path.abspath(os.fspath(cwd) if cwd else "."),
+            dict(os.environ if env is None else env),
+            new_session,
+        )
+        child_ends = (pipes[0], pipes[3], pipes[5])
+        self.pid = self._fork(order, [own if end < 0 else end for own, end in enumerate(child_ends)])
+        self._child_created = True
+        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+    def _fork(self, order: Order, streams: list[int]) -> int:
+        _flush()
+        return os.fork() or _become(order, streams)
+
+
+class Program(Forked):
+    """``python -m …`` as a fork of the process that :func:`prepare` has set aside."""
+
+    def __init__(self, *words: object, **options: Any) -> None:
+        super().__init__([sys.executable, "-m", *map(str, words)], **options)
+
+    def _execute_child(self, args: Sequence[str], *more: Any) -> None:
+        if _server is None:  # there is no fork on this system
+            return subprocess.Popen._execute_child(self, args, *more)  # type: ignore[attr-defined]
+        super()._execute_child(args, *more)
+
+    def _fork(self, order: Order, streams: list[int]) -> int:
+        for name in {*order.environment, *os.environ}:
+            if name.startswith(READ_ON_IMPORT) and order.environment.get(name) != _as_prepared.get(name):
+                raise ValueError(f"{name} has been read already: start a new interpreter")
+        assert _server is not None
+        return _server.fork(order, streams)
+
+    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
+        if _server is None:
+            return subprocess.Popen._try_wait(self, wait_flags)  # type: ignore[attr-defined,no-any-return]
+        return _server.wait(self.pid, forever=not wait_flags & os.WNOHANG)
+
+    def _internal_poll(self, *_: Any, **__: Any) -> int | None:
+        if _server is None:
+            return subprocess.Popen._internal_poll(self)  # type: ignore[attr-defined,no-any-return]
+        if self.returncode is None:
+            pid, status = self._try_wait(os.WNOHANG)
+            if pid:
+                self._handle_exitstatus(status)  # type: ignore[attr-defined]
+        return self.returncode
+
+
+def run(*words: object, timeout: float = 240, **options: Any) -> subprocess.CompletedProcess[str]:
+    """What the program said, and its exit code."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with Program(*words, **{**pipes, **options}) as program:
+        try:
+            out, err = program.communicate(timeout=timeout)
+        except BaseException:
+            program.kill()
+            raise
+    return subprocess.CompletedProcess(program.args, program.returncode, out, err)
+
+
+# The process that is forked -----------------------------------------------------------------------------
+
+
+class _Server:
+    """This end of the process that is forked. It says when a fork of its own has ended."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel, self._lock = channel, threading.Lock()
+        self._ended: dict[int, int] = {}
+
+    def fork(self, order: Order, streams: list[int]) -> int:
+        with self._lock:
+            socket.send_fds(self._channel, [pickle.dumps(order)], streams)
+            while (pid := self._hear()) is None:
+                pass
+            return pid
+
+    def _hear(self) -> int | None:
+        """A fork's number; None when it was told of one that has ended."""
+        message = self._channel.recv(1 << 10)
+        assert message, "the process that is forked has died"
+        pid, status = pickle.loads(message)
+        if status is None:
+            return int(pid)
+        self._ended[pid] = status
+        return None
+
+    def wait(self, pid: int, forever: bool) -> tuple[int, int]:
+        """As os.waitpid."""
+        while True:
+            with self._lock:
+                while select.select([self._channel], [], [], 0)[0]:
+                    self._hear()
+                if pid in self._ended:
+                    return pid, self._ended[pid]
+            if not forever:
+                return 0, 0
+            select.select([self._channel], [], [], 0.02)
+
+
+_server: _Server | None = None
+_as_prepared: Mapping[str, str] = {}
+
+
+def prepare() -> None:
+    """Set a process aside that has imported what this one has, and has computed nothing yet: what torch
+    starts when it computes does not outlive a fork."""
+    global _server, _as_prepared
+    if not hasattr(os, "fork"):
+        return
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    _as_prepared = dict(os.environ)
+    _flush()
+    if os.fork() == 0:
+        ours.close()
+        try:
+            _serve(theirs)
+        finally:
+            os._exit(0)
+    theirs.close()
+    _server = _Server(ours)
+
+
+def _serve(channel: socket.socket) -> None:
+    """Fork whenever asked, until there is nobody to ask."""
+    os.setsid()  # Ctrl-C is for whoever asks
+    gc.freeze()
+    heard, ended = os.pipe2(os.O_NONBLOCK)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(ended, warn_on_full_buffer=False)
+    while True:
+        ready = select.select([channel, heard], [], [])[0]
+        if channel in ready:
+            message, streams, _, _ = socket.recv_fds(channel, 1 << 20, 3)
+            if not message:
+                return
+            pid = os.fork() or _become(pickle.loads(message), streams)
+            for stream in streams:
+                os.close(stream)
+            channel.send(pickle.dumps((pid, None)))
+        if heard in ready:
+            with suppress(BlockingIOError):
+                os.read(heard, 1 << 10)
+            with suppress(ChildProcessError):
+                while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                    channel.send(pickle.dumps(found))
+
+
+# A fork -------------------------------------------------------------------------------------------------
+
+
+def _become(order: Order, streams: list[int]) -> NoReturn:
+    """In the fork: be what a new interpreter is once it has imported everything."""
+    code = 1
+    try:
+        _be_new(order, streams)
+        sys.modules.pop(order.words[0], None)
+        sys.modules.pop(f"{order.words[0]}.__main__", None)
+        runpy.run_module(order.words[0], run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        if isinstance(leaving.code, str):
+            print(leaving.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with suppress(Exception):
+            threading._shutdown()  # type: ignore[attr-defined]
+            atexit._run_exitfuncs()
+            _flush()
+        os._exit(code)
+
+
+def _be_new(order: Order, streams: list[int]) -> None:
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        with suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    if order.new_session:
+        os.setsid()
+    faulthandler.disable()
+    for number, stream in enumerate([fcntl.fcntl(stream, fcntl.F_DUPFD, 3) for stream in streams]):
+        os.dup2(stream, number)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = os.fdopen(number, "w" if number else "r", buffering=1, closefd=False)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    os.environ.clear()
+    os.environ.update(order.environment)
+    os.chdir(order.folder)
+    sys.path.insert(0, order.folder)
+    sys.argv = list(order.words)
+    atexit._clear()
+    # What pytest has put in.
+    sys.meta_path[:] = [one for one in sys.meta_path if not type(one).__module__.startswith("_pytest")]
+    logging.getLogger().handlers.clear()
+    warnings.resetwarnings()
+    for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+        warnings.simplefilter("ignore", category)
+    # What it starts by the same words is a fork of it in turn. Torchrun does.
+    subprocess.Popen = Forked  # type: ignore[misc]
+    for name in [name for name in sys.modules if name.endswith("subprocess_handler")]:
+        sys.modules[name].Popen = Forked  # type: ignore[attr-defined]
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
