@@ -227,6 +227,17 @@ def test_the_guides_mixtures(
     assert not [each.option for each in imported.lines if each.outcome == "unknown"]
 
 
+def test_a_guide_that_lost_its_indentation(tmp_path: Path) -> None:
+    """As pages are often copied."""
+    flat = "\n".join(map(str.strip, GUIDE_SD15.splitlines()))
+    config, imported = read(tmp_path, "guide.yaml", flat)
+    assert (config.adapter.rank, config.adapter.alpha, config.train.loraplus_ratio) == (64, 32, 16)
+    assert not [each.option for each in imported.lines if each.outcome == "unknown"]
+    apart = "learning_rate: 1e-4\nnetwork:\n  linear: 64\nnetwork_args:\n  loraplus_lr_ratio: 16\n"
+    config, imported = read(tmp_path, "guide.yaml", apart)
+    assert (config.adapter.rank, config.train.loraplus_ratio) == (64, 16)
+
+
 def test_the_guides_flux(tmp_path: Path) -> None:
     config, _ = read(tmp_path, "guide.yaml", GUIDE_FLUX)
     assert config.model.base == "black-forest-labs/FLUX.1-dev" and config.model.quantize == "int8"

@@ -148,10 +148,11 @@ def batch_above_pictures(config: TrainConfig, facts: Facts) -> Iterator[Finding]
 def few_looks(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     if facts.images and (looks := looks_per_picture(config, facts.images, facts.folders)) < 20:
         steps = _steps_for(config, facts.images, 60)
+        often = f"about {looks:.0f} times" if looks >= 1.5 else "once at most" if looks <= 1 else "about once"
         yield Finding(
             "warning",
             "train.steps",
-            f"Each picture is shown about {looks:.0f} times, which is rarely enough; 50 to 150 is usual.",
+            f"Each picture is shown {often}, which is rarely enough; 50 to 150 times are usual.",
             {"train.steps": steps},
             f"Use {steps} steps",
         )

@@ -80,12 +80,19 @@ def _read_snippet(data: dict[str, Any], name: str, beside: Beside) -> Imported:
         "linear_alpha": "network_alpha",
         "alpha": "network_alpha",
     }
-    arguments: dict[str, Any] = {}
-    for key, value in (network if isinstance(network, dict) else {}).items():
-        if key in renamed:
-            kohya[renamed[key]] = value
-        elif key == "network_args" and isinstance(value, dict):
-            arguments = value
+    # Pages lose the indentation of what they print: then all of it stands at the top.
+    arguments = {key: kohya.pop(key) for key in list(kohya) if key.startswith("loraplus_")}
+    kohya = {renamed.get(key, key): value for key, value in kohya.items() if value is not None}
+    if kohya.get("type") == "lora":
+        del kohya["type"]
+    for options in (network, data.pop("network_args", None)):
+        for key, value in (options if isinstance(options, dict) else {}).items():
+            if key in renamed:
+                kohya[renamed[key]] = value
+            elif key == "network_args" and isinstance(value, dict):
+                arguments |= value
+            elif key.startswith("loraplus_"):
+                arguments[key] = value
     kohya["network_args"] = arguments
     data.pop("network", None)
     model = data.pop("model", None) or {}
