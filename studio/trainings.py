@@ -159,8 +159,10 @@ class Trainings:
         """The exit code of a trainer, which the log does not tell."""
         launch = launch_of(run)
         if launch.get("pid") == pid:
+            # Not by what it left behind itself: processes that torchrun started may outlive it.
+            beaten = code > 0 and not group_lives(pid, launch.get("started"))
             with self._probing:
-                beaten = code != 0 and run.alive()
+                beaten = beaten and run.alive()
             with suppress(OSError):  # the run was deleted, or the disk is full: the code is only a hint
                 if beaten:  # another trainer had the lock first: it is that one's run, and none of ours
                     run.launch.unlink()
