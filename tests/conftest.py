@@ -35,10 +35,19 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random-weight SDXL folder, 64 px native."""
+    """A random-weight SDXL folder, 64 px native, with one layer a block: what most of a short run's time goes
+    by is how many layers there are, not how large they are."""
     from .tiny import tiny_sdxl
 
-    return tiny_sdxl(tmp_path_factory.mktemp("tiny") / "tiny-sdxl")
+    return tiny_sdxl(tmp_path_factory.mktemp("tiny") / "tiny-sdxl", layers=1)
+
+
+@pytest.fixture(scope="session")
+def deeper_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the two layers a block that SDXL has, for what takes more to be learnt."""
+    from .tiny import tiny_sdxl
+
+    return tiny_sdxl(tmp_path_factory.mktemp("deeper") / "tiny-sdxl")
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ def settings(base: Path) -> dict[str, Any]:
 def base(tmp_path: Path) -> Path:
     from tests.tiny import tiny_sdxl
 
-    return tiny_sdxl(tmp_path / "base")
+    return tiny_sdxl(tmp_path / "base", layers=1)
 
 
 def test_start_stop_resume_finish(workspace: Workspace, project: Project, base: Path, monkeypatch) -> None:

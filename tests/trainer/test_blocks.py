@@ -30,6 +30,12 @@ from .test_sdxl import full_size  # noqa: F401 (a fixture)
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="session")
+def tiny_base(deeper_base: Path) -> Path:
+    """One that has every layer of a block, as SDXL has."""
+    return deeper_base
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_every_target_is_in_a_block_that_is_there(key: str) -> None:
     """The catalogue's blocks, against the published denoisers."""

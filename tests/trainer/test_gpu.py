@@ -26,6 +26,12 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(scope="session")
+def tiny_base(deeper_base: Path) -> Path:
+    """What the figures here were measured with."""
+    return deeper_base
+
+
 def losses_of(run: RunFolder) -> list[float]:
     return [event["loss"] for event in read_events(run.events)[0] if event["kind"] == "step"]
 

@@ -269,11 +269,11 @@ def halves(objective: Objective, looks: list[Sample]) -> tuple[float, float]:
     return losses_BCHW[..., :middle].mean().item(), losses_BCHW[..., middle:].mean().item()
 
 
-def test_a_lora_learns_what_its_mask_shows(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_lora_learns_what_its_mask_shows(deeper_base: Path, tmp_path: Path) -> None:
     """Of one photo, one LoRA is shown the left and one the right: each knows its half better."""
     loss = {}
     for side in ("left", "right"):
-        run, config = run_of(tmp_path, tiny_base, side, 24, mask="normalised", mask_floor=0.0)
+        run, config = run_of(tmp_path, deeper_base, side, 24, mask="normalised", mask_floor=0.0)
         (image,) = load_frozen(run.dataset)
         looks = [Sample(image, 0, repeat, seed=99) for repeat in range(24)]
         loss[side] = halves(objective_of(run, config, tmp_path / "cache", 24), looks)

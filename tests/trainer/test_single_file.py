@@ -29,6 +29,12 @@ from .helpers import recipe, train_here
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="session")
+def tiny_base(deeper_base: Path) -> Path:
+    """One that has every layer that a file of SDXL's names."""
+    return deeper_base
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("single") / "dreamy_v2.safetensors"

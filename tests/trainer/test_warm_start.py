@@ -29,6 +29,12 @@ from trainer.source import resolve
 from .helpers import Script, recipe, train_here, weights_hash
 
 
+@pytest.fixture(scope="session")
+def tiny_base(deeper_base: Path) -> Path:
+    """One that has every layer that the files name, as SDXL's own do."""
+    return deeper_base
+
+
 @pytest.fixture(scope="module")
 def family(tiny_base: Path) -> ModelFamily:
     return load_family("sdxl", resolve("sdxl", str(tiny_base)), torch.device("cpu"), torch.float32)
