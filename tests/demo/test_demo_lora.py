@@ -1,4 +1,4 @@
-"""What a LoRA does to the demo model, trained by the trainer itself, in fewer and smaller steps than the preset has."""
+"""What a LoRA does to the demo model, by the trainer, in fewer and smaller steps than the preset's."""
 
 from __future__ import annotations
 
