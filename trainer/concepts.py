@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from pydantic import model_validator
 
 from dataset_tools.augment import View
 from dataset_tools.dataset import DatasetError, ImageRecord, listed
@@ -36,6 +39,15 @@ class TrainImage(ImageRecord):
     held_out: bool = False
     mask: str = ""
     mask_sha256: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_was(cls, values: Any) -> Any:
+        """Runs that began before folders had more settings of their own kept two of them beside ``own``."""
+        if not isinstance(values, dict) or not {"prefix", "suffix"} & set(values):
+            return values
+        own = {name: values[name] for name in ("prefix", "suffix") if name in values}
+        return {name: value for name, value in values.items() if name not in own} | {"own": own}
 
     def path(self, root: Path) -> Path:
         """The file; ``root`` is the folder that dataset.path names."""

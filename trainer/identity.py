@@ -35,6 +35,7 @@ def identity_of(config: TrainConfig, images: Sequence[TrainImage], family: Model
     """
     where = {"folder", "file", "original_name", "mask"}  # of photo and mask the hashes tell more
     rows = [image.model_dump(mode="json", exclude=where, exclude_none=True) for image in images]
+    rows = [row | row.pop("own") for row in rows]  # as runs had it that began before folders had settings
     settings = {
         name: value
         for name, value in flatten(config).items()

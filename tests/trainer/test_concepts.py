@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,8 +24,9 @@ from trainer.contract.config import TrainConfig
 from trainer.contract.events import current_events, read_events
 from trainer.contract.fields import load_recipe, parse
 from trainer.contract.runs import RunFolder
-from trainer.contract.settings.dataset import DatasetSettings
+from trainer.contract.settings.dataset import DatasetSettings, OwnSettings
 from trainer.data import BatchPlan, Sample, freeze_dataset, load_frozen
+from trainer.identity import identity_of
 
 from .helpers import recipe, train_here
 
@@ -113,6 +117,19 @@ def test_a_folder_has_its_own_prefix(folders: Path) -> None:
     assert shown[6] == "drawing of qrt cat outdoors" and shown[-1] == "dog"
     assert {text for _, text in captions.all()} == set(shown), "so they are encoded beforehand"
     assert [one.own for one in map(copied, images)] == [one.own for one in images]
+
+
+def test_a_run_of_an_earlier_version_is_still_the_same(photos: Path) -> None:
+    """It had prefix and suffix where ``own`` is now, and its checkpoints the hash of that."""
+    record = load_dataset(photos).images[0].model_dump(mode="json", exclude_none=True)
+    plain = record | {"caption": "a cat", "trigger": "", "regularisation": False, "weight": 1.0}
+    plain |= {"held_out": False, "mask_sha256": ""}
+    before = [plain | {"prefix": "old", "suffix": ""}, plain]
+    images = [TrainImage.model_validate(row | {"folder": "", "mask": ""}) for row in before]
+    assert images[0].own == OwnSettings(prefix="old", suffix="") and images[1].own == OwnSettings()
+    rows = [{name: row[name] for name in row if name not in ("file", "original_name")} for row in before]
+    told = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+    assert identity_of(TrainConfig(), images, SimpleNamespace(weights_id=str))["pictures"] == told  # type: ignore[arg-type]
 
 
 def test_a_folder_is_mirrored_and_shuffled_as_it_says(folders: Path) -> None:
