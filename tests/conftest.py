@@ -12,6 +12,8 @@ from . import forks
 # One thread: results are the same on every machine, and parallel jobs do not fight over cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Gradio says so in the middle of a process; forks (tests/forks.py) want it said before they are set aside.
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "True"
 # What is written is there for every process at once; only a power cut would tell the difference. The tests of
 # one, and of a full disk, put their own in this place. Waiting for the disk costs a third of the time.
 os.fsync = lambda descriptor: None

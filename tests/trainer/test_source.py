@@ -321,10 +321,10 @@ def test_no_network_ends_in_one_sentence(machine: Machine, photos: Path, tmp_pat
 
 
 def test_a_single_file_fetches_the_references_small_files(
-    machine: Machine, tiny_base: Path, tmp_path: Path
+    machine: Machine, deeper_base: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "dreamy.safetensors"
-    save_file(tensors_of(tiny_base), file)
+    save_file(tensors_of(deeper_base), file)
     for url in ("", "http://127.0.0.1:9"):
         assert machine.resolve(str(file), url=url)["weights"] == str(file)
         assert {name.rpartition(".")[2] for name in machine.hub.fetched()} == {"json", "txt"}
