@@ -40,7 +40,8 @@ LORA = ".safetensors"
 def import_recipe(file: Path, out: Path) -> Imported:
     """Write the recipe; returns the report. Raises ConfigError, or RunError for a damaged file."""
     if not file.is_file():
-        raise ConfigError({"file": f"{file} does not exist; name the file to import"})
+        there = "is a folder" if file.is_dir() else "does not exist"
+        raise ConfigError({"file": f"{file} {there}; name the file to import"})
     if out.exists():
         raise ConfigError({"--out": f"{out} is there already; choose another name"})
     if file.suffix.lower() not in (LORA, *ENDINGS):
