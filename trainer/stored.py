@@ -305,6 +305,8 @@ def _dataset(stored: Stored, run: RunFolder) -> None:
         elif not target.is_file() or sha256_of(target) != sha256_in(name):
             stored.remote.fetch(name, target, stored.files[name].size, sha256_in(name))
     run.pictures.mkdir(exist_ok=True)
+    if apart := {row["id"]: row["folder"] for row in rows if row.get("folder")}:
+        write_json(run.folders, apart)
     for row in rows:
         photo, *mask = (PurePosixPath(name).name for name in picture_files(row, root))
         masked = {"mask": (mask or [photo])[0]} if row.get("mask") else {}

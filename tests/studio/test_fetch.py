@@ -15,8 +15,11 @@ from studio.jobs import Supervisor
 from studio.pages import served, shell
 from studio.projects import Project, Workspace
 from studio.queue import Job
+from studio.recipes import facts_of
+from tests.pictures import draw_picture
 from tests.trainer.s3_server import KEY, RCLONE, SECRET, S3Server
-from tests.trainer.stored_run import Machine
+from tests.trainer.stored_run import Machine, sha256
+from trainer import stored
 from trainer.contract.errors import UserError
 from trainer.contract.fields import merge, parse, to_tables
 from trainer.contract.files import write_json
@@ -72,6 +75,60 @@ def test_a_run_comes_with_its_photos_and_goes_on(supervise, there: Machine, work
     wait_for(lambda: jobs.status(run).state in ("starting", "training"))
     jobs.stop(run)
     wait_for(lambda: jobs.status(run).state == "stopped")
+
+
+def test_every_folder_of_a_run_comes(tmp_path: Path, workspace: Workspace) -> None:
+    """A second concept, class pictures and photos to measure on, also over a second machine that goes on."""
+    url = f"file://{tmp_path}/disk/first"
+    one = tmp_path / "one"
+    lines = [
+        f"{one}/mia | trigger = qrt cat | repeats = 3 | prefix = photo of",
+        f"{one}/dogs | regularisation",
+    ]
+    tables = {
+        "dataset": {"path": str(one / "luna"), "trigger": "zwx", "repeats": 2, "subsets": lines},
+        "validation": {"path": str(one / "measured"), "every": 5},
+        "prior": {"path": "/not/used"},
+        "storage": {"url": url},
+    }
+    run = RunFolder(one / "runs" / "first")
+    run.create(parse(tables))
+    rows = []
+    for number, name in enumerate(("luna", "mia", "dogs", "measured")):
+        file = draw_picture(one / name / "images" / "a.png", number)
+        row = {"id": f"p{number}", "file": "images/a.png", "original_name": f"{name}.png", "width": 96}
+        row |= {"sha256": sha256(file), "height": 96, "caption": f"a {name}", "repeats": 6}
+        more = {"mia": {"trigger": "qrt cat"}, "dogs": {"trigger": "", "regularisation": True}}.get(name, {})
+        folder = "" if name == "luna" else f"../{name}"
+        rows.append(row | {"trigger": "zwx", "folder": folder, "held_out": name == "measured"} | more)
+    write_json(run.dataset, {"version": 1, "trigger": "zwx", "images": rows})
+    first = Machine(one, url, made=run)
+    first.save(400)
+    first.flush()
+    shutil.rmtree(one)
+    second = Machine(tmp_path / "two", url, made=stored.fetch(url, "", tmp_path / "two" / "runs"))
+    second.save(500)
+    second.flush()
+    shutil.rmtree(tmp_path / "two")
+
+    project = house(workspace, stored.fetch(url, "", workspace.runs))
+    by_name = {one.name: one for one in workspace.list_projects()}
+    assert by_name.keys() == {"lora", "qrt cat", "dogs", "zwx"}
+    for name, (trigger, repeats, caption) in {
+        "lora": ("zwx", 3, "a luna"),
+        "qrt cat": ("qrt cat", 2, "a mia"),
+        "dogs": ("", 1, "a dogs"),
+        "zwx": ("zwx", 6, "a measured"),
+    }.items():
+        dataset = by_name[name].dataset()
+        assert (dataset.trigger, [image.repeats for image in dataset.images]) == (trigger, [repeats])
+        assert list(by_name[name].captions().values()) == [caption]
+    config = project.config()
+    mia, dogs = config.dataset.subsets
+    assert mia.line == "../qrt-cat | trigger = qrt cat | repeats = 3 | prefix = photo of"
+    assert (dogs.path, dogs.regularisation) == ("../dogs", True)
+    assert (config.validation.path, config.prior.path, config.dataset.repeats) == ("../zwx", "", 2)
+    assert facts_of(project, config, None).images == 2 and not facts_of(project, config, None).folders_problem
 
 
 def test_one_that_is_here_gets_what_is_newer_and_stays_in_its_project(

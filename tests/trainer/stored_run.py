@@ -33,10 +33,14 @@ class Told:
 class Machine:
     """A run's folder on some machine, filled by hand, and what its mirror tells."""
 
-    def __init__(self, root: Path, url: str, endpoint: str = "", **storage: Any) -> None:
+    def __init__(
+        self, root: Path, url: str, endpoint: str = "", made: RunFolder | None = None, **storage: Any
+    ) -> None:
         self.photos = root / "photos"
-        self.run = RunFolder(root / "runs" / "first")
+        self.run = made or RunFolder(root / "runs" / "first")
         self.told = Told()
+        if made:
+            return
         settings = {"url": url, "endpoint": endpoint, **storage}
         tables = {"dataset": {"path": str(self.photos)}, "storage": settings}
         self.run.create(parse(tables))

@@ -197,6 +197,11 @@ class RunFolder:
         return self.path / "unsent.json"
 
     @property
+    def folders(self) -> Path:
+        """{picture's id: its folder, seen from dataset.path}, where pictures of several came in one."""
+        return self.path / "folders.json"
+
+    @property
     def pictures(self) -> Path:
         """The photos, where they came with the run from its storage; else they lie where the recipe says."""
         return self.path / "pictures"
