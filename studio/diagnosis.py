@@ -61,8 +61,8 @@ class Diagnosis:
 
 
 def explain(status: Status) -> Diagnosis | None:
-    """The diagnosis of a run that failed or was lost; None for every other state."""
-    if status.state not in ("failed", "lost"):
+    """The diagnosis of a run that failed, was lost or had to stop; None for every other one."""
+    if not status.wants_help:
         return None
     cause = status.cause if status.cause in CAUSES else "unknown"
     return Diagnosis(cause, status.message or CAUSES[cause], redact(status.evidence), REMEDIES[cause])

@@ -69,9 +69,10 @@ class Fix:
 
 
 def propose(jobs: Supervisor, run: RunFolder) -> Fix | None:
-    """What helps a run that failed or died; None where only a person can know. Raises UserError."""
+    """What helps a run that failed, died or had to stop; None where only a person can know. Raises
+    UserError."""
     status = jobs.status(run)
-    if status.state not in ("failed", "lost"):
+    if not status.wants_help:
         return None
     makers: dict[str, Callable[[Supervisor, RunFolder, Status], Fix | None]] = {
         "gpu_oom": _less_gpu_memory,

@@ -20,7 +20,7 @@ from .contract.prompt import prompts_of
 from .contract.runs import RunFolder, slug
 from .contract.settings.adapter import AdapterSettings
 from .contract.whole import is_whole, list_checkpoints, step_of
-from .data import frozen_trigger
+from .data import frozen_at, frozen_trigger
 from .export import Format
 from .families.base import ModelFamily
 from .lora_file import save_and_read_back
@@ -110,6 +110,7 @@ def export_run(
     weights = weights_in(checkpoint, config, which)
     trigger = frozen_trigger(run.dataset)
     said: dict[str, Any] = {"trigger": trigger, "step": step, "base_name": base_name}
+    said["made"] = frozen_at(run.dataset)
     save_and_read_back(out, weights, family, config, **said, format=format, rank=rank)
     print(out)
     return 0

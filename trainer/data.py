@@ -7,6 +7,7 @@ and several processes agree without talking.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -161,11 +162,18 @@ def freeze_folder(
 
 def save_frozen(path: Path, trigger: str, images: Sequence[TrainImage]) -> None:
     rows = [image.model_dump(mode="json") for image in images]
-    write_json(path, {"version": 1, "trigger": trigger, "images": rows})
+    write_json(path, {"version": 1, "time": int(time.time()), "trigger": trigger, "images": rows})
 
 
 def load_frozen(path: Path) -> tuple[TrainImage, ...]:
     return tuple(TrainImage.model_validate(row) for row in read_json(path)["images"])
+
+
+def frozen_at(path: Path) -> float | None:
+    """When the pictures were frozen, Unix seconds: the date of the run's LoRA, however often it was resumed.
+    None for runs that began before it was noted."""
+    at = read_json(path).get("time")
+    return float(at) if at is not None else None
 
 
 def frozen_trigger(path: Path) -> str:

@@ -199,12 +199,13 @@ def save_lora(
     trigger: str,
     step: int,
     base_name: str,
+    made: float | None = None,
     format: Format = "kohya",
     dtype: torch.dtype = torch.float16,
     rank: int | None = None,
 ) -> None:
-    """Write the LoRA; it appears whole. ``dtype`` is the precision of the matrices on disk; ``rank`` is
-    that of a DyLoRA to be cut to it."""
+    """Write the LoRA; it appears whole. ``made`` is its date in Unix seconds, now where it has none;
+    ``dtype`` is the precision of the matrices on disk; ``rank`` is that of a DyLoRA to be cut to it."""
     if rank is not None:
         weights = {
             name: lora.cut(rank) if isinstance(lora, LoraWeights) else lora for name, lora in weights.items()
@@ -213,7 +214,7 @@ def save_lora(
         name: (tensor if name.endswith(".alpha") else tensor.to(dtype)).contiguous()
         for name, tensor in tensors_in(format, weights, family).items()
     }
-    metadata = training_metadata(family, config, trigger, step, base_name, rank)
+    metadata = training_metadata(family, config, trigger, step, base_name, rank, made)
     write_bytes(path, file_of(tensors, metadata | format_metadata(format, weights, family)))
 
 

@@ -30,6 +30,7 @@ from .contract.runs import RunFolder
 from .contract.settings.files import CheckpointSettings
 from .identity import require_same
 from .report import Reporter
+from .requests import Stopped
 
 
 def make_ready(run: RunFolder, config: TrainConfig, cache: Path) -> None:
@@ -48,6 +49,7 @@ class Keeper:
         self, run: RunFolder, settings: CheckpointSettings, identity: dict[str, Any], report: Reporter
     ) -> None:
         self._run, self._settings, self._identity, self._report = run, settings, identity, report
+        self._saved = False
 
     def newest(self) -> Path | None:
         """The newest whole checkpoint. Raises RunError(config) where it is of another recipe."""
@@ -63,16 +65,22 @@ class Keeper:
         optimizer: torch.optim.Optimizer,
         averages: dict[str, Tensor] | None = None,
     ) -> None:
-        """Save all state, then let go of what need not stay. Raises RunError(disk_full) where there is no
+        """Save all state, then let go of what need not stay. Raises as :meth:`with_room` where there is no
         room for it; the newest whole checkpoint is still there then."""
         folder = self._run.checkpoint(state.step)
         self.with_room(lambda: save_checkpoint(folder, state, adapter, optimizer, averages, self._identity))
+        self._saved = True
         self._report.checkpoint(state.step, folder.name)
         self._rotate(folder)
 
     def with_room(self, write: Callable[[], None]) -> None:
         """``write``; where the disk is full one checkpoint after the other goes, the least needed first,
-        until it succeeds. Raises RunError(disk_full) when no more can go."""
+        until it succeeds.
+
+        When no more can go, the run stops: it raises Stopped(disk_full). Where this process has not saved
+        anything yet it is RunError(disk_full), a failure: whatever starts a stopped run again would do so to
+        no end.
+        """
         while True:
             try:
                 return write()
@@ -80,7 +88,7 @@ class Keeper:
                 if not is_disk_full(error):
                     raise
                 if not self._spare_one():
-                    raise RunError(self._full(), "disk_full") from error
+                    raise (Stopped if self._saved else RunError)(self._full(), "disk_full") from error
 
     def _spare_one(self) -> bool:
         """Let go of what the disk needs least; whether there was anything."""

@@ -23,9 +23,19 @@ from .families.base import ModelFamily
 
 
 def training_metadata(
-    family: ModelFamily, config: TrainConfig, trigger: str, step: int, base_name: str, rank: int | None
+    family: ModelFamily,
+    config: TrainConfig,
+    trigger: str,
+    step: int,
+    base_name: str,
+    rank: int | None,
+    made: float | None = None,
 ) -> dict[str, str]:
-    """Of a run's LoRA; ``rank`` is what a DyLoRA was cut to."""
+    """Of a run's LoRA; ``rank`` is what a DyLoRA was cut to, ``made`` its date in Unix seconds.
+
+    SOURCE_DATE_EPOCH, as reproducible builds have it, comes before that.
+    """
+    date = float(os.environ.get("SOURCE_DATE_EPOCH") or made or time.time())
     width = height = config.dataset.resolution or family.resolution
     return {
         **family.metadata(),
@@ -44,15 +54,9 @@ def training_metadata(
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.title": config.output.name,
         "modelspec.resolution": f"{width}x{height}",
-        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(_now())),
+        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(date)),
         "modelspec.trigger_phrase": trigger,
     }
-
-
-def _now() -> float:
-    """Unix seconds; SOURCE_DATE_EPOCH, as reproducible builds have it, for files that are the same byte for
-    byte whenever they are written."""
-    return float(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
 
 
 def network_metadata(

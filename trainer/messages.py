@@ -89,8 +89,8 @@ class Narrator:
         elif kind == "saved":
             self._result = (event["file"],)
         elif kind == "end":
-            files = self._result if event["state"] == "finished" else ()
-            messages.append(self._message(event["state"], event, event["message"], files, event["cause"]))
+            cause = event["cause"]
+            messages.append(self._message(event["state"], event, event["message"], self._result, cause))
         return [message for message in messages if message.event in self._wanted]
 
     def _at(self, step: int) -> str:

@@ -8,6 +8,7 @@ sentence of them.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from base64 import b64decode
 from collections.abc import Callable
@@ -87,6 +88,8 @@ class Remote:
         except (ImportError, ValueError) as error:
             reason = _missing(self.protocol, error)
             raise RunError(f"storage.url = {url!r} cannot be used: {reason}", "config") from None
+        if self.protocol in ("gs", "gcs"):  # it prints on the terminal what is said here in a sentence
+            logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         self._local = self.protocol == "file"
 
     def _path(self, name: str) -> str:

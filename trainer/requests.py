@@ -16,7 +16,14 @@ from .restart import STOPS, hear_again
 
 
 class Stopped(Exception):
-    """The user, or the machine, asked the training to stop; everything is saved."""
+    """The user, or the machine, asked the training to stop, or it cannot go on for now; everything is saved.
+
+    ``cause``: one of :data:`trainer.contract.runs.CAUSES` where nobody has asked.
+    """
+
+    def __init__(self, message: str, cause: str = "") -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class Asks(Protocol):

@@ -31,7 +31,7 @@ from .contract.prompt import prompts_of
 from .contract.runs import RunFolder
 from .contract.schedule import lr_scale
 from .contract.settings.train import TrainSettings
-from .data import BatchPlan, frozen_images, frozen_trigger, photo_folder
+from .data import BatchPlan, frozen_at, frozen_images, frozen_trigger, photo_folder
 from .failures import explain
 from .fused import FusedBackward
 from .identity import identity_of
@@ -88,7 +88,7 @@ def train(run: RunFolder, requests: Asks, crew: Crew = ALONE) -> None:
             report.end("finished", f"Finished: {run.result(config).name}")
         except Stopped as stopped:
             message = f"{requests.why} {stopped}".strip()
-            report.end("stopped", message)
+            report.end("stopped", message, stopped.cause)
             raise Stopped(message) from None
         except PeerLost:
             raise  # not the end: torchrun starts all of them again
@@ -276,17 +276,21 @@ def _train(
             if drawings.due(state.step) or requests.take("sample"):
                 sample(state.step)
 
-    if not crew.main:
-        return
-    report.state("saving")
-    path = run.result(config)
-    trigger = frozen_trigger(run.dataset)
-    with averages.worn():
-        lora = lora_weights(model.parts)
-    about: dict[str, Any] = {"trigger": trigger, "step": state.step, "base_name": base.name}
-    keeper.with_room(lambda: save_and_read_back(path, lora, family, config, **about))
-    report.saved(state.step, path.name)
-    say_verdict(run, report)
+    left = crew.any(requests.stop())  # what the last step is measured and drawn by, as a stop was asked
+    if crew.main:
+        report.state("saving")
+        path = run.result(config)
+        trigger = frozen_trigger(run.dataset)
+        with averages.worn():
+            lora = lora_weights(model.parts)
+        about: dict[str, Any] = {"trigger": trigger, "step": state.step, "base_name": base.name}
+        about["made"] = frozen_at(run.dataset)
+        keeper.with_room(lambda: save_and_read_back(path, lora, family, config, **about))
+        report.saved(state.step, path.name)
+    if left:
+        raise Stopped("Stopped after the last step, with the LoRA written; resume to draw what was left.")
+    if crew.main:
+        say_verdict(run, report)
 
 
 def use_checkpointing(settings: TrainSettings, device: torch.device) -> bool:

@@ -253,7 +253,7 @@ def _outcome(jobs: Supervisor, runs: list[RunFolder]) -> tuple[tuple[str, str], 
     train = {
         "finished": ("done", f"Finished, {status.total} steps"),
         "queued": ("", "Waits for its turn"),
-        "stopped": ("", f"Stopped at step {status.step}"),
+        "stopped": ("warn", status.message) if status.cause else ("", f"Stopped at step {status.step}"),
         "failed": ("warn", status.message or "The training failed"),
         "lost": ("warn", status.message or "The training died"),
     }.get(status.state, ("live", "Training now"))

@@ -175,9 +175,10 @@
       if (!from || studio.live.TERMINAL.includes(from)) return;
       const name = followedName();
       if (to === "finished") studio.toast(`${name} is finished. The LoRA is on the Results page.`, "good");
-      if (to === "stopped" && from !== "queued") studio.toast(`${name} is stopped and saved. Resume goes on from here.`, "info");
+      const unasked = studio.live.wantsHelp();
+      if (to === "stopped" && from !== "queued" && !unasked) studio.toast(`${name} is stopped and saved. Resume goes on from here.`, "info");
       const onCard = studio.step() === "train"; // its failure card says it already, and says more
-      if ((to === "failed" || to === "lost") && !onCard) studio.toast(studio.live.data.status.message || `${name} failed.`, "bad");
+      if (unasked && !onCard) studio.toast(studio.live.data.status.message || `${name} failed.`, "bad");
     });
   };
   const followedName = () => studio.live.projectName(studio.live.data.project);

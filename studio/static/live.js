@@ -90,7 +90,9 @@
   const live = {
     data: fresh(), active: null, queue: { paused: false, notice: "", jobs: [] }, going: {}, gpu: null, disk: null, online: true, TERMINAL, fold, foldLog, fresh, kick,
     state: () => live.data.status?.state ?? "",
-    /** Whether a trainer lives for the run that is followed. */
+    /** Whether the run that is followed ended by itself before its end, so that a person has to see to it. */
+    wantsHelp: () => ["failed", "lost"].includes(live.state()) || (live.state() === "stopped" && Boolean(live.data.status.cause)),
+    /** Whether a trainer lives for it. */
     alive: () => Boolean(live.data.run && live.data.status && !TERMINAL.includes(live.state()) && live.state() !== "queued"),
     projectName: (id) => studio.projects().find((project) => project.id === id)?.name ?? id ?? "",
   };

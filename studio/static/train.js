@@ -263,8 +263,8 @@
       this.element = h("div");
     }
 
-    update(data, state) {
-      const failed = ["failed", "lost"].includes(state);
+    update(data) {
+      const failed = Boolean(data.run) && studio.live.wantsHelp();
       const spent = Boolean(data.run) && atBudget(data.status);
       const shown = failed || spent ? `${data.run}/${data.status.attempt}/${data.status.message}/${data.checkpoints.length}` : "";
       if (shown === this.shown) return;
@@ -379,10 +379,10 @@
       name.textContent = live.projectName(studio.project());
       if (shownState !== state) pill.replaceChildren(studio.statePill(shownState = state));
       message.textContent = !data.run ? "Nothing has been trained in this project yet."
-        : ["failed", "lost"].includes(state) ? "" : status.message;
+        : live.wantsHelp() ? "" : status.message;
       stored.textContent = data.run ? status.mirror : "";
       run.hidden = !data.run || (state === "queued" && !data.attempt); // nothing to be seen of it yet
-      failure.update(data, state);
+      failure.update(data);
       queue.update(live);
       stopping.update(live);
       plan.hidden = Boolean(data.run);

@@ -9,6 +9,7 @@ import pytest
 from running import make_run, wait_for
 
 from studio.context import Studio
+from studio.diagnosis import explain
 from studio.fixes import Fix, apply, propose
 from studio.freeing import free, removable
 from studio.jobs import Supervisor
@@ -134,6 +135,11 @@ def test_full_disk_lists_what_may_go_and_deletes_no_more(jobs, project) -> None:
     other, starred = failed(project, "killed"), failed(project, "unknown")
     starred.star(10)
     run = failed(project, "disk_full")
+    told = run.raw_status()
+    run.write_status(told.model_copy(update={"state": "stopped", "cause": ""}))
+    assert propose(jobs, run) is None and explain(jobs.status(run)) is None, "a person has stopped it"
+    run.write_status(told.model_copy(update={"state": "stopped"}))  # as it does where something was saved
+    assert explain(jobs.status(run)).cause == "disk_full"
     fix = fix_of(jobs, run)
     assert [row[1] for row in fix.rows] == ["2 MB", "2 MB"]
     assert all(row[0].startswith("Blob, ") and row[0].endswith(": 1 old checkpoint") for row in fix.rows)

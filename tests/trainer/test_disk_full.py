@@ -78,17 +78,23 @@ def test_it_makes_room_by_rule_and_goes_on(disk: Path, tiny_base: Path, photos: 
     ]
 
 
-def test_it_ends_saved_where_nothing_can_be_spared(
+def test_it_stops_saved_where_nothing_can_be_spared(
     disk: Path, tiny_base: Path, photos: Path, tmp_path: Path
 ) -> None:
+    """As a stop does, with the cause. Where it goes on and cannot save anything at all it has failed: what
+    starts stopped runs again would do so to no end."""
     config = recipe(tiny_base, photos, checkpoints={"every": 3, "keep": 1})
     run = make(disk, config)
-    with pytest.raises(RunError, match=r"everything up to step 3 is saved \(step-000003\)"):
-        train_here(run, Filling(run, disk, 4))
+    assert not train_here(run, Filling(run, disk, 4))
     status = run.read_status()
-    assert (status.state, status.cause) == ("failed", "disk_full") and "step-000003" in status.message
-    assert read_events(run.events)[0][-1]["kind"] == "end", "it had kept room for its last word"
+    assert (status.state, status.cause) == ("stopped", "disk_full")
+    assert "everything up to step 3 is saved (step-000003)" in status.message and status.wants_help
+    last = read_events(run.events)[0][-1]
+    assert (last["kind"], last["cause"]) == ("end", "disk_full"), "it had kept room for its last word"
     assert [step_of(path) for path in list_checkpoints(run.checkpoints)] == [3]
+    with pytest.raises(RunError, match="everything up to step 3 is saved"):
+        train_here(run)
+    assert (run.read_status().state, run.read_status().cause) == ("failed", "disk_full")
     (disk / "ballast").unlink()
     assert train_here(run)
     straight = make(tmp_path / "straight", config)

@@ -18,6 +18,7 @@ from trainer.contract.runs import RunFolder
 from trainer.contract.settings.files import CheckpointSettings
 from trainer.keeper import Keeper
 from trainer.report import RESERVE, Reporter
+from trainer.requests import Stopped
 
 IDENTITY: dict[str, Any] = {"settings": {"train.unlearn": False}, "pictures": "p", "base": "b"}
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -122,7 +123,7 @@ def test_a_full_disk_takes_the_least_needed_and_goes_on(
     fill_up(monkeypatch, training.run.checkpoints, 3)
     assert training.save(80) == [10, 70, 80], "neither what is starred goes nor the newest"
     fill_up(monkeypatch, training.run.checkpoints, 2)
-    with pytest.raises(RunError, match=r"up to step 80 is saved \(step-000080\)") as caught:
+    with pytest.raises(Stopped, match=r"up to step 80 is saved \(step-000080\)") as caught:
         training.save(90)
     assert caught.value.cause == "disk_full"
     assert sorted(path.name for path in training.run.checkpoints.iterdir()) == ["step-000010", "step-000080"]

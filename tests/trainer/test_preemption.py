@@ -16,7 +16,8 @@ import pytest
 from trainer import budget
 from trainer.contract.amend import amend
 from trainer.contract.cost import Cost
-from trainer.contract.events import read_events
+from trainer.contract.events import current_events, read_events
+from trainer.contract.files import read_json
 from trainer.contract.runs import RunFolder
 from trainer.grace import gone_at
 from trainer.requests import Requests
@@ -99,13 +100,28 @@ def test_what_is_slow_is_left_and_nothing_is_lost(
     assert kinds[0] == "attempt" and kinds.count("attempt") == 2
 
 
-def test_a_stop_that_comes_last_does_not_keep_the_lora_back(
-    tmp_path: Path, tiny_base: Path, photos: Path
+def test_a_stop_at_the_last_step_keeps_neither_the_lora_back_nor_what_belongs_to_it(
+    tmp_path: Path, tiny_base: Path, photos: Path, whole: tuple[str, str]
 ) -> None:
+    """The LoRA is written, what is slow is left; the run that goes on measures and draws it."""
     run = RunFolder(tmp_path / "run")
     run.create(long_pictures(tiny_base, photos))
-    assert train_here(run, Script(run, "stop", 4))
-    assert run.result(run.config()).exists() and run.raw_status().state == "finished"
+    assert not train_here(run, Script(run, "stop", 4))
+    result, status = run.result(run.config()), run.raw_status()
+    assert (status.state, status.step, status.cause) == (
+        "stopped",
+        4,
+        "",
+    ) and "LoRA written" in status.message
+    assert not run.sample(4, 0).exists()
+    lora = result.read_bytes()
+    assert train_here(run) and run.raw_status().state == "finished"
+    assert result.read_bytes() == lora and weights_hash(run, 4) == whole
+    began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(read_json(run.dataset)["time"]))
+    assert f'"modelspec.date":"{began}"'.encode() in lora, "its date is the run's, not that of an attempt"
+    assert run.sample(4, 0).exists()
+    told = {event["kind"] for event in current_events(read_events(run.events)[0]) if event.get("step") == 4}
+    assert {"step", "validation", "sample", "measured", "weights", "saved", "end"} <= told
 
 
 def trainer_in(run: RunFolder, program: str = "trainer") -> Program:

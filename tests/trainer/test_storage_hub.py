@@ -25,6 +25,7 @@ PROGRAM = """
 import json, os, shutil, sys
 from pathlib import Path
 from tests.trainer.stored_run import Machine, Told
+from trainer.__main__ import main
 from trainer.stored import begin, catch_up
 
 url, root, token = sys.argv[1], Path(sys.argv[2]), os.environ["HF_TOKEN"]
@@ -41,6 +42,7 @@ machine.save(700)
 machine.flush()
 shutil.rmtree(root / "one")
 catch_up(begin(url.replace("{run}", "first"), "", root / "two", root))
+assert main(["fetch", url.replace("{run}", "first"), "--into", str(root / "three")]) == 0
 print(json.dumps([[told.warnings, told.mirror] for told in (refused, machine.told)]))
 """
 
@@ -71,5 +73,6 @@ def test_a_repository_holds_a_run(hub: FilesHub, tmp_path: Path) -> None:
     assert steps == {"step-000600", "step-000700"}  # the oldest of three is gone again
     assert len([name for name in files if name.startswith("first/pictures/")]) == 2
     assert not any(TOKEN.encode() in content for content in files.values())
-    assert is_whole(tmp_path / "two" / "checkpoints" / "step-000700")
-    assert len(list((tmp_path / "two" / "pictures").iterdir())) == 2
+    for run in (tmp_path / "two", tmp_path / "three" / "first"):  # as resume begins, and by the verb fetch
+        assert is_whole(run / "checkpoints" / "step-000700")
+        assert len(list((run / "pictures").iterdir())) == 2

@@ -126,6 +126,11 @@ class Status(BaseModel):
     def terminal(self) -> bool:
         return self.state in TERMINAL
 
+    @property
+    def wants_help(self) -> bool:
+        """Whether it ended by itself before its end, so that a person has to see to it."""
+        return self.state in ("failed", "lost") or (self.state == "stopped" and bool(self.cause))
+
 
 @dataclass(frozen=True)
 class RunFolder:
