@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from dataset_tools.dataset import DatasetError, Size
 from trainer.contract.config import TrainConfig
 from trainer.contract.families import CATALOGUE, known_base
-from trainer.contract.settings.dataset import BucketList, DatasetSettings
+from trainer.contract.settings.dataset import BucketList, DatasetSettings, resolutions_of
 from trainer.contract.sizes import bucket_step
 
 SDXL_BUCKETS: tuple[Size, ...] = (
@@ -86,28 +87,31 @@ def own_bucket(width: int, height: int, resolution: int, step: int) -> Size:
 
 @dataclass(frozen=True)
 class Buckets:
-    """The sizes that a picture may be trained at; empty fields are worked out from the resolution."""
+    """The sizes that a picture may be trained at; empty fields are worked out from the resolution. ``native``
+    is the base's, whose sizes are multiples of ``multiple``."""
 
     resolution: int = SDXL_RESOLUTION
     list: BucketList = "standard"
     step: int | None = None
     minimum: int | None = None
     maximum: int | None = None
+    multiple: int = 8
+    native: int | None = None
 
     @classmethod
     def of(cls, settings: DatasetSettings, native: int, multiple: int = 8) -> Buckets:
-        """Those of a recipe, for a base of ``native`` pixels whose sizes are multiples of ``multiple``."""
+        """Those of a recipe's first folder, at the largest of its resolutions."""
         resolution = settings.resolution or native
-        step = bucket_step(resolution, multiple)
-        if settings.buckets == "standard":
-            return cls(resolution, step=step)
-        return cls(
-            resolution,
-            settings.buckets,
-            settings.bucket_step or step,
-            settings.bucket_min,
-            settings.bucket_max,
-        )
+        made = cls(resolution, multiple=multiple, native=native)
+        if settings.buckets != "standard":
+            made = replace(
+                made,
+                list=settings.buckets,
+                step=settings.bucket_step,
+                minimum=settings.bucket_min,
+                maximum=settings.bucket_max,
+            )
+        return made.at(resolutions_of(settings))[0]
 
     @classmethod
     def of_recipe(cls, config: TrainConfig) -> Buckets:
@@ -116,9 +120,23 @@ class Buckets:
         base = known_base(config.model.family, config.model.base)
         return cls.of(config.dataset, (base or family).resolution, family.size_multiple)
 
+    def at(self, resolutions: Sequence[int | None]) -> tuple[Buckets, ...]:
+        """These at other resolutions, the largest first; None is the base's own. Sides that the recipe gives
+        grow and shrink along."""
+        sides = {side or self.native or self.resolution for side in resolutions} or {self.resolution}
+        return tuple(self._at(side) for side in sorted(sides, reverse=True))
+
+    def _at(self, resolution: int) -> Buckets:
+        sides = {
+            name: round(side * resolution / self.resolution)
+            for name in ("minimum", "maximum")
+            if (side := getattr(self, name))
+        }
+        return replace(self, resolution=resolution, **sides)
+
     def sizes(self, width: int, height: int) -> tuple[Size, ...]:
         """The buckets that a picture of this size may go to."""
-        step = self.step or bucket_step(self.resolution)
+        step = self.step or bucket_step(self.resolution, self.multiple)
         if self.list == "standard":
             return scaled_buckets(self.resolution, step)
         if self.list == "no_upscale":

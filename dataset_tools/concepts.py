@@ -9,11 +9,11 @@ from typing import Any
 
 from dataset_tools.buckets import Buckets
 from dataset_tools.captions import missing_trigger
-from dataset_tools.crop import fit_to_buckets
+from dataset_tools.crop import shown_at
 from dataset_tools.dataset import ImageRecord, Size
 from dataset_tools.folder import Photos, load_photos
 from trainer.contract.held_out import held_out
-from trainer.contract.settings.dataset import NOTHING_OWN, DatasetSettings, OwnSettings
+from trainer.contract.settings.dataset import NOTHING_OWN, DatasetSettings, OwnSettings, resolutions_of
 from trainer.contract.settings.validation import ValidationSettings
 from trainer.contract.steps import Folder
 
@@ -31,6 +31,8 @@ class Concept:
     held_share: float = 0.0
     """of the pictures, that are not trained on but measured on (:func:`trainer.contract.held_out.held_out`);
     1 for the folder of validation.path."""
+    resolutions: tuple[int | None, ...] = ()
+    """sides that its pictures are shown at, None for the base's own; empty for that of the buckets."""
 
 
 def concepts_of(
@@ -48,14 +50,16 @@ def concepts_of(
             one.weight,
             one.own,
             0.0 if one.regularisation else share,
+            resolutions_of(settings, one),
         )
         for one in settings.subsets
     )
-    own = Concept(root, settings.trigger, settings.repeats, held_share=share)
+    sides = resolutions_of(settings)
+    own = Concept(root, settings.trigger, settings.repeats, held_share=share, resolutions=sides)
     if not (validation.measures and validation.path):
         return (own, *others)
     measured = (beside / Path(validation.path).expanduser()).resolve()
-    return (own, *others, Concept(measured, settings.trigger, held_share=1.0))
+    return (own, *others, Concept(measured, settings.trigger, held_share=1.0, resolutions=sides))
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,10 @@ def survey(
             first = trigger
         elif not concept.regularisation:
             trigger = trigger or first
-        shown = tuple((expected_bucket(one, buckets), one.repeats) for one in records)
-        folders.append(Folder(trigger or concept.folder.name, shown, concept.regularisation))
+        several = buckets.at(concept.resolutions)
+        shown = tuple(look for one in records for look in expected_looks(one, several))
+        name = trigger or concept.folder.name
+        folders.append(Folder(name, shown, concept.regularisation, len(records)))
         captions = {one.id: photos.captions[one.id] or trigger for one in records}
         if concept.regularisation:
             leaking += len(captions) - len(missing_trigger(captions, first)) if first else 0
@@ -109,9 +115,8 @@ def survey(
             places += [number] * len(captions)
             masks += len(photos.masks.keys() & captions.keys())
             faces += sum(one.shows_face for one in records)
-    trained = [folder for folder in folders if not folder.regularisation]
     facts = {
-        "images": sum(len(folder.pictures) for folder in trained),
+        "images": len(texts),
         "held_out": measured,
         "masks": masks,
         "captions_missing_trigger": missing,
@@ -125,8 +130,10 @@ def survey(
     return Survey(facts, tuple(notes))
 
 
-def expected_bucket(record: ImageRecord, buckets: Buckets) -> Size:
-    """Where a picture will be trained; one that is not cropped yet, by its shape alone."""
+def expected_looks(record: ImageRecord, several: Sequence[Buckets]) -> tuple[tuple[Size, int], ...]:
+    """(bucket, looks an epoch) of a picture as it will be trained; of one that is not cropped yet, by its
+    shape alone."""
     if record.crop is None:
-        return buckets.nearest(record.width, record.height)
-    return fit_to_buckets(record, buckets)[0]
+        whole = (0, 0, record.width, record.height)
+        record = record.model_copy(update={"crop": whole, "bucket": None})
+    return tuple((bucket, record.repeats * times) for bucket, _, times in shown_at(record, several))

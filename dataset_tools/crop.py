@@ -113,6 +113,24 @@ def fit_to_buckets(record: ImageRecord, buckets: Buckets) -> tuple[Size, Box]:
     return bucket, (left + inner[0], top + inner[1], left + inner[2], top + inner[3])
 
 
+BARELY = 1.02
+"""Enlargement that is a pixel of rounding, or two."""
+
+
+def shown_at(record: ImageRecord, several: Sequence[Buckets]) -> tuple[tuple[Size, Box, int], ...]:
+    """(bucket, box, how often) of a cropped picture that is shown at each of several resolutions, the largest
+    first. It is not enlarged for that, as in ai-toolkit: where its crop is too small for one of them, it is
+    shown once more at the next smaller one. At a single one it is shown as it is, and at the smallest.
+    """
+    fits = [fit_to_buckets(record, buckets) for buckets in several]
+    times: dict[tuple[Size, Box], int] = {}
+    for number in range(len(fits)):
+        reached = (fit for fit in fits[number:] if _enlargement(fit[1], fit[0]) <= BARELY)
+        fit = next(reached, fits[-1])
+        times[fit] = times.get(fit, 0) + 1
+    return tuple((bucket, box, count) for (bucket, box), count in times.items())
+
+
 def render_crop(image: Image.Image, box: Box, bucket: Size) -> Image.Image:
     """The box of an upright picture, resized to exactly the bucket, RGB.
 

@@ -16,6 +16,7 @@ from trainer.contract.errors import UserError
 from trainer.contract.fields import parse, to_tables
 from trainer.contract.files import read_json, seen_from
 from trainer.contract.runs import RunFolder
+from trainer.contract.settings.dataset import DatasetSettings, OwnSettings, resolutions_of
 from trainer.contract.settings.storage import RUN
 
 from .projects import NotFound, Project, Workspace
@@ -51,13 +52,13 @@ def _furnish(project: Project, run: RunFolder) -> None:
     # Runs that were fetched before it was noted whose pictures are whose have all of them in one.
     plain = (row for row in folders.pop("") if not row.get("regularisation"))
     mine = [row for row in plain if row.get("trigger", "") in ("", trigger)]
-    _fill(project, root, mine, trigger, config.dataset.repeats)
+    _fill(project, root, mine, trigger, config.dataset.repeats, config.dataset)
     further, places = _further(config), dict[str, str]()
     for path, repeats in further.items():
         if rows := folders.get(seen_from(own, (run.path / path).resolve())):
             word = str(rows[0].get("trigger", ""))
             other = project.workspace.create_project((word or Path(path).name)[:80])
-            _fill(other, root, rows, word, repeats)
+            _fill(other, root, rows, word, repeats, config.dataset)
             places[path] = f"../{other.id}"
     if places.keys() == further.keys():
         project.save_config(stored_apart(_moved_to(config, places, trigger), run))
@@ -82,12 +83,25 @@ def _moved_to(config: TrainConfig, places: dict[str, str], trigger: str) -> Trai
     return parse(tables)
 
 
-def _fill(project: Project, root: Path, rows: list[dict[str, Any]], trigger: str, repeats: int) -> None:
+def _fill(
+    project: Project,
+    root: Path,
+    rows: list[dict[str, Any]],
+    trigger: str,
+    repeats: int,
+    settings: DatasetSettings,
+) -> None:
     """Rows of the frozen dataset as those of a project, with their files from ``root``. ``repeats`` are the
-    folder's, which stay in the recipe."""
-    records = []
+    folder's, which stay in the recipe, as its resolutions do."""
+    records, looks = [], dict[tuple[str, str], list[int]]()
     for row in rows:
-        own = 1 if row.get("regularisation") else max(1, row.get("repeats", 1) // repeats)
+        looks.setdefault((row.get("folder", ""), row["file"]), []).append(row.get("repeats", 1))
+    for row in rows:
+        # Of a photo in several sizes there are several rows; the first has its own id.
+        if not (shown := looks.pop((row.get("folder", ""), row["file"]), None)):
+            continue
+        sizes = len(set(resolutions_of(settings, OwnSettings.model_validate(row.get("own", {})))))
+        own = 1 if row.get("regularisation") else max(1, sum(shown) // repeats // sizes)
         records.append(_moved(project, root / row.get("folder", ""), row | {"repeats": own}, trigger))
     save_dataset(project.root, Dataset(trigger=trigger, images=tuple(records)))
 

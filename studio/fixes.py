@@ -22,6 +22,8 @@ from trainer.contract.families import CATALOGUE, DEMO_BASE, known_base
 from trainer.contract.fields import RECORDS, flatten, merge, nest, parse, plain, to_tables
 from trainer.contract.ladder import Amendment, at_once, next_amendment, read_ladder, write_ladder
 from trainer.contract.runs import RunFolder, Status
+from trainer.contract.settings.dataset import all_resolutions
+from trainer.contract.sizes import changed_sides
 
 from .fetched import stored_apart
 from .freeing import Removable, free, removable
@@ -209,11 +211,13 @@ def _smaller(jobs: Supervisor, run: RunFolder, first: str) -> Fix | None:
     """The same with smaller pictures."""
     config = run.config()
     base = known_base(config.model.family, config.model.base)
-    now = config.dataset.resolution or (base or CATALOGUE[config.model.family]).resolution
+    data = config.dataset
+    now = all_resolutions(data, (base or CATALOGUE[config.model.family]).resolution)[0]
     smaller = now * 3 // 4 // 64 * 64
     if smaller < SMALLEST:
         return None
-    after = _with(config, {"dataset.resolution": smaller})
+    changes = {"dataset.resolution": smaller} | changed_sides(data, lambda side: min(side, smaller))
+    after = _with(config, changes)
     if after is None:
         return None
     text = f"{first} Smaller pictures need less, and are another training: it begins anew as a new run."

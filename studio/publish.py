@@ -25,6 +25,7 @@ from trainer.contract.families import CATALOGUE, DEMO_BASE, known_base
 from trainer.contract.files import read_json
 from trainer.contract.redact import redact
 from trainer.contract.runs import RunFolder
+from trainer.contract.settings.dataset import all_resolutions
 
 from .publication import publish_lock, write_publish_status
 
@@ -152,7 +153,7 @@ def _table(run: RunFolder, config: TrainConfig) -> str:
         "Steps": saved[-1] if saved else train.steps,
         "Pictures": _picture_count(run),
         "Batch size": batch,
-        "Resolution": f"{config.dataset.resolution or native} px",
+        "Resolution": ", ".join(f"{side} px" for side in all_resolutions(config.dataset, native)),
         "Rank / alpha": f"{adapter.rank} / {adapter.alpha:g}",
         "Learning rate": f"{train.learning_rate:g}, {train.scheduler}",
         "Optimizer": train.optimizer,
@@ -164,7 +165,7 @@ def _table(run: RunFolder, config: TrainConfig) -> str:
 
 def _picture_count(run: RunFolder) -> int | None:
     try:
-        return len(read_json(run.dataset)["images"])
+        return len({image["sha256"] for image in read_json(run.dataset)["images"]})
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 

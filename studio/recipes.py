@@ -27,6 +27,7 @@ from trainer.contract.pace import seconds_per_step
 from trainer.contract.plan import Machine, Plan, estimate
 from trainer.contract.presets import Preset
 from trainer.contract.retention import kept_in_words
+from trainer.contract.settings.dataset import resolutions_of
 from trainer.contract.steps import calculation
 from trainer.contract.storage_facts import storage_problem
 
@@ -84,7 +85,8 @@ def _photos(project: Project, config: TrainConfig) -> dict[str, Any]:
     dataset = with_class_set(config.dataset, config.prior)
     concepts = concepts_of(dataset, config.validation, project.root, project.root)
     buckets = project.buckets(config)
-    drawn = class_pictures_to_draw(config.prior, buckets.nearest(1, 1))
+    several = buckets.at(resolutions_of(dataset))
+    drawn = class_pictures_to_draw(config.prior, [one.nearest(1, 1) for one in several])
     try:
         return survey(concepts, buckets, photos_of, drawn).facts
     except UserError as error:

@@ -30,9 +30,14 @@ def draw_project(root: Path, count: int = 5, trigger: str = "zwx") -> Path:
     return _project(root, [buckets[number % 2] for number in range(count)], trigger)
 
 
+def draw_sizes(root: Path, sides: Sequence[int]) -> Path:
+    """A project of square pictures of these sides, each of them whole."""
+    return _project(root, [((side, side), (side, side), (0, 0, side, side)) for side in sides])
+
+
 def draw_squares(root: Path, side: int, count: int = 4) -> Path:
     """A project of square pictures of ``side``, each of them whole."""
-    return _project(root, [((side, side), (side, side), (0, 0, side, side))] * count)
+    return draw_sizes(root, [side] * count)
 
 
 Size, Box = tuple[int, int], tuple[int, int, int, int]

@@ -15,6 +15,7 @@ from .contract.families import CATALOGUE, known_base
 from .contract.findings import Facts
 from .contract.lint import lint
 from .contract.lora_header import start_from_facts
+from .contract.settings.dataset import resolutions_of
 from .contract.storage_facts import storage_problem
 
 
@@ -44,7 +45,8 @@ def facts_of(config: TrainConfig) -> tuple[Facts, tuple[str, ...]]:
     try:
         dataset = with_class_set(config.dataset, config.prior)
         concepts = concepts_of(dataset, config.validation, Path(dataset.path), Path())
-        drawn = class_pictures_to_draw(config.prior, buckets.nearest(1, 1))
+        several = buckets.at(resolutions_of(dataset))
+        drawn = class_pictures_to_draw(config.prior, [one.nearest(1, 1) for one in several])
         found = survey(concepts, buckets, drawn=drawn)
     except UserError as error:
         raise ConfigError({"dataset.path": str(error)}) from None

@@ -74,6 +74,11 @@ def id_in(number: int, image_id: str) -> str:
     return hashlib.sha256(f"{number} {image_id}".encode()).hexdigest()[:12] if number else image_id
 
 
+def id_at(bucket: tuple[int, int], image_id: str) -> str:
+    """The id of a picture as it is shown at a further resolution; all that is random hangs on it."""
+    return hashlib.sha256(f"{bucket[0]}x{bucket[1]} {image_id}".encode()).hexdigest()[:12]
+
+
 def apart(images: Sequence[TrainImage]) -> tuple[tuple[TrainImage, ...], tuple[TrainImage, ...]]:
     """(those that are trained on, those that are held out)"""
     trained = tuple(image for image in images if not image.held_out)

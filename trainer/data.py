@@ -19,18 +19,18 @@ from torch import Tensor
 from dataset_tools.augment import View, variant
 from dataset_tools.buckets import Buckets
 from dataset_tools.concepts import Concept, concepts_of
-from dataset_tools.crop import crop_dataset, fit_to_buckets
+from dataset_tools.crop import crop_dataset, shown_at
 from dataset_tools.dataset import DatasetError
 from dataset_tools.folder import load_photos
 from dataset_tools.models import ensure_face_model
 
-from .concepts import TrainImage, apart, balanced, held_out_in_words, id_in
+from .concepts import TrainImage, apart, balanced, held_out_in_words, id_at, id_in
 from .contract.config import TrainConfig
 from .contract.files import read_json, seen_from, write_json
 from .contract.held_out import held_out
 from .contract.randomness import derived_seed
 from .contract.runs import RunFolder
-from .contract.settings.dataset import DatasetSettings, is_varied, variants_of
+from .contract.settings.dataset import DatasetSettings, all_resolutions, is_varied, variants_of
 from .contract.settings.validation import ValidationSettings
 from .contract.sizes import rounded
 from .contract.steps import batches_per_epoch
@@ -85,11 +85,16 @@ def freeze_dataset(
             "own": concept.own,
         }
         chosen = held_out([image.sha256 for image in frozen.images], concept.held_share)
+        measured_at = set[str]()
         for image in frozen.images:
+            held = image.sha256 in chosen
+            if held and image.file in measured_at:
+                continue  # it is measured at the largest of its resolutions
+            measured_at |= {image.file} if held else set()
             own = {
                 "id": id_in(number, image.id),
                 "caption": image.caption or shared["trigger"],
-                "held_out": image.sha256 in chosen,
+                "held_out": held,
             }
             images.append(image.model_copy(update=shared | own))
     trained, measured = apart(images)
@@ -113,7 +118,8 @@ def freeze_folder(
     notify: Callable[[str], None] = _unheard,
 ) -> Frozen:
     """The pictures of one folder: a project (has dataset.json; its crops are kept) or a plain folder of
-    pictures with sidecar captions (crops are chosen now, with the face detector in ``models``).
+    pictures with sidecar captions (crops are chosen now, with the face detector in ``models``). One that is
+    shown at several resolutions is several here, the largest first, which has its own id.
 
     A picture without a caption has "" here. Raises DatasetError when there is none to train on.
     """
@@ -126,7 +132,7 @@ def freeze_folder(
     photos = load_photos(root)
     for note in photos.notes:
         notify(note)
-    dataset = photos.dataset
+    dataset, several = photos.dataset, buckets.at(concept.resolutions)
     uncropped = [record.id for record in dataset.images if record.crop is None or record.bucket is None]
     if uncropped:
         fetching, cropping = stages("detector", "Fetching the face detector (MB)"), stages("crop", "Cropping")
@@ -136,27 +142,37 @@ def freeze_folder(
         dataset = crop_dataset(
             root,
             dataset,
-            buckets,
+            several[0],
             models_dir=models,
             only=uncropped,
             progress=lambda done, total, _: cropping(done, total),
             notify=notify,
         )
     images = []
+    small = 0
     for record in dataset.enabled_images():
-        bucket, crop = fit_to_buckets(record, buckets)
-        fields = record.model_dump() | {
-            "bucket": bucket,
-            "crop": crop,
-            "repeats": record.repeats * concept.repeats,
-            "caption": photos.captions[record.id],
-            "regularisation": concept.regularisation,
-            "weight": concept.weight,
-            "mask": photos.masks.get(record.id, ""),
-        }
-        images.append(TrainImage(**fields))
+        looks = shown_at(record, several)
+        small += len(looks) < len(several)
+        for number, (bucket, crop, times) in enumerate(looks):
+            fields = record.model_dump() | {
+                "id": id_at(bucket, record.id) if number else record.id,
+                "bucket": bucket,
+                "crop": crop,
+                "repeats": record.repeats * concept.repeats * times,
+                "caption": photos.captions[record.id],
+                "regularisation": concept.regularisation,
+                "weight": concept.weight,
+                "mask": photos.masks.get(record.id, ""),
+            }
+            images.append(TrainImage(**fields))
     if not images:
         raise DatasetError(f"there are no pictures to train on in {root}; add some, or include them again")
+    if small:
+        largest = several[0].resolution
+        notify(
+            f"{small} photo{'s are' if small > 1 else ' is'} too small for {largest} px without being "
+            "enlarged, and shown at the next smaller size instead"
+        )
     return Frozen(concept.trigger or dataset.trigger, tuple(images))
 
 
@@ -202,8 +218,9 @@ def frozen_images(
         root = photo_folder(run, config)
         multiple = family.row.size_multiple
         buckets = Buckets.of(config.dataset, family.resolution, multiple)
-        if buckets.list == "standard" and (sentence := rounded(buckets.resolution, multiple)):
-            notify(sentence)
+        for side in all_resolutions(config.dataset, family.resolution):
+            if buckets.list == "standard" and (sentence := rounded(side, multiple)):
+                notify(sentence)
         images = freeze_dataset(
             root, config.dataset, buckets, models, stages, notify, run.path, config.validation
         )

@@ -114,6 +114,9 @@ class Pictures:
     ) -> None:
         self._run, self._root, self._report, self._requests = run, root, report, requests
         own = [image for image in images if not image.regularisation]
+        own = list(
+            {(image.folder, image.file): image for image in reversed(own)}.values()
+        )  # one size of each
         self._triggers = {image.trigger for image in own if image.trigger}
         by_chance = sorted(own, key=lambda image: derived_seed("compared", image.id))
         self._images = by_chance[:MOST_PHOTOS]

@@ -19,6 +19,7 @@ from torch import Tensor
 from .contract.config import TrainConfig
 from .contract.lora_header import trigger_in
 from .contract.settings.adapter import AdapterSettings
+from .contract.settings.dataset import all_resolutions
 from .families.base import ModelFamily
 
 
@@ -36,7 +37,7 @@ def training_metadata(
     SOURCE_DATE_EPOCH, as reproducible builds have it, comes before that.
     """
     date = float(os.environ.get("SOURCE_DATE_EPOCH") or made or time.time())
-    width = height = config.dataset.resolution or family.resolution
+    width = height = all_resolutions(config.dataset, family.resolution)[0]
     return {
         **family.metadata(),
         **network_metadata(

@@ -23,6 +23,7 @@ from .contract.ladder import amended, read_ladder
 from .contract.prompt import Prompt, prompts_of
 from .contract.randomness import derived_seed
 from .contract.runs import RunFolder
+from .contract.settings.dataset import all_resolutions
 from .contract.settings.samples import SampleSettings
 from .contract.sizes import square_side
 from .families.base import ModelFamily
@@ -36,8 +37,8 @@ class Interrupted(Exception):
 
 
 def sample_size(config: TrainConfig, family: ModelFamily) -> int:
-    """Side of the validation images where a prompt says nothing else: the training resolution."""
-    return square_side(config.dataset.resolution or family.resolution, family.row.size_multiple)
+    """Side of the validation images where a prompt says nothing else: the largest training resolution."""
+    return square_side(all_resolutions(config.dataset, family.resolution)[0], family.row.size_multiple)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,38 @@ CASES = [
         ("2 captions lack the trigger word of their folder",),
     ),
     Case(
+        "resolution_above_native",
+        {"dataset.subsets": ["../mia | resolution = 1536 | more_resolutions = 512"]},
+        {"dataset.subsets": ["../mia | resolution = 512"]},
+        says=("1536 px",),
+    ),
+    Case(
+        "resolution_above_native",
+        {"dataset.more_resolutions": "512, 1600"},
+        {"dataset.more_resolutions": "512, 768"},
+        says=("1600 px",),
+    ),
+    Case(
+        "resolution_is_rounded",
+        {"dataset.more_resolutions": "500, 768"},
+        {"dataset.more_resolutions": "512, 768"},
+        says=("500 px is no multiple of 32",),
+    ),
+    Case(
+        "resolution_said_twice",
+        {"dataset.more_resolutions": "512, 1024"},
+        {"dataset.more_resolutions": "512, 768"},
+        says=("1024 px",),
+    ),
+    Case(
+        "resolution_is_never_reached",
+        {"dataset.more_resolutions": "512, 768"},
+        {"dataset.more_resolutions": "512, 768"},
+        Facts(folders=(Folder("zwx cat", (((768, 768), 2), ((512, 512), 1))),), images=1),
+        Facts(folders=(Folder("zwx cat", (((1024, 1024), 1), ((768, 768), 2), ((512, 512), 1))),), images=1),
+        says=("large enough for 1024 px",),
+    ),
+    Case(
         "concepts_of_very_different_size",
         TWO,
         TWO,

@@ -146,6 +146,7 @@ AWAY: dict[str, Any] = {
     "dataset.path": 'C:\\photos of "mine"',
     "dataset.trigger": "zwx créature 🐈",
     "dataset.resolution": 768,
+    "dataset.more_resolutions": "512, 640",
     "dataset.flip": True,
     "dataset.rotate": 3.5,
     "dataset.random_crop": 0.125,

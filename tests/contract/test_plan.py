@@ -59,6 +59,9 @@ def test_accumulation_is_free_and_batch_is_not() -> None:
     assert plan(train={"gradient_accumulation": 8}).vram_gib["train"] == one
     assert plan(train={"batch_size": 4}).vram_gib["train"] > one
     assert plan(dataset={"resolution": 512}).vram_gib["train"] < one
+    for several in ({"more_resolutions": "1024"}, {"subsets": ["../b | resolution = 1024"]}):
+        largest = plan(dataset={"resolution": 512, **several})
+        assert largest.vram_gib == plan().vram_gib, "the largest of several counts"
     assert plan(train={"gradient_checkpointing": "off"}).vram_gib["train"] > one + 3
 
 

@@ -98,11 +98,28 @@ caption_prefix = "zwx,"
 """
     config, imported = read(tmp_path, "d.toml", TWO + more)
     assert [(one.path, one.repeats) for one in config.dataset.subsets] == [("b", 1), ("c", 4)]
-    assert config.dataset.resolution == 768
-    assert "datasets[0] has 768" in line(imported, "datasets[1] resolution").why
+    assert (config.dataset.resolution, config.dataset.more_resolutions) == (768, "512")
+    told = [one for one in imported.lines if one.option == "datasets[1] resolution"]
+    assert [(one.setting or one.why, one.ours) for one in told] == [
+        ("dataset.more_resolutions", "512"),
+        ("in that subset", None),
+    ]
+    assert [(one.resolution, one.more_resolutions) for one in config.dataset.subsets] == [
+        (None, ""),  # at 768 alone
+        (512, ""),
+    ]
     assert line(imported, "datasets[1] batch_size").outcome == "ignored"
-    assert "shown once" in line(imported, "datasets[1].subsets[0] image_dir").why
+    assert "at another resolution" in line(imported, "datasets[1].subsets[0] image_dir").why
     assert line(imported, "datasets[1].subsets[1] flip_aug").outcome == "ignored"
+
+
+def test_the_same_photos_of_kohya_at_the_same_size_are_shown_once(tmp_path: Path) -> None:
+    more = '[[datasets]]\nresolution = 768\n[[datasets.subsets]]\nimage_dir = "a"\nnum_repeats = 3\n'
+    config, imported = read(tmp_path, "d.toml", TWO + more)
+    assert config.dataset.more_resolutions == "" and config.dataset.subsets[0].resolution is None
+    assert line(imported, "datasets[1] resolution").why == "as in datasets[0]"
+    assert "shown once" in line(imported, "datasets[1].subsets[0] image_dir").why
+    assert line(imported, "datasets[1].subsets[0] num_repeats").outcome == "missing", "and not silently"
 
 
 def test_a_dataset_file_wins_over_the_command(tmp_path: Path) -> None:
@@ -121,16 +138,20 @@ def test_a_dataset_file_wins_over_the_command(tmp_path: Path) -> None:
 
 
 def test_ai_toolkit(tmp_path: Path) -> None:
+    sizes = [512, 768, 1024]
     datasets: list[dict[str, Any]] = [
         {"folder_path": "a", "flip_x": True, "shuffle_tokens": True, "cache_latents_to_disk": True},
         {"folder_path": "b", "shuffle_tokens": False, "caption_dropout_rate": 0.2},
     ]
+    datasets[0]["resolution"], datasets[1]["resolution"] = sizes, 768
     process = {"model": {"name_or_path": "black-forest-labs/FLUX.1-dev"}, "datasets": datasets}
     text = yaml.safe_dump({"job": "extension", "config": {"name": "x", "process": [process]}})
     config, imported = read(tmp_path, "j.yaml", text)
     assert config.dataset.flip and config.captions.shuffle and not config.captions.dropout
     (other,) = config.dataset.subsets
     assert (other.flip, other.shuffle, other.dropout, other.keep_tokens) == (False, False, 0.2, None)
+    assert (config.dataset.resolution, config.dataset.more_resolutions) == (1024, "512, 768")
+    assert (other.resolution, other.more_resolutions) == (768, "")
     told = {one.option: one.outcome for one in imported.lines if one.option.startswith("datasets[1].")}
     assert set(told.values()) <= {"converted", "ignored"} and "datasets[1].flip_x" in told
 
@@ -147,13 +168,38 @@ def test_onetrainer(tmp_path: Path) -> None:
     assert line(imported, "concepts[1].seed").outcome == "ignored"
 
 
+def test_resolutions_of_onetrainer(tmp_path: Path) -> None:
+    """One of several is drawn for each look there, so that epochs are longer here."""
+    override = {"enable_resolution_override": True, "resolution_override": "640"}
+    concepts = [{"path": "a"}, {"path": "b", "image": override}]
+    recipe = {"training_method": "LORA", "model_type": "STABLE_DIFFUSION_XL_10_BASE", "concepts": concepts}
+    recipe |= {"resolution": "512,768,1024", "epochs": 90}
+    config, imported = read(tmp_path, "p.json", json.dumps(recipe))
+    assert (config.dataset.resolution, config.dataset.more_resolutions) == (1024, "512, 768")
+    assert config.train.epochs == 30 and "as 90 epochs there" in said(imported)
+    (other,) = config.dataset.subsets
+    assert (other.resolution, other.more_resolutions) == (640, "")
+    assert line(imported, "concepts[1].image.resolution_override").why == "in that subset"
+    concepts[0]["image"] = override | {"resolution_override": "512,640"}
+    config, _ = read(tmp_path, "p.json", json.dumps(recipe))
+    assert (config.dataset.resolution, config.dataset.more_resolutions) == (640, "512")
+    assert not config.dataset.subsets[0].resolution and config.dataset.subsets[0].more_resolutions == ""
+
+
 def test_simpletuner(tmp_path: Path) -> None:
     rows = [
         {"id": "one", "instance_data_dir": "a", "caption_strategy": "textfile"},
-        {"id": "two", "instance_data_dir": "b", "caption_strategy": "filename"},
+        {"id": "two", "instance_data_dir": "b", "caption_strategy": "filename", "resolution": 768},
+        {"id": "three", "instance_data_dir": "a", "caption_strategy": "textfile", "resolution": 0.25},
+        {"id": "four", "instance_data_dir": "b", "resolution": 512, "repeats": 3},
     ]
     (tmp_path / "data.json").write_text(json.dumps(rows))
-    config = {"--model_family": "sdxl", "--data_backend_config": "data.json"}
-    _, imported = read(tmp_path, "config.json", json.dumps(config))
+    options = {"--model_family": "sdxl", "--data_backend_config": "data.json", "--resolution": 1024}
+    config, imported = read(tmp_path, "config.json", json.dumps(options))
     assert "one has textfile" in line(imported, "two caption_strategy").why
+    assert (config.dataset.resolution, config.dataset.more_resolutions) == (1024, "512")
+    (other,) = config.dataset.subsets
+    assert (other.resolution, other.more_resolutions) == (768, None), "and 512, as all"
+    assert line(imported, "two resolution").why == "in that subset"
+    assert line(imported, "four repeats").outcome == "missing", "the same photos, repeated otherwise"
     assert "unknown" not in said(imported)

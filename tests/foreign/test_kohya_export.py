@@ -114,6 +114,16 @@ def test_there_and_back(tmp_path: Path) -> None:
         {"train": {"epochs": 12}, "checkpoints": {"every_epochs": 2}, "samples": {"every_epochs": 3}},
         {"loss": {"mask": "kohya", "mask_floor": 0.0}},
         {"dataset": {"buckets": "no_upscale"}},
+        {"dataset": {"more_resolutions": "512, 1024"}},
+        {
+            "dataset": {
+                "more_resolutions": "512",
+                "subsets": [
+                    "b | trigger = zwx cat | more_resolutions =",
+                    "c | trigger = qrt | resolution = 1024 | more_resolutions = 640",
+                ],
+            }
+        },
         {
             "dataset": {
                 "subsets": [

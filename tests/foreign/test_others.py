@@ -90,6 +90,7 @@ def test_ai_toolkit(tmp_path: Path) -> None:
     assert (train.learning_rate, train.steps, train.batch_size) == (2e-4, 3000, 2)
     assert (train.scheduler, train.warmup, train.weight_decay) == ("constant", 0, 1e-4)
     assert config.dataset.path == "/data/dog" and config.dataset.resolution == 1024
+    assert config.dataset.more_resolutions == "512, 768"
     assert config.dataset.repeats == 3 and config.dataset.flip
     assert [(one.path, one.regularisation) for one in config.dataset.subsets] == [("/data/dogs", True)]
     assert config.dataset.trigger == "zwx dog"
@@ -262,9 +263,10 @@ def test_the_guides_simpletuner(tmp_path: Path) -> None:
     assert samples.prompts == ("k4s4, a waist up view of a beautiful blonde woman, green eyes",)
     assert (samples.guidance, samples.every, samples.steps, samples.seed) == (7.5, 200, 30, 42)
     assert samples.negative == "blurry, cropped, ugly" and (samples.width, samples.height) == (1024, 1024)
-    # 5 repeats on top of the first showing; the same folder at 512 px is not shown apart
+    # 5 repeats on top of the first showing; the same folder at 512 px too
     assert config.dataset.repeats == 6 and config.dataset.path == "/data/fantasy"
-    assert config.dataset.resolution == 1024 and not config.dataset.subsets
+    assert (config.dataset.resolution, config.dataset.more_resolutions) == (1024, "512")
+    assert not config.dataset.subsets
     assert (train.max_grad_norm, config.adapter.dropout) == (2.0, 0.1), (
         "its defaults, which change the result"
     )

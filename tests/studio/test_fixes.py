@@ -102,11 +102,13 @@ def test_gpu_memory_takes_the_next_rung_of_the_trainers_ladder(jobs, project) ->
 
 
 def test_memory_that_cannot_be_saved_any_more_means_smaller_pictures_in_a_new_run(jobs, project) -> None:
-    run = failed(project, "host_oom", train={"batch_size": 1}, dataset={"resolution": 1024})
+    sizes = {"resolution": 1024, "more_resolutions": "512, 896"}
+    run = failed(project, "host_oom", train={"batch_size": 1}, dataset=sizes)
     fix = fix_of(jobs, run)
     assert fix.rows == [["Resolution", "1024", "768"]] and "new run" in fix.text
     begun = apply(jobs, run, fix.key)
     assert begun.id != run.id and begun.config().dataset.resolution == 768
+    assert begun.config().dataset.more_resolutions == "512, 768"
     assert begun.config().dataset.path == run.config().dataset.path
     assert waiting(jobs) == [begun.id]
 

@@ -64,7 +64,7 @@ def finished_run(workspace: Workspace, project: Project, **settings: Any) -> Run
     run.result(run.config()).write_bytes(bytes(range(256)) * 5000)
     events.append("saved", step=20, file="cat.safetensors")
     events.append("end", state="finished", step=20)
-    write_json(run.dataset, {"version": 1, "images": [{}, {}, {}]})
+    write_json(run.dataset, {"version": 1, "images": [{"sha256": name} for name in "abca"]})
     return run
 
 

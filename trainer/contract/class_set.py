@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .settings.dataset import DatasetSettings, Subset
 from .settings.prior import PriorSettings
 from .steps import Bucket, Folder
@@ -22,8 +24,10 @@ def with_class_set(dataset: DatasetSettings, prior: PriorSettings, folder: str =
     return dataset.model_copy(update={"subsets": (*dataset.subsets, own)})
 
 
-def class_pictures_to_draw(prior: PriorSettings, square: Bucket) -> tuple[Folder, ...]:
-    """The folder that a training is going to draw, counted; ``square`` is the bucket of its pictures."""
+def class_pictures_to_draw(prior: PriorSettings, squares: Sequence[Bucket]) -> tuple[Folder, ...]:
+    """The folder that a training is going to draw, counted; ``squares`` are the buckets of its pictures, one
+    for each resolution."""
     if prior.method != "class_pictures" or prior.path:
         return ()
-    return (Folder("class pictures", ((square, 1),) * prior.pictures, regularisation=True),)
+    pictures = tuple((square, 1) for _ in range(prior.pictures) for square in squares)
+    return (Folder("class pictures", pictures, regularisation=True, photos=prior.pictures),)

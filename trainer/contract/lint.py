@@ -24,6 +24,7 @@ from . import (  # noqa: F401 (registers the rules)
     lint_prior,
     lint_schedule,
     lint_several,
+    lint_sizes,
     lint_storage,
     lint_training,
     lint_validation,

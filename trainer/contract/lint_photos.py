@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from .config import TrainConfig
 from .families import CATALOGUE, DEMO_BASE, known_base
-from .findings import Facts, Finding, native_resolution, rule
-from .sizes import exact_resolution, rounded
+from .findings import Facts, Finding, rule
 from .trigger import has_trigger
 
 # Dataset ---------------------------------------------------------------------------------------------
@@ -63,44 +62,6 @@ def captions_all_the_same(config: TrainConfig, facts: Facts) -> Iterator[Finding
             "dataset.trigger",
             "All captions are the same, so background and pose are learnt along with the subject; "
             "captions that name what varies give a cleaner LoRA.",
-        )
-
-
-@rule
-def resolution_above_native(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    native, chosen = native_resolution(config, facts), config.dataset.resolution
-    if native and chosen and chosen > native * 1.25:
-        yield Finding(
-            "warning",
-            "dataset.resolution",
-            f"{chosen} px is beyond the {native} px that the base was made for; it would learn slowly and "
-            "draw doubled subjects.",
-            {"dataset.resolution": None},
-            f"Use {native} px",
-        )
-
-
-@rule
-def resolution_far_below_native(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    native, chosen = native_resolution(config, facts), config.dataset.resolution
-    if native and chosen and chosen < native * 0.5:
-        yield Finding(
-            "hint",
-            "dataset.resolution",
-            f"{chosen} px is less than half of the {native} px that the base was made for; pictures come out "
-            "soft.",
-            {"dataset.resolution": None},
-            f"Use {native} px",
-        )
-
-
-@rule
-def resolution_is_rounded(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
-    chosen, multiple = config.dataset.resolution, CATALOGUE[config.model.family].size_multiple
-    if chosen and (sentence := rounded(chosen, multiple)):
-        side = exact_resolution(chosen, multiple)
-        yield Finding(
-            "warning", "dataset.resolution", sentence, {"dataset.resolution": side}, f"Use {side} px"
         )
 
 

@@ -15,6 +15,7 @@ from .findings import (
     rule,
 )
 from .prompt import prompts_of, without_unknown
+from .settings.dataset import all_resolutions
 from .trigger import has_trigger
 
 # Adapter and optimisation ----------------------------------------------------------------------------
@@ -320,11 +321,12 @@ def sample_size_does_not_fit(config: TrainConfig, facts: Facts) -> Iterator[Find
 @rule
 def drawn_at_another_size(config: TrainConfig, facts: Facts) -> Iterator[Finding]:
     samples, native = config.samples, native_resolution(config, facts)
-    trained = config.dataset.resolution or native
-    if not samples.prompts or not trained:
+    sides = all_resolutions(config.dataset, native or 0)
+    if not samples.prompts or not sides[0]:
         return
+    trained = sides[0]
     width, height = samples.width or trained, samples.height or trained
-    if all(not 0.5 <= width * height / side**2 <= 2 for side in (trained, native or trained)):
+    if all(not 0.5 <= width * height / side**2 <= 2 for side in (*sides, native) if side):
         yield Finding(
             "warning",
             "samples.width" if samples.width else "samples.height",

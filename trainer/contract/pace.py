@@ -16,7 +16,14 @@ from .runs import RunFolder
 
 LIKE = (
     *("model.family", "model.base", "model.precision", "model.quantize", "model.quantize_text"),
-    *("dataset.resolution", "adapter.type", "adapter.rank", "adapter.targets", "adapter.target_regex"),
+    *(
+        "dataset.resolution",
+        "dataset.more_resolutions",
+        "adapter.type",
+        "adapter.rank",
+        "adapter.targets",
+        "adapter.target_regex",
+    ),
     *("train.batch_size", "train.gradient_accumulation", "train.gradient_checkpointing", "train.optimizer"),
     *("train.text_encoder_lr", "train.text_encoder_2_lr", "prior.method", "machine.gpus"),
 )

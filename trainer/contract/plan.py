@@ -20,7 +20,7 @@ from .ladder import at_once
 from .length import batches_of, in_steps
 from .optimizers import OPTIMIZERS
 from .retention import most_at_once
-from .settings.dataset import is_mirrored, variants_of
+from .settings.dataset import all_resolutions, is_mirrored, variants_of
 from .settings.model import Quantization
 from .steps import Folder, calculation, trained
 
@@ -127,7 +127,8 @@ def estimate(
     native = base.resolution if base else family.resolution
     on_gpu = machine.vram_gib is not None
     plain = 2.0 if on_gpu and config.model.precision != "fp32" else 4.0
-    area = ((config.dataset.resolution or native) / native) ** 2
+    side = all_resolutions(config.dataset, native)[0]
+    area = (side / native) ** 2  # of the largest pictures
     megapixels = native**2 / 2**20
 
     def weights(millions: float, quantization: Quantization = "none", linear: float = 1.0) -> float:
@@ -165,7 +166,6 @@ def estimate(
     encoders = weights(encoder_m, config.model.quantize_text, TEXT_LINEAR_SHARE)
     vae = weights(vae_m)
     kept_text = encoders if trained_text_m else 0.0  # encoders that learn are needed at every step
-    side = config.dataset.resolution or native
     drawn = (config.samples.width or side) * (config.samples.height or side)
     if config.samples.tiling:
         drawn = min(drawn, TILE**2)

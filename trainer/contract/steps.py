@@ -21,11 +21,13 @@ Bucket = tuple[int, int]
 class Folder:
     """One folder of a recipe, counted: the bucket of each of its pictures, and how often an epoch it is
     shown. As a folder is found, that is what the name of a subfolder says (10_zwx dog), else 1; the recipe's
-    own repeats are multiplied by it in :func:`trained`."""
+    own repeats are multiplied by it in :func:`trained`. ``photos``, where it is not 0, is of how many photos
+    these are, when some are shown at several resolutions."""
 
     name: str
     pictures: tuple[tuple[Bucket, int], ...]
     regularisation: bool = False
+    photos: int = 0
 
     @property
     def looks(self) -> int:
@@ -153,9 +155,12 @@ def calculation(config: TrainConfig, folders: Sequence[Folder]) -> list[str]:
 
 
 def _pictures(folder: Folder) -> str:
-    """ "12 photos × 10 repeats", "12 photos" """
-    count = len(folder.pictures)
+    """ "12 photos × 10 repeats", "12 photos", "12 photos, in all sizes 36" """
+    shown, count = len(folder.pictures), folder.photos or len(folder.pictures)
+    several = count < shown
+    count = min(count, shown)  # of a regularisation set some are left out
     photos = f"{count} photo{'' if count == 1 else 's'}"
+    photos += f", in all sizes {shown}," if several else ""
     repeats = {repeats for _, repeats in folder.pictures}
     if repeats == {1} or not repeats:
         return photos

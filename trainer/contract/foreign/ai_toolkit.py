@@ -12,10 +12,10 @@ from typing import Any
 from ..families import CATALOGUE
 from . import ai_toolkit_tables as tables
 from .kohya import Beside, flattened, read_kohya
-from .names import effective_rate, family_called, layers_regex, quantization, take_base
+from .names import effective_rate, family_called, layers_regex, quantization, sides, take_base
 from .prompt_lines import PromptLine, take_prompts
 from .reading import refuse
-from .report import Imported, Unusable, is_off, shown
+from .report import Imported, Unusable, is_off
 from .rules import follow
 from .shared import (
     Folder,
@@ -25,9 +25,11 @@ from .shared import (
     take_optimizer,
     take_optimizer_arguments,
     take_scheduler,
+    take_sizes,
     take_text_rate,
     tell_differences,
     with_own,
+    with_sizes,
 )
 
 
@@ -320,6 +322,15 @@ def _take_schedule(found: Imported, train: dict[str, Any]) -> None:
         found.miss("train.lr_scheduler_params", parameters, "set train.warmup and train.restarts")
 
 
+def _sizes(row: dict[str, Any]) -> tuple[int, ...]:
+    """The resolutions of a dataset, the largest first; none where they cannot be read."""
+    given = row.get("resolution")
+    try:
+        return sides(given if isinstance(given, list) else [512 if given is None else given])
+    except Unusable:
+        return ()
+
+
 def _take_datasets(found: Imported, datasets: Any, whole: bool, reg_weight: Any) -> None:
     rows = [dict(row) for row in datasets if isinstance(row, dict)] if isinstance(datasets, list) else []
     if not rows:
@@ -348,7 +359,10 @@ def _take_datasets(found: Imported, datasets: Any, whole: bool, reg_weight: Any)
         )
         if own is not None:
             folders[-1] = with_own(folders[-1], prefix, row, own, tables.OWN)
-            told = [tables.OWN[ours] for ours in folders[-1].own]
+            folders[-1] = with_sizes(folders[-1], f"{prefix}resolution", _sizes(row), _sizes(own))
+            told = [*(tables.OWN[ours] for ours in folders[-1].own if ours in tables.OWN), "resolution"]
+            if _sizes(row) == _sizes(own) and "resolution" in row:
+                found.leave(f"{prefix}resolution", row["resolution"], f"as in {where}")
             mine, theirs = (
                 {name: value for name, value in level.items() if name not in told} for level in (row, own)
             )
@@ -359,14 +373,10 @@ def _take_datasets(found: Imported, datasets: Any, whole: bool, reg_weight: Any)
                 found.miss(prefix + option, value, "the first folder of photos' holds for all")
             continue
         own, where = dict(row), prefix.rstrip(".")
-        resolution = row.get("resolution")
-        if isinstance(resolution, list) and len(resolution) > 1:
-            found.note(
-                f"ai-toolkit shows every picture at {shown(resolution)} px in turn; here all are shown at "
-                "the largest."
-            )
-        if resolution is None:
+        if row.get("resolution") is None:
             found.take("dataset.resolution", 512, "ai-toolkit's default", "default")
+        elif isinstance(row["resolution"], list) and (several := _sizes(row)):
+            take_sizes(found, f"{prefix}resolution", row.pop("resolution"), several)
         follow(found, row, tables.DATASET, prefix)
         found.unknown({prefix + option: value for option, value in row.items()})
     if any(not is_off(folder.masks) for folder in folders):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
+from ..sizes import sides_text
 from . import kohya_tables
-from .report import Imported, is_off
+from .names import side
+from .report import Imported, Unusable, is_off
 from .rules import follow
-from .shared import Folder, take_folders, tell_differences, with_own
+from .shared import Folder, take_folders, tell_differences, with_own, with_sizes
 
 _SUBSET_ONLY = ("image_dir", "is_reg", "alpha_mask", "metadata_file", "conditioning_data_dir")
 _KNOWN = {**kohya_tables.CAPTIONS, **kohya_tables.IMAGES}
@@ -49,6 +52,8 @@ def take_dataset(
     for number, level in enumerate(levels[1:], 1):
         at = f"datasets[{number}] "
         tell_differences(found, at, _shared(level), _shared(levels[0]), "datasets[0]", _KNOWN)
+        if "resolution" in level and _sides([level]) == _sides(levels[:1]):
+            found.leave(f"{at}resolution", level["resolution"], "as in datasets[0]")
     if batch := merged.pop("batch_size", None):
         found.keep("batch_size", batch, "train.batch_size", batch)
     take_buckets(found, merged)
@@ -66,7 +71,7 @@ def _tables(rows: Any) -> list[dict[str, Any]]:
 
 
 def _shared(level: dict[str, Any]) -> dict[str, Any]:
-    own = (*_FOLDER, *kohya_tables.OWN.values())
+    own = (*_FOLDER, *kohya_tables.OWN.values(), "resolution")
     return {name: value for name, value in level.items() if name not in own}
 
 
@@ -93,18 +98,28 @@ def _take_subsets(
     own: dict[str, Any] | None = None
     first = _first(levels, subsets)
     where = ""
+    seen: dict[Any, tuple[str, dict[str, Any]]] = {}
+    shown_at: dict[Any, list[dict[str, Any]]] = {}  # folder: the datasets that it is in
     for number, (above, rows) in enumerate(zip(levels, subsets, strict=False)):
         for place, subset in enumerate(rows):
             label = f"datasets[{number}].subsets[{place}]" if len(levels) > 1 else f"subsets[{place}]"
             if file := subset.pop("metadata_file", None):
                 found.miss(f"{label} metadata_file", file, "captions are .txt files; JSON is not read")
+            whole = {name: value for name, value in subset.items() if name != "image_dir"}
             folder = _folder(f"{label} ", subset, above, reg_weight)
-            if folder.path in [one.path for one in folders]:
-                found.leave(f"{label} image_dir", folder.path, "the same photos again; they are shown once")
+            among = shown_at.setdefault(folder.path, [])
+            among.append(above | {"at": number})
+            if len(among) > 1:
+                again = len(_sides(among)) == len(_sides(among[:-1]))
+                why = "they are shown once" if again else "at another resolution"
+                found.leave(f"{label} image_dir", folder.path, f"the same photos again; {why}")
+                name, before = seen[folder.path]
+                tell_differences(found, f"{label} ", whole, before, name, _KNOWN)
                 continue
+            seen[folder.path] = (label, whole)
             if own is None and not folder.regularisation:
                 folders.append(folder)
-                own, where = subset, label
+                own, where = {name: above[name] for name in ("resolution",) if name in above} | subset, label
                 continue
             folder = with_own(folder, f"{label} ", above | subset, first, kohya_tables.OWN)
             told = [kohya_tables.OWN[ours] for ours in folder.own]
@@ -115,11 +130,30 @@ def _take_subsets(
                     for level in (above | subset, first)
                 )
                 tell_differences(found, f"{label} ", mine, theirs, where, _KNOWN)
+    main = next((folder for folder in folders if not folder.regularisation), None)
+    usual = _sides(shown_at[main.path]) if main else []
+    if main and (more := sides_text(usual[1:])):
+        option = ", ".join(f"datasets[{one['at']}] resolution" for one in shown_at[main.path][1:])
+        found.keep(option, usual[1:], "dataset.more_resolutions", more, "each photo is shown at each of them")
+    for place, folder in enumerate(folders):
+        if folder is not main:
+            among = shown_at[folder.path]
+            option = f"datasets[{among[0]['at']}] resolution" if len(levels) > 1 else "resolution"
+            folders[place] = with_sizes(folder, option, _sides(among), usual)
     take_folders(found, folders)
     for level in levels:
         for name in ("class_tokens", "num_repeats"):
             level.pop(name, None)
     return own or {}
+
+
+def _sides(levels: list[dict[str, Any]]) -> list[int]:
+    """The resolutions of some datasets, in their order, as far as they can be read."""
+    found: list[int] = []
+    for level in levels:
+        with suppress(Unusable):
+            found += [one for one in [side(level.get("resolution"))] if one not in found]
+    return found
 
 
 def _first(levels: list[dict[str, Any]], subsets: list[list[dict[str, Any]]]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ..families import CATALOGUE, DEMO_BASE, Family, block_maps, known_base
 from ..fields import RECORDS, flatten
 from ..files import write_text
 from ..prompt import prompts_of
+from ..settings.dataset import NOTHING_OWN, all_resolutions, resolutions_of
 from . import kohya_tables
 from .kohya_flow import SCRIPTS, flow_options
 from .prompt_lines import parse_prompt_line
@@ -142,7 +143,7 @@ def _put_plain(made: Exported, config: TrainConfig) -> None:
     """Settings that are an option by the same values; all others that are set have no counterpart."""
     values = flatten(config)
     arguments = made.sections["network"].setdefault("network_args", [])
-    dataset = made.dataset["datasets"][0]
+    datasets = made.dataset["datasets"]
     for setting, record in RECORDS.items():
         value = values[setting]
         if setting in made.told or value == record.default:
@@ -156,11 +157,12 @@ def _put_plain(made: Exported, config: TrainConfig) -> None:
             made.tell(setting, value, f"network_args {option}", value)
         elif option := _PICTURES.get(setting):
             if setting in _NOT_FOR_CLASS_PICTURES:
-                for subset in dataset["subsets"]:
+                for subset in (each for dataset in datasets for each in dataset["subsets"]):
                     if not subset.get("is_reg"):
                         subset.setdefault(option, value)
             else:
-                dataset[option] = value
+                for dataset in datasets:
+                    dataset[option] = value
             made.tell(setting, value, option, value)
         else:
             made.miss(setting, value, "kohya's scripts have nothing like it")
@@ -350,21 +352,33 @@ def _put_noise(made: Exported, config: TrainConfig, row: Family) -> None:
 def _put_dataset(made: Exported, config: TrainConfig, row: Family) -> None:
     dataset = config.dataset
     base = known_base(config.model.family, config.model.base)
-    side = dataset.resolution or (base.resolution if base else row.resolution)
-    table: dict[str, Any] = {
-        "resolution": [side, side],
-        "batch_size": config.train.batch_size,
-        "enable_bucket": True,
-        "bucket_no_upscale": dataset.buckets == "no_upscale",
-        "min_bucket_reso": dataset.bucket_min or side // 2,
-        "max_bucket_reso": dataset.bucket_max or 2 * side,
-        "bucket_reso_steps": dataset.bucket_step or max(8, side // 16),
-        "caption_extension": ".txt",
-    }
+    native = base.resolution if base else row.resolution
+    main = dataset.resolution or native
+    sides = sorted(
+        all_resolutions(dataset, native), key=lambda side: side != main
+    )  # what is usual comes first
+
+    def table(side: int) -> dict[str, Any]:
+        shortest, longest = dataset.bucket_min or main // 2, dataset.bucket_max or 2 * main
+        return {
+            "resolution": [side, side],
+            "batch_size": config.train.batch_size,
+            "enable_bucket": True,
+            "bucket_no_upscale": dataset.buckets == "no_upscale",
+            "min_bucket_reso": round(shortest * side / main),
+            "max_bucket_reso": round(longest * side / main),
+            "bucket_reso_steps": dataset.bucket_step or max(8, side // 16),
+            "caption_extension": ".txt",
+        }
+
     made.told.update(("dataset.trigger", "dataset.repeats"))
     made.tell("train.batch_size", config.train.batch_size, "batch_size", config.train.batch_size)
     why = "" if dataset.resolution else "the base's own; kohya has no usual one"
-    made.tell("dataset.resolution", dataset.resolution, "resolution", [side, side], why)
+    made.tell("dataset.resolution", dataset.resolution, "resolution", [sides[0], sides[0]], why)
+    if len(sides) > 1:
+        told = dataset.more_resolutions or "of the folders"
+        why = "a [[datasets]] for each; kohya enlarges photos for it, unless bucket_no_upscale is on"
+        made.tell("dataset.more_resolutions", told, "resolution", list(sides), why)
     made.told.update(f"dataset.bucket_{name}" for name in ("min", "max", "step"))
     if dataset.buckets == "standard":
         made.miss("dataset.buckets", dataset.buckets, "kohya makes its own list, of all shapes of that area")
@@ -375,6 +389,9 @@ def _put_dataset(made: Exported, config: TrainConfig, row: Family) -> None:
         own["class_tokens"] = dataset.trigger
     made.tell("dataset.path", dataset.path, "image_dir", dataset.path)
     subsets = [own]
+    shown_at = [
+        {side or native for side in resolutions_of(dataset, one)} for one in (NOTHING_OWN, *dataset.subsets)
+    ]
     for one in dataset.subsets:
         other: dict[str, Any] = {"image_dir": one.path, "num_repeats": one.repeats}
         if one.trigger or (dataset.trigger and not one.regularisation):
@@ -405,8 +422,13 @@ def _put_dataset(made: Exported, config: TrainConfig, row: Family) -> None:
             made.miss("loss.mask", config.loss.mask, "kohya multiplies alone: small subjects learn slower")
         if config.loss.mask_floor:
             made.miss("loss.mask_floor", config.loss.mask_floor, "kohya's masks hide all that lies outside")
-    table["subsets"] = subsets
-    made.dataset = {"datasets": [table]}
+    made.dataset = {
+        "datasets": [
+            table(side)
+            | {"subsets": [each for each, at in zip(subsets, shown_at, strict=True) if side in at]}
+            for side in sides
+        ]
+    }
 
 
 _SAMPLERS = {
@@ -424,7 +446,7 @@ def _put_samples(made: Exported, config: TrainConfig, row: Family, stem: str) ->
     if not samples.prompts:
         return
     base = known_base(config.model.family, config.model.base)
-    side = config.dataset.resolution or (base.resolution if base else row.resolution)
+    side = all_resolutions(config.dataset, base.resolution if base else row.resolution)[0]
     file = f"{stem}.prompts.txt"
     for prompt in prompts_of(samples):
         seed = samples.seed if prompt.seed is None else prompt.seed

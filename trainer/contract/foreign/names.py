@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from ..families import CATALOGUE, family_of, first_base
@@ -187,6 +188,13 @@ def side(value: Any) -> int:
     if len(set(numbers)) == 1:
         return int(numbers[0])
     return max(64, int((numbers[0] * numbers[-1]) ** 0.5 / 64 + 0.5) * 64)
+
+
+def sides(values: Sequence[Any]) -> tuple[int, ...]:
+    """Several resolutions, each as :func:`side` reads it, the largest first. Raises Unusable."""
+    if not values:
+        raise Unusable("it names no resolution")
+    return tuple(sorted({side(each) for each in values}, reverse=True))
 
 
 def effective_rate(found: Imported) -> None:

@@ -13,23 +13,22 @@ from ..families import CATALOGUE
 from ..optimizers import OPTIMIZERS
 from . import onetrainer_tables as tables
 from .kohya import Beside
-from .names import effective_rate, family_called, layers_regex, quantization, side, take_base
+from .names import effective_rate, family_called, layers_regex, quantization, sides, take_base
+from .onetrainer_concepts import rows_of, take_concepts
 from .prompt_lines import PromptLine, take_prompts
-from .reading import parse_json, read_text, refuse
+from .reading import refuse
 from .report import Imported, Unusable, is_off, number, shown
 from .rules import follow
 from .shared import (
-    Folder,
     leave_off,
     number_or,
     safe_name,
     take_alpha,
-    take_folders,
     take_optimizer,
     take_optimizer_arguments,
     take_scheduler,
     take_share,
-    tell_differences,
+    take_sizes,
 )
 
 _DENOISERS = ("unet", "transformer", "prior")
@@ -56,7 +55,7 @@ def read_onetrainer(data: dict[str, Any], name: str, beside: Beside) -> Imported
     _take_optimizer(found, options)
     _take_loss(found, options)
     _take_timesteps(found, options)
-    _take_concepts(found, options, beside)
+    take_concepts(found, options, beside)
     _take_samples(found, options, beside)
     _take_saving(found, options)
     follow(found, options, tables.CONFIG)
@@ -182,14 +181,21 @@ def _take_duration(found: Imported, options: dict[str, Any]) -> None:
     if resolution is None:
         found.take("dataset.resolution", 512, "OneTrainer's default", "default")
         return
-    parts = str(resolution).split(",")
     try:
-        ours = side(parts) if len(parts) > 1 else side(resolution)
+        several = sides(str(resolution).split(","))
     except Unusable as problem:
         found.miss("resolution", resolution, str(problem))
-    else:
-        why = "pictures are shown at one size here: the largest" if len(parts) > 1 else ""
-        found.keep("resolution", resolution, "dataset.resolution", ours, why)
+        return
+    take_sizes(found, "resolution", resolution, several)
+    if len(several) > 1:
+        found.note(
+            f"OneTrainer draws one of {len(several)} resolutions for each look at a photo; here a photo is "
+            f"shown at each of them, so that an epoch is {len(several)} times as long."
+        )
+        if found.has("train.epochs"):
+            given = found.get("train.epochs")
+            fewer = max(1, round(given / len(several)))
+            found.take("train.epochs", fewer, f"as many looks as {given} epochs there", "converted")
 
 
 def _take_optimizer(found: Imported, options: dict[str, Any]) -> None:
@@ -321,91 +327,6 @@ def _take_timesteps(found: Imported, options: dict[str, Any]) -> None:
             found.miss(option, value, "only logit_normal has a width and a centre here")
 
 
-def _rows(found: Imported, options: dict[str, Any], name: str, file_option: str, beside: Beside) -> list[Any]:
-    """A list that the recipe holds, or that a file beside it does."""
-    rows, named = options.pop(name, None), options.pop(file_option, None)
-    if isinstance(rows, list):
-        if named is not None:
-            found.leave(file_option, named, f"{name} are in this file")
-        return rows
-    if named is None:
-        return []
-    file = beside(str(named))
-    if file is None:
-        found.miss(file_option, named, "it is not there; put it beside, or fill it in by hand")
-        return []
-    found.leave(file_option, named, "read, see below")
-    data = parse_json(read_text(file), file.name)
-    return data if isinstance(data, list) else []
-
-
-def _take_concepts(found: Imported, options: dict[str, Any], beside: Beside) -> None:
-    folders: list[Folder] = []
-    first: dict[str, Any] = {}
-    where = ""
-    for place, row in enumerate(_rows(found, options, "concepts", "concept_file_name", beside)):
-        if not isinstance(row, dict):
-            continue
-        concept, prefix = dict(row), f"concepts[{place}]."
-        kind = str(concept.pop("type", "STANDARD"))
-        if is_off(concept.pop("enabled", True)):
-            found.leave(prefix + "enabled", False, "a concept that is switched off is left out")
-            continue
-        path = concept.pop("path", "")
-        if kind == "VALIDATION":
-            found.keep(prefix + "path", path, "validation.path", path)
-            continue
-        regular = kind == "PRIOR_PREDICTION"
-        if regular:
-            found.miss(
-                prefix + "type", kind, "its pictures are a regularisation set: what they show is learned"
-            )
-        else:
-            found.leave(prefix + "type", kind, "photos of the subject")
-        repeats, weight = concept.pop("balancing", None), concept.pop("loss_weight", None)
-        strategy = str(concept.pop("balancing_strategy", "REPEATS"))
-        if strategy == "REPEATS":
-            found.leave(prefix + "balancing_strategy", strategy, "repeats, as here")
-        else:
-            found.miss(prefix + "balancing_strategy", strategy, "a number of samples; repeats balance here")
-            repeats = None
-        names = {"path": "path", "repeats": "balancing", "weight": "loss_weight"}
-        names = {ours: prefix + option for ours, option in names.items()}
-        whole = _whole(found, prefix, repeats)
-        folders.append(Folder(names, path, repeats=whole, weight=weight, regularisation=regular))
-        if where:
-            for part in ("image", "text"):
-                mine, theirs = (_part(one, part) for one in (concept, dict(first)))
-                tell_differences(found, f"{prefix}{part}.", mine, theirs, where, tables.CONCEPT)
-            plain = {name: value for name, value in first.items() if name not in ("image", "text")}
-            tell_differences(found, prefix, concept, plain, where, tables.CONCEPT)
-            continue
-        first, where = dict(concept), prefix.rstrip(".")
-        for part in ("image", "text"):
-            table = concept.pop(part, None)
-            if isinstance(table, dict):
-                table = dict(table)
-                follow(found, table, tables.CONCEPT, f"{prefix}{part}.")
-                found.unknown({f"{prefix}{part}.{key}": value for key, value in table.items()})
-        follow(found, concept, tables.CONCEPT, prefix)
-        found.unknown({prefix + key: value for key, value in concept.items()})
-    take_folders(found, folders)
-
-
-def _part(concept: dict[str, Any], name: str) -> dict[str, Any]:
-    table = concept.pop(name, None)
-    return table if isinstance(table, dict) else {}
-
-
-def _whole(found: Imported, prefix: str, repeats: Any) -> Any:
-    given = number_or(found, f"{prefix}balancing", repeats, None)
-    if given is None or given == int(given):
-        return given and int(given)
-    ours = max(1, round(given))
-    found.note(f"{prefix}balancing = {shown(repeats)}: repeats are whole numbers here, so {ours}.")
-    return ours
-
-
 _SAMPLE_NAMES = {
     "negative": "samples negative_prompt",
     "width": "samples width",
@@ -418,7 +339,7 @@ _SAMPLE_NAMES = {
 
 def _take_samples(found: Imported, options: dict[str, Any], beside: Beside) -> None:
     prompts = []
-    for row in _rows(found, options, "samples", "sample_definition_file_name", beside):
+    for row in rows_of(found, options, "samples", "sample_definition_file_name", beside):
         if isinstance(row, dict) and row.get("prompt") and not is_off(row.get("enabled", True)):
             steps, seed = row.get("diffusion_steps"), row.get("seed")
             prompts.append(

@@ -169,8 +169,6 @@ CONCEPT: Table = {
     "enable_random_contrast": To("dataset.colour", switched(0.1)),
     "enable_random_saturation": To("dataset.colour", switched(0.1)),
     "enable_random_hue": To("dataset.hue", switched(10.0)),
-    "enable_resolution_override": Absent("one resolution holds for all photos"),
-    "resolution_override": Ignored("goes with enable_resolution_override"),
     "enable_random_circular_mask_shrink": Absent("masks are used as they are"),
     "enable_random_mask_rotate_crop": Absent("masks are used as they are"),
     "prompt_source": Only(_from_text_files),

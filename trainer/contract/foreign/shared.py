@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,6 +12,7 @@ from ..config import TEXT_RATES
 from ..families import CATALOGUE
 from ..fields import RECORDS
 from ..optimizers import parse_options, written_options
+from ..sizes import sides_text
 from .names import flat, optimizer, scheduler
 from .report import Imported, Line, Unusable, is_off, number, shown
 from .rules import Ignored, Table
@@ -233,6 +234,26 @@ def _count(value: Any) -> int:
     return int(number(value or 0))
 
 
+def with_sizes(folder: Folder, option: str, mine: Sequence[int], first: Sequence[int]) -> Folder:
+    """The folder with the resolutions that an option gives it, where the ``first``'s, which hold for all, are
+    others."""
+    own: dict[str, Any] = {}
+    mine, first = ([one for one in given if one] for given in (mine, first))
+    if mine and first and set(mine) != set(first):
+        own = {"resolution": mine[0], "more_resolutions": sides_text(mine[1:])}
+        usual = {"resolution": first[0], "more_resolutions": sides_text(first[1:])}
+        own = {name: value for name, value in own.items() if value != usual[name]}
+    told = dict.fromkeys(own, option)
+    return replace(folder, names={**folder.names, **told}, own={**folder.own, **own})
+
+
+def take_sizes(found: Imported, option: str, value: Any, sizes: Sequence[int], why: str = "") -> None:
+    """dataset.resolution and, where there are several, dataset.more_resolutions."""
+    found.keep(option, value, "dataset.resolution", sizes[0], why)
+    if more := sides_text(sizes[1:]):
+        found.keep(option, value, "dataset.more_resolutions", more, "each photo is shown at each of them")
+
+
 OWN: Mapping[str, Callable[[Any], Any]] = {
     "prefix": _text,
     "suffix": _text,
@@ -298,7 +319,8 @@ def take_folders(found: Imported, folders: list[Folder]) -> None:
         line = Line("converted", folder.names["path"], folder.path, "dataset.subsets", table, why)
         found.lines.append(line)
         for name, value in given.items():
-            found.leave(folder.names[name], value, "in that subset")
+            if name != "more_resolutions":  # told with its resolution
+                found.leave(folder.names[name], value, "in that subset")
     for folder in folders:
         if "regularisation" in folder.names:
             told = "a regularisation set" if folder.regularisation else "photos of the subject"

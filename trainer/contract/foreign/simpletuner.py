@@ -7,9 +7,11 @@ at 2, batch 4, a constant schedule with warm-up. Repeats count the repetitions: 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any
 
 from ..families import CATALOGUE
+from ..sizes import sides_text
 from . import simpletuner_tables as tables
 from .kohya import Beside
 from .names import effective_rate, family_called, quantization, side, take_base
@@ -30,6 +32,7 @@ from .shared import (
     take_share,
     take_text_rate,
     tell_differences,
+    with_sizes,
 )
 
 
@@ -268,6 +271,10 @@ def _take_data(found: Imported, options: dict[str, Any], beside: Beside) -> None
     data = parse_json(read_text(file), file.name)
     rows = [dict(row) for row in data if isinstance(row, dict)] if isinstance(data, list) else []
     folders: list[Folder] = []
+    sizes: dict[Any, list[int]] = {}
+    seen: dict[Any, tuple[str, dict[str, Any]]] = {}
+    own_path: Any = None
+    usual = found.get("dataset.resolution") or 0
     own: dict[str, Any] = {}
     where = ""
     for row in rows:
@@ -284,9 +291,22 @@ def _take_data(found: Imported, options: dict[str, Any], beside: Beside) -> None
         word = str(row.pop("instance_prompt", "") or prompt)
         folder = row.pop("instance_data_dir", "")
         size = (row.pop("resolution", None), row.pop("resolution_type", None))
-        if folder in [each.path for each in folders]:
-            _take_larger(found, f"{prefix}resolution", *size)
+        if (pixels := _pixels(*size)) == 0:
+            found.miss(f"{prefix}resolution", size[0], "it is no resolution")
+        sizes.setdefault(folder, []).append(pixels or usual)
+        if len(sizes[folder]) > 1:
+            again = len(set(sizes[folder])) < len(sizes[folder])
+            if not again and own_path == folder:
+                more = sides_text(sizes[folder][1:])
+                why = "the same photos at another size: each is shown at each of them"
+                found.keep(f"{prefix}resolution", size[0], "dataset.more_resolutions", more, why)
+            else:
+                why = "they are shown once" if again else "at another size, in that subset"
+                found.leave(f"{prefix}resolution", size[0], f"the same photos again; {why}")
+            name, before = seen[folder]
+            tell_differences(found, prefix, {"repeats": repeats, **row}, before, name, tables.BACKEND)
             continue
+        seen[folder] = (prefix.strip(), {"repeats": repeats, **row})
         more = number_or(found, f"{prefix}repeats", repeats, None)
         count = None if more is None else int(more) + 1
         names = {"path": "instance_data_dir", "trigger": "instance_prompt", "repeats": "repeats"}
@@ -296,35 +316,40 @@ def _take_data(found: Imported, options: dict[str, Any], beside: Beside) -> None
             found.note(f"{prefix}repeats = {repeats}: 0 is once there, so it is {count} here.")
         if where or regular:
             tell_differences(found, prefix, row, own, where, tables.BACKEND)
+            if size[0] is not None and (not where or pixels == sizes[own_path][0]):
+                found.leave(f"{prefix}resolution", size[0], f"as in {where}" if where else "in that subset")
             continue
-        own, where = dict(row), prefix.strip()
+        own, own_path, where = dict(row), folder, prefix.strip()
         _take_resolution(found, f"{prefix}resolution", *size)
         follow(found, row, tables.BACKEND, prefix)
         found.unknown({prefix + option: value for option, value in row.items()})
+    first = next((one for one in folders if not one.regularisation), None)
+    for place, each in enumerate(folders):
+        if first and each is not first:
+            told = each.names["path"].replace("instance_data_dir", "resolution")
+            folders[place] = with_sizes(each, told, sizes[each.path], sizes[first.path])
     take_folders(found, folders)
 
 
 def _take_resolution(found: Imported, option: str, value: Any, kind: Any) -> None:
     """In pixels, or in megapixels where resolution_type is "area"."""
+    if (pixels := _pixels(value, kind)) is None:
+        return
+    if pixels:
+        megapixels = str(kind) == "area" or pixels != number_or(found, option, value, pixels)
+        found.keep(option, value, "dataset.resolution", pixels, "megapixels" if megapixels else "")
+    else:
+        found.miss(option, value, f"{shown(value)} is no resolution")
+
+
+def _pixels(value: Any, kind: Any) -> int | None:
+    """None where nothing is said, 0 for what is no resolution."""
     if value is None or is_off(value):
-        return
-    try:
+        return None
+    with suppress(Unusable):
         megapixels = str(kind) == "area" or 0 < number(value) < 16
-        pixels = round((abs(number(value)) * 2**20) ** 0.5 / 64) * 64 if megapixels else side(value)
-    except Unusable as problem:
-        found.miss(option, value, str(problem))
-        return
-    found.keep(option, value, "dataset.resolution", pixels, "megapixels" if megapixels else "")
-
-
-def _take_larger(found: Imported, option: str, value: Any, kind: Any) -> None:
-    """The same photos at another size: one size holds for all here, the largest."""
-    before = found.get("dataset.resolution")
-    _take_resolution(found, option, value, kind)
-    if before and before > (found.get("dataset.resolution") or 0):
-        found.put("dataset.resolution", before)
-    largest = found.get("dataset.resolution")
-    found.note(f"{option}: the same photos at another size; all are shown at the largest, {largest} px.")
+        return round((abs(number(value)) * 2**20) ** 0.5 / 64) * 64 if megapixels else side(value)
+    return 0
 
 
 def _take_samples(found: Imported, options: dict[str, Any], beside: Beside) -> None:

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
 from .captions import CaptionSettings
 from .section import Section, setting
 
 BucketList = Literal["standard", "all", "no_upscale"]
+LEAST, MOST = 64, 2048
+"""Sides in pixels that can be trained at."""
+
+
+def _listed(value: Any) -> Any:
+    """Sides as they are kept, "512, 768": of such a text, a number or a list."""
+    if value is None:
+        return None
+    given = value if isinstance(value, (list, tuple)) else re.split(r"[\s,;]+", str(value).strip(" []"))
+    sides = [str(one).strip() for one in given if str(one).strip()]
+    if not all(one.isdecimal() and LEAST <= int(one) <= MOST for one in sides):
+        raise ValueError(f"{value!r} is not allowed; give sides from {LEAST} to {MOST} px, such as 512, 768")
+    return ", ".join(map(str, sorted({int(one) for one in sides})))
+
+
+Sides = Annotated[str, BeforeValidator(_listed)]
 
 
 class OwnSettings(Section):
-    """What a folder has of its own, in the place of [captions] and dataset.flip; None is what they say."""
+    """What a folder has of its own, in the place of [captions] and [dataset]; None is what they say."""
 
     prefix: str | None = setting(None, label="Prefix", max_length=500, pattern=r"^[^|]*$")
     """Put before the captions of this folder, instead of captions.prefix; given empty, nothing is."""
@@ -27,6 +44,12 @@ class OwnSettings(Section):
     """As captions.dropout, for this folder."""
     flip: bool | None = setting(None, label="Mirror at random")
     """As dataset.flip, for this folder."""
+    resolution: int | None = setting(None, label="Resolution", unit="px", ge=LEAST, le=MOST)
+    """As dataset.resolution, for this folder."""
+    more_resolutions: Annotated[str | None, BeforeValidator(_listed)] = setting(
+        None, label="More resolutions", unit="px"
+    )
+    """As dataset.more_resolutions, for this folder; given empty, it is shown at one."""
 
     def captions(self, settings: CaptionSettings, regularisation: bool = False) -> CaptionSettings:
         """[captions] as it holds for this folder."""
@@ -104,9 +127,13 @@ class DatasetSettings(Section):
     trigger: str = setting("", label="Trigger word", basic=True, max_length=100)
     """The word or short phrase that calls up what the LoRA learns. It is the caption of every picture
     that has none."""
-    resolution: int | None = setting(None, label="Resolution", unit="px", ge=64, le=2048)
+    resolution: int | None = setting(None, label="Resolution", unit="px", ge=LEAST, le=MOST)
     """Side of the square bucket; the other buckets have about the same area. Empty means the native
     size of the base."""
+    more_resolutions: Sides = setting("", label="More resolutions", unit="px")
+    """Show every photo at these sizes too, such as 512, 768 beside a resolution of 1024: the LoRA then
+    draws well at several sizes, and an epoch takes as many times longer. A photo is never enlarged for it: at
+    a size that its crop does not reach, it is shown once more at the next smaller one."""
     flip: bool = setting(False, label="Mirror at random")
     """Show half of the pictures mirrored, chosen anew each epoch. Not for faces with a parting, text or
     anything else that is not symmetric."""
@@ -145,9 +172,31 @@ class DatasetSettings(Section):
     """Further concepts, each with a folder and a trigger word of its own, and regularisation sets (class
     pictures). In a recipe each is a table [[dataset.subsets]] with path, trigger, repeats, regularisation and
     weight; here one line each: folder | trigger = qrt cat | repeats = 5, or folder | trigger = dog |
-    regularisation | weight = 0.5. prefix, suffix, shuffle, keep_tokens, dropout and flip take the place of
-    what [captions] and dataset.flip say for all, such as | keep_tokens = 2 | flip = false; a prefix or suffix
-    given empty ("prefix =") is none."""
+    regularisation | weight = 0.5. prefix, suffix, shuffle, keep_tokens, dropout, flip, resolution and
+    more_resolutions take the place of what [captions] and [dataset] say for all, such as | keep_tokens = 2 |
+    flip = false | resolution = 512; a prefix or suffix given empty ("prefix =") is none."""
+
+
+def resolutions_of(settings: DatasetSettings, own: OwnSettings = NOTHING_OWN) -> tuple[int | None, ...]:
+    """The sides that the pictures of a folder are shown at; None is the base's own."""
+    more = settings.more_resolutions if own.more_resolutions is None else own.more_resolutions
+    return (own.resolution or settings.resolution, *listed_sides(more))
+
+
+def listed_sides(more: str | None) -> list[int]:
+    """The sides of more_resolutions."""
+    return [int(side) for side in (more or "").split(", ") if side]
+
+
+def all_resolutions(settings: DatasetSettings, native: int) -> tuple[int, ...]:
+    """The sides of all folders, for a base of ``native`` pixels; the largest first."""
+    folders = (NOTHING_OWN, *settings.subsets)
+    return tuple(
+        sorted(
+            {side or native for own in folders for side in resolutions_of(settings, own)},
+            reverse=True,
+        )
+    )
 
 
 def is_mirrored(settings: DatasetSettings) -> bool:
