@@ -39,6 +39,7 @@ class Order(NamedTuple):
     folder: str
     environment: dict[str, str]
     new_session: bool
+    sets_aside: bool = False
 
 
 class Forked(subprocess.Popen[Any]):
@@ -66,37 +67,54 @@ class Forked(subprocess.Popen[Any]):
         return os.fork() or _become(order, streams)
 
 
-class Program(Forked):
-    """``python -m …`` as a fork of the process that :func:`prepare` has set aside."""
+def read_already(environment: Mapping[str, str]) -> str:
+    """The variable that keeps a program from being a fork, "" where there is none."""
+    names = {*environment, *os.environ}
+    return next(
+        (n for n in names if n.startswith(READ_ON_IMPORT) and environment.get(n) != _as_prepared.get(n)), ""
+    )
 
-    def __init__(self, *words: object, **options: Any) -> None:
+
+class ForkedAside(Forked):
+    """``python -m …`` as a fork of the process that :func:`prepare` has set aside: for those that have
+    threads by now, which do not outlive a fork. What else is to be started is as ever."""
+
+    _server: _Server | None = None  # that has forked it
+    _sets_aside = False
+
+    def _fork(self, order: Order, streams: list[int]) -> int:
+        if name := read_already(order.environment):
+            raise ValueError(f"{name} has been read already: start a new interpreter")
+        assert _server is not None
+        self._server = _server
+        return _server.fork(order._replace(sets_aside=self._sets_aside), streams)
+
+    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
+        if self._server is None:
+            return super()._try_wait(wait_flags)  # type: ignore[misc,no-any-return]
+        return self._server.wait(self.pid, forever=not wait_flags & os.WNOHANG)
+
+    def _internal_poll(self, *_: Any, **__: Any) -> int | None:
+        if self._server is None:
+            return super()._internal_poll()  # type: ignore[misc,no-any-return]
+        if self.returncode is None:
+            pid, status = self._try_wait(os.WNOHANG)
+            if pid:
+                self._handle_exitstatus(status)  # type: ignore[attr-defined]
+        return self.returncode
+
+
+class Program(ForkedAside):
+    """The same, by its words alone. One that ``sets_aside`` a process of its own forks what it starts, too."""
+
+    def __init__(self, *words: object, sets_aside: bool = False, **options: Any) -> None:
+        self._sets_aside = sets_aside
         super().__init__([sys.executable, "-m", *map(str, words)], **options)
 
     def _execute_child(self, args: Sequence[str], *more: Any) -> None:
         if _server is None:  # there is no fork on this system
             return subprocess.Popen._execute_child(self, args, *more)  # type: ignore[attr-defined]
         super()._execute_child(args, *more)
-
-    def _fork(self, order: Order, streams: list[int]) -> int:
-        for name in {*order.environment, *os.environ}:
-            if name.startswith(READ_ON_IMPORT) and order.environment.get(name) != _as_prepared.get(name):
-                raise ValueError(f"{name} has been read already: start a new interpreter")
-        assert _server is not None
-        return _server.fork(order, streams)
-
-    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
-        if _server is None:
-            return subprocess.Popen._try_wait(self, wait_flags)  # type: ignore[attr-defined,no-any-return]
-        return _server.wait(self.pid, forever=not wait_flags & os.WNOHANG)
-
-    def _internal_poll(self, *_: Any, **__: Any) -> int | None:
-        if _server is None:
-            return subprocess.Popen._internal_poll(self)  # type: ignore[attr-defined,no-any-return]
-        if self.returncode is None:
-            pid, status = self._try_wait(os.WNOHANG)
-            if pid:
-                self._handle_exitstatus(status)  # type: ignore[attr-defined]
-        return self.returncode
 
 
 def run(*words: object, timeout: float = 240, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -207,6 +225,9 @@ def _become(order: Order, streams: list[int]) -> NoReturn:
     code = 1
     try:
         _be_new(order, streams)
+        if order.sets_aside:
+            prepare()
+            subprocess.Popen = ForkedAside  # type: ignore[misc]
         sys.modules.pop(order.words[0], None)
         sys.modules.pop(f"{order.words[0]}.__main__", None)
         runpy.run_module(order.words[0], run_name="__main__", alter_sys=True)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -20,6 +21,7 @@ from trainer.contract.files import read_json
 from trainer.contract.runs import list_runs
 
 from ..conftest import ROOT
+from ..forks import Program, read_already
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 expect.set_options(timeout=20_000)
@@ -46,9 +48,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 class StudioProcess:
-    """``python app.py`` on a port of its own; ``kill`` and ``start`` again to restart it."""
+    """``python app.py`` on a port of its own; ``kill`` and ``start`` again to restart it.
 
-    program = ROOT / "app.py"
+    It and its trainers are forks that have all imports, unless their environment asks for new interpreters.
+    """
+
+    program = "app"
 
     def __init__(self, workspace: Path, *options: str, password: str = "", **environment: str) -> None:
         with socket.socket() as probe:
@@ -73,14 +78,18 @@ class StudioProcess:
     def start(self) -> None:
         arguments = ["--port", str(self.port), "--workspace", str(self.workspace), *self._options]
         with self.log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, str(self.program), *arguments],
-                cwd=ROOT,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+            streams: dict[str, Any] = {
+                "stdin": subprocess.DEVNULL,
+                "stdout": output,
+                "stderr": subprocess.STDOUT,
+            }
+            if not read_already(self._environment):
+                self._process = Program(
+                    self.program, *arguments, sets_aside=True, cwd=ROOT, env=self._environment, **streams
+                )
+            else:
+                command = [sys.executable, "-m", self.program, *arguments]
+                self._process = subprocess.Popen(command, cwd=ROOT, env=self._environment, **streams)
         wait_until(self._answers, 120, lambda: self.log.read_text(errors="replace")[-3000:])
 
     def _answers(self) -> bool:

@@ -24,7 +24,7 @@ PATIENT = 60_000
 
 
 class StandInStudio(StudioProcess):
-    program = ROOT / "tests" / "browser" / "stand_in_studio.py"
+    program = "tests.browser.stand_in_studio"
 
 
 @pytest.fixture(scope="module")
