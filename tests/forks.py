@@ -105,7 +105,7 @@ class ForkedAside(Forked):
 
 
 class Program(ForkedAside):
-    """The same, by its words alone. One that ``sets_aside`` a process of its own forks what it starts, too."""
+    """The same, by its words alone. One that ``sets_aside`` a process of its own forks what it starts."""
 
     def __init__(self, *words: object, sets_aside: bool = False, **options: Any) -> None:
         self._sets_aside = sets_aside

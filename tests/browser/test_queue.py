@@ -15,7 +15,6 @@ from trainer.contract.events import EventLog
 from trainer.contract.fields import merge, parse, to_tables
 from trainer.contract.runs import RunFolder, Status
 
-from ..conftest import ROOT
 from ..pictures import draw_picture
 from ..trainer.stored_run import Machine
 from .conftest import CHROMIUM, Console, StudioProcess

@@ -27,7 +27,7 @@ from trainer.contract.runs import LOCK_HOLDER, RunFolder
 from trainer.processes import ALONE, CODE_FILE, SIGNALLED, joined
 from trainer.requests import Requests
 
-from .helpers import Script, recipe, sha256, train_here, weights_hash
+from .helpers import Script, recipe, train_here
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -38,12 +38,6 @@ EXACT: dict[str, Any] = {
     "checkpoints": {"every": 1, "keep": 99},
 }
 """Two pictures a step, one at a time: a sum of two is the same in either order."""
-CLASSES: dict[str, Any] = {
-    **EXACT,
-    "train": {"steps": 3, "batch_size": 2, "learning_rate": 1e-3},
-    "prior": {"method": "class_pictures", "class_name": "cat", "pictures": 2},
-    "samples": {"prompts": [], "every": 0, "steps": 2},
-}
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +47,6 @@ def make(tiny_base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
         made.create(recipe(tiny_base, photos, **sections))
         return made
 
-    return run
-
-
-@pytest.fixture(scope="module")
-def alone(make: Callable[..., RunFolder]) -> RunFolder:
-    """What one process makes of EXACT."""
-    run = make(EXACT)
-    assert train_here(run)
     return run
 
 
@@ -84,45 +70,6 @@ def wait_until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None
 
 def losses(run: RunFolder) -> list[float]:
     return [e["loss"] for e in current_events(read_events(run.events)[0]) if e["kind"] == "step"]
-
-
-# torchrun -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def two(make: Callable[..., RunFolder]) -> dict[str, RunFolder]:
-    """Runs that two processes went on with, or began."""
-    runs = {"there": make(EXACT), "class": make(CLASSES)}
-    assert not train_here(runs["there"], Script(runs["there"], "stop", 2))
-    process = started(
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *("-m", "tests.trainer.several", f"{runs['there'].path}:stop", str(runs["class"].path)),
-    )
-    said = process.communicate(timeout=600)[0]
-    assert process.returncode == 0, said
-    return runs
-
-
-def test_one_two_and_one_again_end_with_the_bytes_of_one(two: dict[str, RunFolder], alone: RunFolder) -> None:
-    run = two["there"]
-    assert run.raw_status().state == "stopped" and run.raw_status().step == 4
-    assert weights_hash(run, 4) == weights_hash(alone, 4)
-    assert train_here(run)
-    assert weights_hash(run, 6) == weights_hash(alone, 6)
-    assert len(losses(run)) == 6 and losses(run) == losses(alone)
-
-
-def test_class_pictures_are_drawn_once_for_all(
-    two: dict[str, RunFolder], make: Callable[..., RunFolder]
-) -> None:
-    ours, theirs = make(CLASSES), two["class"]
-    assert train_here(ours)
-    drawn = [
-        {file.name: sha256(file) for file in (run.path.parent.parent / "cache").glob("class-pictures/*/*")}
-        for run in (ours, theirs)
-    ]
-    assert len(drawn[0]) == 4 and drawn[0] == drawn[1]
-    assert weights_hash(ours, 3) == weights_hash(theirs, 3)
 
 
 # Our own launcher ---------------------------------------------------------------------------------------

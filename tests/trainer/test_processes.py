@@ -26,7 +26,7 @@ from trainer.contract.events import current_events, read_events
 from trainer.contract.runs import RunFolder
 from trainer.processes import ALONE, CODE_FILE, Crew, Machines
 
-from .helpers import Script, recipe, train_here, weights_hash
+from .helpers import Script, recipe, sha256, train_here, weights_hash
 
 pytestmark = pytest.mark.timeout(1500)  # the fixtures are for the whole file
 
@@ -56,6 +56,17 @@ LONELY: dict[str, Any] = {
 }
 """One picture a step, so that a process has nothing to do; and parameters that a step leaves out."""
 
+EXACT: dict[str, Any] = {
+    "train": {"steps": 6, "batch_size": 2, "learning_rate": 1e-3, "text_encoder_lr": 1e-3, "ema_decay": 0.9},
+    "machine": {"pictures_at_once": 1},
+}
+"""Two pictures a step, one at a time: a sum of two is the same in either order."""
+CLASSES: dict[str, Any] = {
+    "train": {"steps": 3, "batch_size": 2, "learning_rate": 1e-3},
+    "machine": {"pictures_at_once": 1},
+    "prior": {"method": "class_pictures", "class_name": "cat", "pictures": 2},
+    "samples": {"prompts": [], "every": 0, "steps": 2},
+}
 LONG: dict[str, Any] = {
     "train": {"steps": 9, "batch_size": 3},
     "checkpoints": {"every": 3, "keep": 9},
@@ -96,9 +107,9 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def make(tiny_base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunFolder]:
-    folder = tmp_path_factory.mktemp("several") / "runs"
+    shared = tmp_path_factory.mktemp("several") / "runs"
 
-    def run(name: str, sections: dict[str, Any]) -> RunFolder:
+    def run(name: str, sections: dict[str, Any], folder: Path = shared) -> RunFolder:
         made = RunFolder(folder / name)
         made.create(recipe(tiny_base, photos, **{**QUIET, **sections}))
         return made
@@ -108,11 +119,13 @@ def make(tiny_base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def alone(make: Callable[..., RunFolder]) -> dict[str, RunFolder]:
-    """What one process makes of the recipes, and "to-two", stopped on the way."""
-    runs = {name: make(f"{name}-alone", sections) for name, sections in (("busy", BUSY), ("lonely", LONELY))}
+    """What one process makes of the recipes, and "to-two" and "there", stopped on the way."""
+    recipes = {"busy": BUSY, "lonely": LONELY, "exact": EXACT}
+    runs = {name: make(f"{name}-alone", sections) for name, sections in recipes.items()}
     assert all(train_here(run) for run in runs.values())
-    runs["to-two"] = make("to-two", BUSY)
-    assert not train_here(runs["to-two"], Script(runs["to-two"], "stop", 2))
+    for name, sections in (("to-two", BUSY), ("there", EXACT)):
+        runs[name] = make(name, sections)
+        assert not train_here(runs[name], Script(runs[name], "stop", 2))
     return runs
 
 
@@ -150,12 +163,21 @@ def killed(make: Callable[..., RunFolder], tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def trained(make: Callable[..., RunFolder], alone: dict[str, RunFolder], killed: RunFolder) -> Trained:
+def classes(make: Callable[..., RunFolder], tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
+    """Two runs that draw class pictures, each with a cache of its own; :func:`trained` trains the second."""
+    return [make("class", CLASSES, tmp_path_factory.mktemp("class") / "runs") for _ in range(2)]
+
+
+@pytest.fixture(scope="module")
+def trained(
+    make: Callable[..., RunFolder], alone: dict[str, RunFolder], killed: RunFolder, classes: list[RunFolder]
+) -> Trained:
     """What two make of them, started by torchrun."""
     stopped, failed = make("stopped", LONELY), make("failed", LONELY)
     split = make("split", {**LONELY, "machine": {"shard": True}})
     runs = [make("busy", BUSY), make("lonely", LONELY), alone["to-two"], split, make("long", LONG), killed]
-    arguments = [*(str(run.path) for run in runs), f"{stopped.path}:stop", f"{failed.path}:fail"]
+    arguments = [str(run.path) for run in (*runs, classes[1])]
+    arguments += [f"{alone['there'].path}:stop", f"{stopped.path}:stop", f"{failed.path}:fail"]
     arguments.append(str(stopped.path))  # what was agreed to stop goes on
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
     done = run_forked(
@@ -214,6 +236,28 @@ def test_a_run_goes_on_with_another_number_of_processes(
     alone: dict[str, RunFolder], trained: Trained
 ) -> None:
     assert_alike(alone["busy"], trained.run("to-two"))
+
+
+def test_one_two_and_one_again_end_with_the_bytes_of_one(
+    alone: dict[str, RunFolder], trained: Trained
+) -> None:
+    run = trained.run("there")
+    assert run.raw_status().state == "stopped" and run.raw_status().step == 4
+    assert weights_hash(run, 4) == weights_hash(alone["exact"], 4)
+    assert train_here(run)
+    assert weights_hash(run, 6) == weights_hash(alone["exact"], 6)
+    assert len(steps_of(run)) == 6 and steps_of(run) == steps_of(alone["exact"])
+
+
+def test_class_pictures_are_drawn_once_for_all(classes: list[RunFolder], trained: Trained) -> None:
+    ours, theirs = classes
+    assert train_here(ours)
+    drawn = [
+        {file.name: sha256(file) for file in (run.path.parent.parent / "cache").glob("class-pictures/*/*")}
+        for run in classes
+    ]
+    assert len(drawn[0]) == 4 and drawn[0] == drawn[1]
+    assert weights_hash(ours, 3) == weights_hash(theirs, 3)
 
 
 def test_a_stop_of_one_stops_all(trained: Trained) -> None:
