@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
+from tests.forks import Program
 from trainer import accelerated
 from trainer.accelerated import as_launched
 from trainer.contract.config import TrainConfig
@@ -50,18 +51,11 @@ def make(tiny_base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
     return run
 
 
-def started(*command: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def started(*words: str) -> Program:
+    return Program(*words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def wait_until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_until(true: Callable[[], bool], process: Program) -> None:
     end = time.monotonic() + 300
     while not true():
         assert process.poll() is None and time.monotonic() < end, process.communicate()[0]
@@ -81,7 +75,7 @@ def test_a_step_that_is_longer_than_the_grace_ends_all_in_order(make: Callable[.
     endless = {"steps": 3, "batch_size": 64, "gradient_accumulation": 64}
     machine = {"gpus": 2, "grace_s": 5.0, "pictures_at_once": 8}
     run = make({**EXACT, "train": endless, "machine": machine, "dataset": {"repeats": 40}})
-    process = started("-m", "trainer", "resume", str(run.path))
+    process = started("trainer", "resume", str(run.path))
     try:
         wait_until(lambda: any(e["kind"] == "weights" for e in read_events(run.events)[0]), process)
         launcher = psutil.Process(process.pid)
@@ -156,7 +150,7 @@ def test_accelerate_launch_splits_the_base_by_its_configuration(
     )
     run = RunFolder(tmp_path / "runs" / "run")
     process = started(
-        *("-m", "accelerate.commands.launch", "--config_file", str(about), "-m", "trainer"),
+        *("accelerate.commands.launch", "--config_file", str(about), "-m", "trainer"),
         *("train", str(file), "--run-dir", str(run.path)),
     )
     try:

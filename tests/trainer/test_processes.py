@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
+from tests.forks import Program
 from tests.forks import run as run_forked
 from trainer import torchrun
 from trainer.contract.events import current_events, read_events
@@ -129,7 +130,7 @@ def alone(make: Callable[..., RunFolder]) -> dict[str, RunFolder]:
     return runs
 
 
-def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+def until(condition: Callable[[], bool], process: Program, log: Path) -> None:
     deadline = time.monotonic() + 400
     while not condition():
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
@@ -143,16 +144,10 @@ def killed(make: Callable[..., RunFolder], tmp_path_factory: pytest.TempPathFact
     run = make("killed", LONG)
     log = tmp_path_factory.mktemp("log") / "log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "trainer", "resume", str(run.path)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=output,
-            stderr=output,
-        )
+        process = Program("trainer", "resume", run.path, cwd=ROOT, stdout=output, stderr=output)
     try:
         until(run.checkpoint(3).exists, process, log)
-        (second,) = (one for one in psutil.Process(process.pid).children() if one.environ()["RANK"] == "1")
+        first, second = psutil.Process(process.pid).children()  # in the order in which they were started
         second.kill()
         until(lambda: run.raw_status().attempt == 2 and run.raw_status().step > 4, process, log)
         process.send_signal(signal.SIGTERM)
