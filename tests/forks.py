@@ -259,7 +259,7 @@ def _be_new(order: Order, streams: list[int]) -> None:
     faulthandler.disable()
     for number, stream in enumerate([fcntl.fcntl(stream, fcntl.F_DUPFD, 3) for stream in streams]):
         os.dup2(stream, number)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    _lead_nowhere()
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = os.fdopen(number, "w" if number else "r", buffering=1, closefd=False)
         setattr(sys, name, stream)
@@ -273,6 +273,9 @@ def _be_new(order: Order, streams: list[int]) -> None:
     # What pytest has put in.
     sys.meta_path[:] = [one for one in sys.meta_path if not type(one).__module__.startswith("_pytest")]
     logging.getLogger().handlers.clear()
+    for handler in filter(None, (known() for known in logging._handlerList)):  # type: ignore[attr-defined]
+        if "stream" in vars(handler):  # (the last resort looks sys.stderr up)
+            vars(handler)["stream"] = sys.stderr
     warnings.resetwarnings()
     for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
         warnings.simplefilter("ignore", category)
@@ -280,6 +283,17 @@ def _be_new(order: Order, streams: list[int]) -> None:
     subprocess.Popen = Forked  # type: ignore[misc]
     for name in [name for name in sys.modules if name.endswith("subprocess_handler")]:
         sys.modules[name].Popen = Forked  # type: ignore[attr-defined]
+
+
+def _lead_nowhere() -> None:
+    """Close what the parent has open. Its objects still know the numbers: were these given to other files,
+    a logger's stream would write into them."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for name in os.listdir("/dev/fd"):
+        if int(name) > 2 and int(name) != nothing:
+            with suppress(OSError):
+                os.fstat(int(name))  # what has listed them is closed by now
+                os.dup2(nothing, int(name), inheritable=False)
 
 
 def _flush() -> None:

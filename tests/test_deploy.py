@@ -42,9 +42,9 @@ def test_the_task_says_what_it_needs() -> None:
 
 
 @pytest.fixture(scope="module")
-def recipe_file(deeper_base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe_file(tiny_base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = recipe(
-        deeper_base,
+        tiny_base,
         photos,
         # Steps that take a while: a machine is to be taken away between an upload and the end.
         train={"steps": 12, "batch_size": 2, "gradient_accumulation": 4, "learning_rate": 1e-3},

@@ -10,6 +10,7 @@ from running import end_trainer, wait_for
 
 from studio.jobs import Supervisor
 from studio.projects import Project, Workspace
+from tests.forks import ForkedAside
 from trainer.contract.errors import RunError
 from trainer.contract.events import read_events
 from trainer.contract.fields import merge, parse, to_tables
@@ -35,7 +36,7 @@ def base(tmp_path: Path) -> Path:
 
 
 def test_start_stop_resume_finish(workspace: Workspace, project: Project, base: Path, monkeypatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("studio.processes.subprocess.Popen", ForkedAside)
     monkeypatch.setenv("STUDIO_PASSWORD", "secret")
     jobs = Supervisor(workspace)
     project.save_config(parse(merge(to_tables(project.config()), settings(base))))

@@ -147,7 +147,7 @@ def killed(make: Callable[..., RunFolder], tmp_path_factory: pytest.TempPathFact
         process = Program("trainer", "resume", run.path, cwd=ROOT, stdout=output, stderr=output)
     try:
         until(run.checkpoint(3).exists, process, log)
-        first, second = psutil.Process(process.pid).children()  # in the order in which they were started
+        _, second = psutil.Process(process.pid).children()  # in the order in which they were started
         second.kill()
         until(lambda: run.raw_status().attempt == 2 and run.raw_status().step > 4, process, log)
         process.send_signal(signal.SIGTERM)
