@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,18 +33,34 @@ def unet_of(base: Path) -> UNet2DConditionModel:
     return unet
 
 
+@pytest.fixture(scope="module")
+def finished(
+    tiny_base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], RunFolder]:
+    """Four steps with a kind of adapter, trained when they are first asked for."""
+    runs: dict[str, RunFolder] = {}
+
+    def run(kind: str) -> RunFolder:
+        if kind not in runs:
+            adapter = {"rank": 2, "alpha": 2.0, **KINDS[kind]}
+            if kind == "lokr":
+                adapter |= {"rank_dropout": 0.2, "module_dropout": 0.2, "max_norm": 1.0}
+            runs[kind] = RunFolder(tmp_path_factory.mktemp("kind") / "runs" / "straight")
+            more = {"adapter": adapter, "train": {"steps": 4}, "samples": {"prompts": []}}
+            runs[kind].create(recipe(tiny_base, photos, **more))
+            assert train_here(runs[kind])
+        return runs[kind]
+
+    return run
+
+
 @every_kind
 def test_a_run_learns_resumes_to_the_bit_and_its_files_say_what_it_learnt(
-    kind: str, tiny_base: Path, photos: Path, tmp_path: Path
+    kind: str, finished: Callable[[str], RunFolder], tiny_base: Path, tmp_path: Path
 ) -> None:
-    adapter = {"rank": 2, "alpha": 2.0, **KINDS[kind]}
-    if kind == "lokr":
-        adapter |= {"rank_dropout": 0.2, "module_dropout": 0.2, "max_norm": 1.0}
-    config = recipe(tiny_base, photos, adapter=adapter, train={"steps": 4}, samples={"prompts": []})
-    straight, stopped = (RunFolder(tmp_path / "runs" / name) for name in ("straight", "stopped"))
-    for run in (straight, stopped):
-        run.create(config)
-    assert train_here(straight)
+    straight, stopped = finished(kind), RunFolder(tmp_path / "runs" / "stopped")
+    config = straight.config()
+    stopped.create(config)
     assert not train_here(stopped, Script(stopped, "stop", 2))
     assert train_here(stopped)
     assert weights_hash(straight, 4) == weights_hash(stopped, 4)
@@ -144,13 +161,10 @@ def test_a_dylora_is_exported_at_any_of_its_ranks(
 
 
 def test_only_a_dylora_can_be_cut_and_diffusers_reads_only_loras(
-    tiny_base: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Callable[[str], RunFolder], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for kind, phrase in (("dora", "a DoRA"), ("loha", "a LoHa"), ("lokr", "a LoKr"), ("oft", "an OFT")):
-        run = RunFolder(tmp_path / "runs" / kind)
-        adapter = {"rank": 2, "alpha": 2.0, **KINDS[kind]}
-        run.create(recipe(tiny_base, photos, adapter=adapter, train={"steps": 1}, samples={"prompts": []}))
-        assert train_here(run)
+        run = finished(kind)
         capsys.readouterr()
         out = ["--out", str(tmp_path / "x.safetensors")]
         assert main(["export", str(run.path), "--format", "diffusers", *out]) == 2
@@ -163,13 +177,10 @@ def test_only_a_dylora_can_be_cut_and_diffusers_reads_only_loras(
 
 @pytest.mark.parametrize("kind", ["pissa", "olora", "rslora", "locon", "dylora"])
 def test_diffusers_loads_what_becomes_a_lora(
-    kind: str, tiny_base: Path, photos: Path, tmp_path: Path
+    kind: str, finished: Callable[[str], RunFolder], tiny_base: Path, tmp_path: Path
 ) -> None:
     """The unchanged base and the file, in diffusers, draw what the trained model draws."""
-    run = RunFolder(tmp_path / "runs" / kind)
-    adapter = {"rank": 2, "alpha": 2.0, **KINDS[kind]}
-    run.create(recipe(tiny_base, photos, adapter=adapter, train={"steps": 3}, samples={"prompts": []}))
-    assert train_here(run)
+    run = finished(kind)
     pictures = []
     for format in (None, "kohya", "diffusers"):
         pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_base)
@@ -179,7 +190,7 @@ def test_diffusers_loads_what_becomes_a_lora(
             assert main(["export", str(run.path), "--format", format, "--out", str(file)]) == 0
             pipeline.load_lora_weights(tmp_path, weight_name=file.name)
         else:
-            for name, weights in weights_in(run.checkpoint(3), run.config()).items():
+            for name, weights in weights_in(run.checkpoint(4), run.config()).items():
                 parameter = pipeline.unet.get_parameter(f"{name.removeprefix('unet.')}.weight")
                 parameter.data.copy_(weights.applied(parameter.data))
         noise = torch.Generator().manual_seed(0)
@@ -189,21 +200,20 @@ def test_diffusers_loads_what_becomes_a_lora(
     assert np.abs(pictures[2] - pictures[0]).max() < 0.02
 
 
-def test_going_on_from_a_dora(tiny_base: Path, photos: Path, tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "runs" / "dora")
-    adapter = {"rank": 2, "alpha": 2.0, "dora": True}
-    run.create(recipe(tiny_base, photos, adapter=adapter, train={"steps": 2}, samples={"prompts": []}))
-    assert train_here(run)
+def test_going_on_from_a_dora(
+    finished: Callable[[str], RunFolder], tiny_base: Path, photos: Path, tmp_path: Path
+) -> None:
+    run = finished("dora")
     family = Family(resolve("sdxl", str(tiny_base)), CPU, torch.float32)
-    finished = weights_in(run.checkpoint(2), run.config())
-    more = {**adapter, "start_from": str(run.result(run.config()))}
+    trained = weights_in(run.checkpoint(4), run.config())
+    more = {"alpha": 2.0, "dora": True, "start_from": str(run.result(run.config()))}
     config = recipe(tiny_base, photos, adapter={**more, "rank": 3})
     model = assemble(family, config, tmp_path)
     warm_start(model, family, config, tmp_path)
     for name, weights in lora_weights(model.parts).items():
         assert weights.rank == 3
-        assert torch.allclose(weights.magnitude, finished[name].magnitude, rtol=2e-3)
-        assert torch.allclose(weights.delta(), finished[name].delta(), atol=1e-4)
+        assert torch.allclose(weights.magnitude, trained[name].magnitude, rtol=2e-3)
+        assert torch.allclose(weights.delta(), trained[name].delta(), atol=1e-4)
     config = recipe(tiny_base, photos, adapter={**more, "dora": False})
     with pytest.raises(RunError, match=r"is a DoRA; set adapter\.dora to true"):
         warm_start(assemble(family, config, tmp_path), family, config, tmp_path)

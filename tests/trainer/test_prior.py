@@ -159,7 +159,12 @@ def test_class_pictures_are_drawn_once_and_trained_on(
 
     def run_of(name: str, **more: Any) -> RunFolder:
         run = RunFolder(tmp_path / "runs" / name)
-        run.create(recipe(tiny_base, photos, dataset={"trigger": "zwx"}, prior={**prior, **more}))
+        own: dict[str, Any] = {
+            "dataset": {"trigger": "zwx"},
+            "train": {"steps": 2},
+            "prior": {**prior, **more},
+        }
+        run.create(recipe(tiny_base, photos, **own))
         return run
 
     first = run_of("first")
