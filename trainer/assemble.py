@@ -32,6 +32,7 @@ from .contract.blocks import Block, recounted
 from .contract.config import TEXT_RATES, TrainConfig
 from .contract.errors import RunError
 from .contract.families import Family, assistant_of, block_maps
+from .contract.hub import Tell
 from .contract.lora_header import encoders_in, read_lora_header
 from .contract.placing import Placing, of_a_guide, placing
 from .contract.randomness import derived_seed
@@ -40,7 +41,7 @@ from .contract.runs import RunFolder
 from .contract.settings.adapter import AdapterSettings
 from .contract.settings.noise import NoiseSettings
 from .families.base import ModelFamily, load_family
-from .hub import Tell, fetch_lora
+from .hub import fetch_lora
 from .lora_file import read_lora
 from .losses import require_prediction
 from .offload import offload

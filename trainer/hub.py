@@ -1,26 +1,15 @@
-"""Fetching models from the Hugging Face Hub: the files that loading needs, no others.
-
-The address, the token and the cache folder are huggingface_hub's own (HF_ENDPOINT, HF_TOKEN or a saved
-login, HF_HOME). What is complete in the cache is never asked for again, and is used without a network.
-"""
+"""Which files of a Hub repository a training needs: those that loading takes, no others."""
 
 from __future__ import annotations
 
-import errno
 import json
 import re
-import shutil
-import threading
-import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from .contract.errors import RunError
-
-Tell = Callable[[str], None]
+from .contract.hub import Tell, fetch, progress_bar, reachable, told
 
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(\.fp16|\.bf16)?(-\d+-of-\d+)?\.safetensors")
 VARIANTS = ("bf16", "fp16")
@@ -45,17 +34,9 @@ def fetch_pipeline(
     download.
     Raises RunError(model_missing | gated_model | disk_full).
     """
-    from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download
 
-    tell(f"Looking for {repo}")
-    with _told(repo, revision):
-        offline = not _reachable(repo, revision)
-        pinned = HfApi().resolve_revision(repo, revision=revision or None, local_files_only=offline)
-        fetch = partial(snapshot_download, repo, revision=pinned, local_files_only=offline)
-        quiet = _progress_bar(lambda done: None)
-        folder = Path(fetch(allow_patterns=["model_index.json", "config.json"], tqdm_class=quiet))
+    def choose(folder: Path, sizes: dict[str, int]) -> list[str]:
         check(folder)
-        sizes = {file.path: file.size for file in get_cached_repo_tree(repo, revision=pinned)}
         wanted = wanted_files(sizes, _components(folder), parts, without_weights)
         if not wanted:
             raise RunError(
@@ -63,11 +44,9 @@ def fetch_pipeline(
                 "download a single .safetensors file by hand and name that, or choose another base model",
                 "model_missing",
             )
-        there = sum(sizes[name] for name in wanted if (folder / name).exists())
-        total = sum(sizes[name] for name in wanted)
-        _check_space(repo, folder, total - there)
-        bar = _progress_bar(lambda done: tell(f"Downloading {repo}: {_amount(there + done, total)}"))
-        return Path(fetch(allow_patterns=[_literal(name) for name in wanted], tqdm_class=bar))
+        return wanted
+
+    return fetch(repo, revision, tell=tell, first=("model_index.json", "config.json"), choose=choose)
 
 
 def fetch_lora(repo: str, file: str = "", *, tell: Tell) -> Path:
@@ -75,8 +54,8 @@ def fetch_lora(repo: str, file: str = "", *, tell: Tell) -> Path:
     from huggingface_hub import HfApi, hf_hub_download, scan_cache_dir
 
     tell(f"Looking for {repo}")
-    with _told(repo, ""):
-        offline = not _reachable(repo, "")
+    with told(repo, ""):
+        offline = not reachable(repo, "")
         if not file:
             if offline:
                 cached = (row for row in scan_cache_dir().repos if row.repo_id == repo)
@@ -90,78 +69,8 @@ def fetch_lora(repo: str, file: str = "", *, tell: Tell) -> Path:
                     "model_missing",
                 )
             file = files[0]
-        bar = _progress_bar(lambda done: tell(f"Downloading {repo}: {done / 2**20:.0f} MiB"))
+        bar = progress_bar(lambda done: tell(f"Downloading {repo}: {done / 2**20:.0f} MiB"))
         return Path(hf_hub_download(repo, file, local_files_only=offline, tqdm_class=bar))
-
-
-@contextmanager
-def _told(repo: str, revision: str) -> Iterator[None]:
-    """What goes wrong with the Hub, as one sentence with its cause."""
-    import httpx2
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-        RevisionResolutionError,
-        XetDownloadError,
-    )
-
-    page = f"{constants.ENDPOINT}/{repo}"
-    try:
-        yield
-    except GatedRepoError:
-        raise RunError(
-            f"{repo} asks you to accept its licence: do so at {page}, then give an access token (HF_TOKEN)",
-            "gated_model",
-        ) from None
-    except RevisionNotFoundError:
-        raise RunError(
-            f"{repo} has no revision {revision}; leave it empty for the main one", "model_missing"
-        ) from None
-    except RepositoryNotFoundError:
-        raise RunError(
-            f"{repo} does not exist on the Hub, or is private; check the spelling or give an access token "
-            "(HF_TOKEN)",
-            "model_missing",
-        ) from None
-    except (RevisionResolutionError, LocalEntryNotFoundError, OfflineModeIsEnabled):
-        raise RunError(
-            f"{repo} is not (completely) on this machine and the Hub cannot be reached; "
-            "check the network, or name a local folder or file",
-            "model_missing",
-        ) from None
-    except (httpx2.HTTPError, HfHubHTTPError, XetDownloadError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RunError(
-            f"downloading {repo} failed ({reason}); start again, what is complete is kept", "model_missing"
-        ) from None
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise RunError(
-                f"the disk is full while downloading {repo}; free some space and start again", "disk_full"
-            ) from None
-        if "Consistency check failed" in str(error):
-            raise RunError(
-                f"a file of {repo} arrived with another size than announced; start again", "model_missing"
-            ) from None
-        raise
-
-
-def _reachable(repo: str, revision: str) -> bool:
-    """Whether the Hub answers in time; huggingface_hub's other calls would wait for ever."""
-    import httpx2
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    try:
-        HfApi().model_info(repo, revision=revision or None, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except (httpx2.TransportError, OfflineModeIsEnabled):
-        return False
-    return True
 
 
 def _components(folder: Path) -> list[str] | None:
@@ -195,55 +104,3 @@ def wanted_files(
     if not without_weights and not any(f.endswith(".safetensors") for f in wanted):
         return []
     return wanted
-
-
-def _literal(name: str) -> str:
-    """A file name as a pattern that matches it alone."""
-    return re.sub(r"([*?[])", r"[\1]", name)
-
-
-def _check_space(repo: str, folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise RunError(
-            f"{repo} needs {needed / 2**30:.1f} GiB more and the disk of {folder.parents[2]} has "
-            f"{free / 2**30:.1f} GiB left; free some space, or set HF_HOME to another disk",
-            "disk_full",
-        )
-
-
-def _amount(done: int, total: int) -> str:
-    """ "3.1 of 6.9 GiB" """
-    unit, name = (2**30, "GiB") if total >= 2**30 else (2**20, "MiB")
-    return f"{min(done, total) / unit:.1f} of {total / unit:.1f} {name}"
-
-
-def _progress_bar(report: Callable[[int], None]) -> type:
-    """A tqdm class that draws nothing and reports bytes since the start, at most once a second.
-
-    huggingface_hub makes several bars, of which two count bytes: what came over the network and what was
-    written. Without deduplication the two are equal; the larger is the progress.
-    """
-    from tqdm.auto import tqdm
-
-    lock = threading.Lock()
-    counts: dict[int, int] = {}
-    reported = 0.0
-
-    class Bytes(tqdm):  # type: ignore[type-arg]
-        def __init__(self, *args: Any, **options: Any) -> None:
-            self._counted = options.get("unit") == "B"
-            super().__init__(*args, **{**options, "disable": True})
-
-        def update(self, n: float | None = 1) -> None:
-            nonlocal reported
-            if not self._counted:
-                return
-            with lock:
-                counts[id(self)] = counts.get(id(self), 0) + int(n or 0)
-                if time.monotonic() - reported < 1:
-                    return
-                reported = time.monotonic()
-                report(max(counts.values()))
-
-    return Bytes

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from .contract.errors import RunError
 from .contract.families import CATALOGUE, DEMO_BASE, first_base
+from .contract.hub import Tell, local_path, looks_like_hub_id
 from .families.identify import (
     VAE,
     Header,
@@ -27,8 +27,6 @@ from .families.identify import (
 from .hub import fetch_pipeline
 
 DEMO_FOLDER = Path(__file__).resolve().parents[1] / "demo" / "model"
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -164,24 +162,6 @@ def _reference(family: str, kind: Kind, name: str, on_download: Tell) -> Path:
             f"{reference}: {error}",
             error.cause,
         ) from None
-
-
-def local_path(text: str, beside: Path | None) -> Path | None:
-    """The existing file or folder that ``text`` names, tried beside the recipe and then as it stands."""
-    for candidate in ([beside / text] if beside else []) + [Path(os.path.expanduser(text))]:
-        if os.path.exists(candidate):  # pathlib's raises for a name that is too long for a file
-            return Path(os.path.abspath(candidate))  # not resolve(): the Hub's cache is made of links
-    return None
-
-
-def looks_like_hub_id(text: str) -> bool:
-    owner, slash, name = text.partition("/")
-    return (
-        bool(slash and owner and name)
-        and "/" not in name
-        and not text.startswith((".", "~"))
-        and "\\" not in text
-    )
 
 
 def _refuse_pickle(path: Path) -> None:
