@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dataset_tools import captioners
 from dataset_tools import captions as bulk
 from dataset_tools.buckets import Buckets
+from dataset_tools.captioning import EXISTING, Existing, Model, Wishes, caption_project, work_of
 from dataset_tools.check import check_project
 from dataset_tools.crop import crop_project
 from dataset_tools.dataset import Dataset, DatasetError, load_dataset, update_dataset
@@ -61,8 +63,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.set_defaults(run=_crop)
 
-    verb = verbs.add_parser("caption", help="change captions in bulk; without options, list them")
+    verb = verbs.add_parser(
+        "caption",
+        help="with --model, have a model write captions; else change them in bulk, or list them",
+        epilog="Models: " + _keys("sentence") + ", any other Hub id, or a folder. See docs/captions.md.",
+    )
     verb.add_argument("project", type=Path)
+    verb.add_argument("--model", help="who writes the captions")
+    verb.add_argument("--prompt", help="what the model is asked (default: for a description)")
+    verb.add_argument("--max-tokens", type=_whole, help=f"at most so long (default: {captioners.MAX_TOKENS})")
+    _about_writing(verb)
     verb.add_argument("--trigger", help="the trigger word: stored, and inserted where it is missing")
     verb.add_argument("--prefix", default="")
     verb.add_argument("--suffix", default="")
@@ -70,12 +80,61 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--replace", default="")
     verb.add_argument("--regex", action="store_true", help="--find is a regular expression")
     verb.add_argument("--dry-run", action="store_true", help="show the changes, write nothing")
-    verb.set_defaults(run=_caption)
+    verb.set_defaults(run=_caption, refuse=verb.error)
+
+    verb = verbs.add_parser(
+        "tag",
+        help="have a tagger write tags as captions",
+        epilog="Models: "
+        + _keys("tags")
+        + ", another WD tagger's Hub id, or a folder. See docs/captions.md.",
+    )
+    verb.add_argument("project", type=Path)
+    verb.add_argument("--model", default=captioners.DEFAULT["tags"])
+    verb.add_argument("--threshold", type=_share, default=captioners.THRESHOLD, help="default: %(default)s")
+    verb.add_argument(
+        "--character-threshold",
+        type=_share,
+        default=captioners.CHARACTER_THRESHOLD,
+        help="for names of characters (default: %(default)s)",
+    )
+    verb.add_argument("--without", default="", help="tags that are never written, with commas between them")
+    _about_writing(verb)
+    verb.add_argument("--prefix", default="")
+    verb.add_argument("--suffix", default="")
+    verb.set_defaults(run=_tag)
 
     verb = verbs.add_parser("check", help="look for what may spoil a training")
     verb.add_argument("project", type=Path)
     verb.set_defaults(run=_check)
     return parser
+
+
+def _about_writing(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--existing",
+        choices=EXISTING,
+        help="what a photo with a caption gets: none (keep, the default), the new one, or both",
+    )
+    verb.add_argument("--no-trigger", action="store_true", help="do not put the trigger word in front")
+
+
+def _keys(style: captioners.Style) -> str:
+    return ", ".join(row.key for row in captioners.CAPTIONERS if row.style == style)
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 2000:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 2000")
+    return number
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return number
 
 
 def _ingest(arguments: argparse.Namespace) -> int:
@@ -119,6 +178,66 @@ def _buckets(root: Path, resolution: int | None) -> Buckets:
 
 
 def _caption(arguments: argparse.Namespace) -> int:
+    by_hand = ("find", "replace", "regex", "dry_run")
+    by_model = ("prompt", "max_tokens", "existing", "no_trigger")
+    for name in by_hand if arguments.model else by_model:
+        if getattr(arguments, name):
+            option = "--" + name.replace("_", "-")
+            with_it = "without" if arguments.model else "with"
+            arguments.refuse(f"{option} goes {with_it} --model; leave one of them out, or add it")
+    return _written_by_model(arguments) if arguments.model else _edited(arguments)
+
+
+def _written_by_model(arguments: argparse.Namespace) -> int:
+    root: Path = arguments.project
+    _existing(root)
+    if arguments.trigger:
+        update_dataset(root, lambda d: d.model_copy(update={"trigger": arguments.trigger.strip()}))
+    prompt, most = arguments.prompt or "", arguments.max_tokens or captioners.MAX_TOKENS
+
+    def load() -> Model:
+        from dataset_tools.describe import load_describer  # brings torch
+
+        return load_describer(arguments.model, prompt, most, _say)
+
+    return _write(arguments, load, prompt=prompt, max_tokens=most)
+
+
+def _tag(arguments: argparse.Namespace) -> int:
+    _existing(arguments.project)
+    thresholds = (arguments.threshold, arguments.character_threshold)
+    without = bulk.split_tags(arguments.without)
+
+    def load() -> Model:
+        from dataset_tools.tagger import load_tagger
+
+        return load_tagger(arguments.model, *thresholds, without, _say)
+
+    return _write(arguments, load, thresholds=thresholds, without=without)
+
+
+def _write(arguments: argparse.Namespace, load: Callable[[], Model], **settings: object) -> int:
+    """Have a model write the captions; what it did is the last line."""
+    existing: Existing = arguments.existing or "keep"
+    wishes = Wishes(existing, arguments.prefix, arguments.suffix, trigger=not arguments.no_trigger)
+    model = captioners.model_of(arguments.model)
+    outcome = caption_project(
+        arguments.project,
+        load,
+        wishes,
+        label=f"Captions by {captioners.label_of(arguments.model)}",
+        work=work_of(wishes, model=model, **settings),
+        tell=_say,
+    )
+    _say(outcome.summary())
+    return 1 if outcome.failed else 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _edited(arguments: argparse.Namespace) -> int:
     root: Path = arguments.project
     dataset = _existing(root)
     before = bulk.read_captions(root, dataset)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from typing import Any
 
@@ -47,8 +48,8 @@ def _clock(seconds: float) -> str:
 
 
 def going(jobs: Supervisor) -> dict[str, dict[str, Any]]:
-    """{job id: {"step", "total", "said", "stop"}} of what runs; ``said`` is the last line of a tool, ``stop``
-    is None or how far a stop has got."""
+    """{job id: {"step", "total", "said", "stop"}} of what runs; ``said`` is the last line of a tool,
+    which may begin with how far it is, ``stop`` is None or how far a stop has got."""
     answer: dict[str, dict[str, Any]] = {}
     for job in jobs.queue.look().running():
         run = jobs.run_of(job) if job.kind == "train" else None
@@ -57,7 +58,9 @@ def going(jobs: Supervisor) -> dict[str, dict[str, Any]]:
         if job.stop:
             foreign = run is not None and jobs.is_foreign(run)
             stop = told(job, run, status, jobs.stop_left(job, job.stop), foreign)
+        said = "" if job.kind in ("train", "sample", "publish") else redact(last_line(jobs.log_of(job)))
         done, total = (status.step, status.total) if status else jobs.drawn(job)
-        said = "" if job.on_gpu or job.kind == "publish" else redact(last_line(jobs.log_of(job)))
+        if counted := re.match(r"\[(\d+)/(\d+)\] ", said):
+            done, total = int(counted[1]), int(counted[2])
         answer[job.id] = {"step": done, "total": total, "said": said, "stop": stop}
     return answer

@@ -1,8 +1,8 @@
 """Bulk changes to a project's captions: shown before they are made, and undone afterwards.
 
-What a change replaced is kept in ``<project>/undo.json``, so that Undo works after a refresh, in another
-tab and after a restart. Undo puts back only what still reads as the change left it: a caption that was
-edited since keeps the edit.
+What a change replaced is kept (:mod:`dataset_tools.undo`), so that Undo works after a refresh, in another tab
+and after a restart; captions that a model wrote are taken back in the same way. Undo puts back only what
+still reads as the change left it: a caption that was edited since keeps the edit.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dataset_tools import undo as undoing
 from dataset_tools.captions import (
     add_prefix,
     add_suffix,
@@ -21,11 +22,9 @@ from dataset_tools.captions import (
 )
 from dataset_tools.dataset import project_lock
 from trainer.contract.errors import UserError
-from trainer.contract.files import read_json, write_json
 
 from .projects import Project, writing
 
-UNDO_DEPTH = 20
 PREVIEWS = 6
 MAX_TEXT = 2000
 
@@ -100,11 +99,8 @@ def apply_change(project: Project, message: Mapping[str, Any]) -> dict[str, Any]
         if not change.captions:
             raise UserError("No caption would change; the texts already are as asked.")
         before = project.captions()
-        changed = {key: [before[key], text] for key, text in change.captions.items()}
-        write_json(
-            _undo_file(project),
-            [*_stack(project), {"label": change.label, "captions": changed}][-UNDO_DEPTH:],
-        )
+        changed = {key: (before[key], text) for key, text in change.captions.items()}
+        undoing.remember(project.root, change.label, changed)
         # After that: on a full disk nothing changes that could not be taken back.
         apply_captions(project.root, project.dataset(), change.captions)
     return {"label": change.label, "count": len(change.captions)}
@@ -113,7 +109,7 @@ def apply_change(project: Project, message: Mapping[str, Any]) -> dict[str, Any]
 def undo(project: Project) -> dict[str, Any]:
     """Take the last change back: ``{"label", "count", "kept": captions edited since, which stay}``."""
     with writing(project.root), project_lock(project.root):
-        stack = _stack(project)
+        stack = undoing.changes(project.root)
         if not stack:
             raise UserError("There is nothing to undo.")
         last = stack.pop()
@@ -122,23 +118,11 @@ def undo(project: Project) -> dict[str, Any]:
             key: before for key, (before, after) in last["captions"].items() if now.get(key) == after.strip()
         }
         apply_captions(project.root, project.dataset(), back)
-        write_json(_undo_file(project), stack)
+        undoing.keep(project.root, stack)
     return {"label": last["label"], "count": len(back), "kept": len(last["captions"]) - len(back)}
 
 
 def last_change(project: Project) -> str:
     """What Undo would take back, "" where there is nothing."""
-    stack = _stack(project)
+    stack = undoing.changes(project.root)
     return str(stack[-1]["label"]) if stack else ""
-
-
-def _undo_file(project: Project) -> Any:
-    return project.root / "undo.json"
-
-
-def _stack(project: Project) -> list[dict[str, Any]]:
-    try:
-        stack = read_json(_undo_file(project))
-    except (FileNotFoundError, ValueError):
-        return []
-    return stack if isinstance(stack, list) else []

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dataset_tools.captioning import went_well
 from trainer.contract.disk import require_space
 from trainer.contract.drawings import list_drawings
 from trainer.contract.errors import RunError, UserError
@@ -260,6 +261,9 @@ class Dispatcher(Trainings):
         if code is None and job.kind == "sample":  # nobody saw how, but what it made is there
             done, wanted = self.drawn(job)
             code = int(done < wanted)
+        last = last_line(self.log_of(job))
+        if code is None and job.kind == "caption":
+            code = int(not went_well(last))
         state = "finished" if not code else "failed"
         if job.kind == "publish":
             run = self.run_of(job)
@@ -279,7 +283,9 @@ class Dispatcher(Trainings):
             job = self._fetched(book, job, code)
             state, message = job.state, job.message
         elif state == "failed":
-            message = last_line(self.log_of(job)) or f"It ended with exit code {code}."
+            message = last or f"It ended with exit code {code}."
+        elif job.kind == "caption":
+            message = last
         elif code is None:
             message = "It ended while no studio was running; its log has the outcome."
         if job.stop and (code is None or state == "failed"):

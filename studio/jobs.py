@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
+from dataset_tools.captioners import label_of
 from trainer.contract.config import TrainConfig
 from trainer.contract.disk import require_space
 from trainer.contract.errors import RunError, UserError
@@ -175,9 +176,10 @@ class Supervisor(Dispatcher):
         kind: Literal["caption", "crop"],
         arguments: Sequence[str] = (),
         detail: str = "",
+        verb: str = "",
     ) -> Job:
-        """Run ``python -m dataset_tools caption|crop`` on a project."""
-        command = (kind, str(project.root), *arguments)
+        """Run ``python -m dataset_tools VERB`` on a project; the verb is the kind, where it is not given."""
+        command = (verb or kind, str(project.root), *arguments)
         return self._add(new_job(kind, project=project.id, detail=detail, arguments=command))
 
     def crop(self, project: Project) -> Job:
@@ -193,6 +195,15 @@ class Supervisor(Dispatcher):
             if mine and (job.state == "waiting" or (job.state == "running" and job.detail == detail)):
                 return job
         return self.tool(project, "crop", arguments, detail)
+
+    def caption(self, project: Project, verb: Literal["caption", "tag"], arguments: Sequence[str]) -> Job:
+        """Have a model write captions; the job that does just that already, if there is one. ``arguments``
+        are those of ``python -m dataset_tools VERB``, with --model. Raises UserError in one sentence."""
+        model = next(text.partition("=")[2] for text in arguments if text.startswith("--model="))
+        for job in self.queue.look().jobs:
+            if job.project == project.id and not job.over and job.arguments[2:] == tuple(arguments):
+                return job
+        return self.tool(project, "caption", arguments, label_of(model), verb)
 
     def publish(
         self, run: RunFolder, repo_id: str, private: bool, token: str | None = None, ask: bool = False

@@ -28,7 +28,7 @@ Kind = Literal["train", "sample", "caption", "crop", "publish", "fetch"]
 JobState = Literal["waiting", "running", "finished", "stopped", "failed", "cancelled"]
 Rung = Literal["asked", "term", "kill"]
 
-ON_GPU: tuple[Kind, ...] = ("train", "sample")
+ON_GPU: tuple[Kind, ...] = ("train", "sample", "caption")
 """Kinds that take a GPU (on a machine without one: of which one runs at a time)."""
 ENDS_KEPT = 20
 

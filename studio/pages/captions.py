@@ -1,4 +1,5 @@
-"""The Captions page: the trigger word, every photo beside its caption, and bulk changes with undo.
+"""The Captions page: the trigger word, captions by a model, every photo beside its caption, and bulk changes
+with undo.
 
 All of it is one panel (static/captions.js): a caption that somebody types in must never be drawn anew by a
 Gradio event. Saving goes through ``/studio/caption``, everything else through the functions below.
@@ -14,6 +15,7 @@ import gradio as gr
 from dataset_tools.caption_preview import caption_previews
 from dataset_tools.tokens import Counter, counters_for
 from studio import bulk
+from studio.captioner import offered, write_captions
 from studio.context import Studio
 from studio.files import CAPTION_LIMIT
 from studio.projects import Project
@@ -36,10 +38,20 @@ def build(studio: Studio, project_id: Any) -> Page:
             html_template="",
             elem_id="captions-panel",
             apply_default_css=False,
-            head=scripts("live.js", "frame.js", "captions.js"),
+            head=scripts("live.js", "frame.js", "captioner.js", "captions.js"),
             js_on_load="studio.panels.captions(element, server)",
             server_functions=served(
-                studio, about, set_trigger, count_tokens, read_as, preview, apply_change, undo
+                studio,
+                about,
+                set_trigger,
+                count_tokens,
+                read_as,
+                preview,
+                apply_change,
+                undo,
+                captioners,
+                caption_them,
+                stop_captions,
             ),
         )
     return Page()
@@ -63,6 +75,21 @@ def set_trigger(studio: Studio, message: Message) -> dict[str, Any]:
     new = project.dataset().trigger
     rename_trigger(project, load_presets(), old, new)
     return {"trigger": new, **_about(project)}
+
+
+def captioners(studio: Studio, message: Message) -> dict[str, Any]:
+    """The models that can write captions, and what the form begins with."""
+    return offered()
+
+
+def caption_them(studio: Studio, message: Message) -> dict[str, Any]:
+    """Have a model write captions, by a job of the queue."""
+    return {"job": write_captions(studio.jobs, project_of(studio, message), message).id}
+
+
+def stop_captions(studio: Studio, message: Message) -> dict[str, Any]:
+    studio.jobs.cancel(text_of(message, "job"))
+    return {}
 
 
 def count_tokens(studio: Studio, message: Message) -> dict[str, Any]:

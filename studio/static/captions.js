@@ -47,11 +47,14 @@
     const list = h("div.caption-list", { role: "list", "aria-label": "Captions" });
     const notes = h("div");
     const bulk = makeBulk();
+    const writer = new studio.CaptionWriter({
+      server, flush: flushAll, changed: load, empty: () => [...cards.values()].filter((card) => !card.text().trim()).length, photos: () => cards.size,
+    });
     const page = h("div.captions", null,
       h("section.card", null,
         h("div.row.trigger-row", null, h("label", { htmlFor: "captions-trigger" }, h("b", null, "Trigger word")), trigger, triggerState),
         triggerHint, insert),
-      bulk.element, cloudCard,
+      writer.element, bulk.element, cloudCard,
       h("div.row", null, filters, find),
       notes, list,
       h("div.buttons", { style: "justify-content: flex-end" }, h("button.btn.primary", { type: "button", onclick: () => studio.go("recipe") }, "Next: recipe")));
@@ -82,7 +85,7 @@
     function draw(asked) {
       const { images } = data;
       page.classList.toggle("none", !images.length);
-      for (const part of [bulk.element, list, filters.parentElement]) part.hidden = !images.length;
+      for (const part of [writer.element, bulk.element, list, filters.parentElement]) part.hidden = !images.length;
       notes.replaceChildren(...(images.length ? [] : [h("div.card.empty", null, h("h3", null, "Nothing to caption yet"),
         h("p", null, "Add photos first; their captions are written here."),
         h("div.buttons", null, h("button.btn.primary", { type: "button", onclick: () => studio.go("photos") }, "Add photos")))]));
@@ -131,6 +134,7 @@
         const hit = FILTERS[filter][1](text, card) && (!needle || text.toLowerCase().includes(needle));
         card.element.hidden = !hit && !card.element.contains(document.activeElement);
       }
+      writer.count();
       const missing = all.filter((card) => lacks(card.text())).length;
       insert.hidden = !missing;
       insert.textContent = `Insert it into ${missing} caption${missing === 1 ? "" : "s"} that lack${missing === 1 ? "s" : ""} it`;

@@ -63,7 +63,7 @@
       const button = (verb, sign, label, off = false) => h("button.icon-button", {
         type: "button", title: label, "aria-label": `${label}: ${name}`, disabled: off, "data-key": `${verb} ${job.id}`, onclick: () => this.send(verb, job.id),
       }, icon(sign));
-      const target = job.kind === "publish" || job.kind === "sample" ? "results" : ["train", "fetch"].includes(job.kind) ? "train" : "photos";
+      const target = job.kind === "publish" || job.kind === "sample" ? "results" : ["train", "fetch"].includes(job.kind) ? "train" : job.kind === "caption" ? "captions" : "photos";
       const who = h("button.who", { type: "button", title: "Open it", disabled: !job.project, onclick: () => studio.open(job.project, target) }, h("b", null, name),
         h("span.muted", null, [KINDS[job.kind], job.detail, job.gpu ? `GPU ${job.gpu}` : ""].filter(Boolean).join(" · ")));
       const note = h("p.muted", null, job.message);
@@ -77,7 +77,7 @@
         const stop = h("button.btn.small.danger", { type: "button", "data-key": `stop ${job.id}` }, "Stop");
         this.progress.set(job.id, (now) => {
           const done = now?.total ? `${format.count(now.step)} of ${format.count(now.total)}` : "";
-          const share = done && (job.kind === "sample" ? `${done} drawn` : `step ${done}`);
+          const share = done && ({ sample: `${done} drawn`, train: `step ${done}` }[job.kind] ?? now.said);
           note.textContent = now?.stop?.text ?? (share || now?.said || "");
           stop.textContent = now?.stop?.hurry || "Stop";
           stop.hidden = Boolean(now?.stop) && !now.stop.hurry;

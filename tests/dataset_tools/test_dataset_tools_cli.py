@@ -115,7 +115,18 @@ def test_a_disk_that_fails_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["dance"], ["ingest"], ["crop", "p", "--resolution", "big"], ["tag", "p"]]
+    "arguments",
+    [
+        [],
+        ["dance"],
+        ["ingest"],
+        ["crop", "p", "--resolution", "big"],
+        ["tag"],
+        ["tag", "p", "--threshold", "2"],
+        ["caption", "p", "--model", "m", "--find", "a"],
+        ["caption", "p", "--prompt", "what?"],
+        ["caption", "p", "--model", "m", "--max-tokens", "0"],
+    ],
 )
 def test_bad_arguments_are_two(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -175,15 +175,16 @@ def test_a_training_on_several_gpus_waits_until_they_are_free(supervise, project
 
 
 def test_drawing_waits_for_the_gpu_and_tools_do_not(supervise, project) -> None:
-    jobs = supervise(steps=100_000)
+    jobs = supervise(steps=100_000, tools=(sys.executable, "-c", "print('done')"))
     (run,) = start(jobs, project, 1)
     wait_for(lambda: saved_step(run))
     drawing = jobs.sample(run, ["-zwx blob", "another --d 8"], seed=3)
-    tool = jobs.tool(project, "caption", ["--trigger=zwx thing"])
+    captions = jobs.caption(project, "tag", ["--model=wd-vit-v3"])
+    tool = jobs.tool(project, "crop")
     assert jobs.queue.look().job(drawing.id).state == "waiting"
     wait_for(lambda: jobs.queue.look().job(tool.id).state == "finished", seconds=60)
-    assert project.dataset().trigger == "zwx thing"
-    assert jobs.queue.look().job(drawing.id).state == "waiting"
+    for waits in (drawing, captions):
+        assert jobs.queue.look().job(waits.id).state == "waiting"
     jobs.stop(run)
     wait_for(lambda: jobs.queue.look().job(drawing.id).state == "finished")
     assert read_json(run.path / "drawings.json") == [["-zwx blob --d 3", "another --d 8"], None, ""]

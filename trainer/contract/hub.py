@@ -177,7 +177,7 @@ def progress_bar(report: Callable[[int], None]) -> type:
     counts: dict[int, int] = {}
     reported = 0.0
 
-    class Bytes(tqdm):  # type: ignore[type-arg]
+    class Bytes(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **options: Any) -> None:
             self._counted = options.get("unit") == "B"
             super().__init__(*args, **{**options, "disable": True})
