@@ -124,7 +124,7 @@ def caption_project(
             outcome.failed[record.original_name] = why
             tell(f"{record.original_name} could not be captioned: {why}")
             if len(outcome.failed) == GIVES_UP and not outcome.written:
-                first = f"the first {GIVES_UP} photos all failed, the last one with: {why}"
+                first = f"The first {GIVES_UP} photos all failed, the last one with: {why}"
                 raise RunError(f"{first}; look at the model and its settings")
             continue
         text = _write(root, record, said, wishes, label, work)

@@ -99,7 +99,7 @@ def _find(model: str, name: str, tell: Tell) -> Path:
         return path
     if not looks_like_hub_id(model):
         raise RunError(
-            f"the model {model} does not exist on this machine and is no Hub id (owner/name); check the "
+            f"The model {model} does not exist on this machine and is no Hub id (owner/name); check the "
             "spelling",
             "model_missing",
         )
@@ -194,7 +194,7 @@ def _model(folder: Path, name: str, dtype: torch.dtype) -> Any:
     if len(told["missing_keys"]) > MAY_LACK * len(model.state_dict()):
         lacks = f"{len(told['missing_keys'])} of its {len(model.state_dict())} tensors"
         raise RunError(
-            f"the weights of {name} do not fit transformers' own model ({lacks} are missing); choose a "
+            f"The weights of {name} do not fit transformers' own model ({lacks} are missing); choose a "
             f"conversion that does, such as {CAPTIONERS[0].model}",
             "config",
         )
@@ -222,13 +222,13 @@ def _enough_memory(name: str, device: torch.device) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise RunError(
-            f"the GPU has too little memory for {name}; choose a smaller model, or end what else uses it",
+            f"The GPU has too little memory for {name}; choose a smaller model, or end what else uses it",
             "gpu_oom",
         ) from None
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "not enough memory" not in str(error):
             raise
-        sentence = f"the computer has too little memory for {name}; choose a smaller model"
+        sentence = f"The computer has too little memory for {name}; choose a smaller model"
         raise RunError(sentence, "host_oom") from None
 
 

@@ -124,7 +124,7 @@ def _find(model: str, name: str, tell: Tell) -> Path:
     path = local_path(model)
     if path is None and not looks_like_hub_id(model):
         raise RunError(
-            f"the tagger {model} does not exist on this machine and is no Hub id (owner/name); check the "
+            f"The tagger {model} does not exist on this machine and is no Hub id (owner/name); check the "
             "spelling",
             "model_missing",
         )

@@ -109,7 +109,7 @@ def test_when_all_fail_it_gives_up(project: Path) -> None:
     def refuses(image: Image.Image, seed: int) -> str:
         raise ValueError("too small\nfor me")
 
-    with pytest.raises(RunError, match="the first 3 photos all failed, the last one with: too small for me"):
+    with pytest.raises(RunError, match="The first 3 photos all failed, the last one with: too small for me"):
         write(project, refuses)
 
 

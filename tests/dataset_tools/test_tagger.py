@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,9 @@ from dataset_tools.dataset import load_dataset, read_caption
 from dataset_tools.ingest import ingest
 from dataset_tools.tagger import Tagger, prepared
 from trainer.contract.errors import RunError
+
+from ..conftest import ROOT
+from ..trainer.hub_download_server import HubServer, Repo
 
 SIZE = 8
 TAGS = (  # name, kind, weights of mean blue, green and red, offset (before a sigmoid)
@@ -102,6 +108,31 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     texts = {record.original_name: read_caption(root, record) for record in load_dataset(root).images}
     assert texts == {"red.png": "art, red fur, >_<", "blue.png": "art, blue fur, >_<"}
     assert capsys.readouterr().out.splitlines()[-1] == "2 captioned"
+
+
+def test_it_is_fetched_from_the_hub_once(folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    root = tmp_path / "project"
+    ingest([tmp_path / "a.png"], root)
+    repo = Repo.of_folder(folder)
+    repo.files |= {"model.safetensors": b"junk", "model.msgpack": b"junk", "config.json": b"{}"}
+
+    def tag(model: str, url: str) -> list[str]:
+        command = [sys.executable, "-m", "dataset_tools", "tag", str(root), "--model", model]
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+        environment = kept | {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "cache")}
+        done = subprocess.run(
+            [*command, "--existing=replace"], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        return (done.stdout + done.stderr).splitlines()
+
+    with HubServer({"owner/tagger": repo}) as hub:
+        assert tag("owner/tagger", hub.url)[-1] == "1 captioned"
+        assert {*hub.fetched()} == {"model.onnx", "selected_tags.csv"}
+        assert "owner/none does not exist on the Hub" in tag("owner/none", hub.url)[-1]
+        url = hub.url
+    assert tag("owner/tagger", url)[-1] == "1 captioned", "without a network it is there"
+    assert "the Hub cannot be reached" in tag("owner/other", url)[-1]
 
 
 def test_what_is_no_tagger_is_refused(folder: Path, tmp_path: Path) -> None:
