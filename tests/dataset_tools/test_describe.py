@@ -173,8 +173,8 @@ def test_every_row_of_the_table_is_what_transformers_loads_by_itself() -> None:
     assert kinds and kinds <= MODELS.keys() & PROCESSORS.keys()
     page = (ROOT / "docs" / "captions.md").read_text(encoding="utf-8")
     for row in CAPTIONERS:
-        line = f"| `{row.key}` | [{row.label}](https://huggingface.co/{row.model}) | {row.gib} GB | {row.licence} |"
-        assert line in page
+        link = f"[{row.label}](https://huggingface.co/{row.model})"
+        assert f"| `{row.key}` | {link} | {row.gib} GB | {row.licence} |" in page
     assert len({row.key for row in CAPTIONERS}) == len({row.model for row in CAPTIONERS}) == len(CAPTIONERS)
 
 
