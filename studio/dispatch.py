@@ -96,6 +96,8 @@ class Dispatcher(Trainings):
                 if not self._job_lives(job):
                     if not self._is_anothers(job):
                         self._close(book, job)
+                elif job.stop and job.stop.since > time.time():  # the clock was set back
+                    book.put(job.but(stop=Stop(rung=job.stop.rung, since=time.time())))
                 elif job.stop and not self.stop_left(job, job.stop):
                     self._climb(book, job, NEXT[job.stop.rung])
             while chosen := self._may_start(book):  # again, as one that failed makes room

@@ -90,7 +90,7 @@ class Trainings:
         with self._probing:
             status = run.read_status()
         quiet = {"stage": "", "message": "", "cause": "", "evidence": ""}
-        silent = float(launch.get("time", 0.0)) > status.heartbeat  # not a word since this launch
+        silent = _is_silent(launch, status)
         if alive and silent:
             attempt = launch.get("attempt", 1)
             return status.model_copy(update=quiet | {"state": "starting", "attempt": attempt})
@@ -142,12 +142,12 @@ class Trainings:
         verb = ["resume", str(run.path)] if begun else ["train", str(run.recipe), "--run-dir", str(run.path)]
         run.take_controls()  # a stop that a dead trainer never read must not end the new one
         argv = [*self._trainer, *verb]
-        log_start = run.log.stat().st_size if run.log.exists() else 0
+        log_start, heartbeat = run.log.stat().st_size if run.log.exists() else 0, run.raw_status().heartbeat
         child = spawn(argv, run.log, child_environment(devices))
         attempt = max(int(launch.get("attempt", 0)), run.raw_status().attempt) + 1
         record = launch_record(child.pid, started_at(child.pid), argv, attempt)
         try:
-            write_json(run.launch, {**record, "log_start": log_start})
+            write_json(run.launch, {**record, "log_start": log_start, "heartbeat": heartbeat})
         except OSError:
             child.kill()  # a trainer that nobody could find again
             child.wait()
@@ -210,6 +210,14 @@ def launch_of(run: RunFolder) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return launch if isinstance(launch, dict) else {}
+
+
+def _is_silent(launch: dict[str, Any], status: Status) -> bool:
+    """Whether a trainer has not said a word since it was launched; also where the clock was set back."""
+    launched = float(launch.get("time", 0.0))
+    if launched > time.time() or launch.get("exit_code") in (0, 3):  # these codes come after a last word
+        return status.heartbeat == launch.get("heartbeat")
+    return launched > status.heartbeat
 
 
 def _traces(run: RunFolder) -> tuple[int, ...]:

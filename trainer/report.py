@@ -65,11 +65,13 @@ class Reporter:
         self._status = self._status.model_copy(update=changes)
 
     def _write(self, force: bool = False) -> None:
-        now = time.time()
+        now = time.monotonic()
         if not force and now - self._written < 1:
             return
         use = memory_use(self._device)
-        self._update(heartbeat=now, vram=use.vram, vram_total=use.vram_total, ram=use.ram, mirror=self.mirror)
+        self._update(
+            heartbeat=time.time(), vram=use.vram, vram_total=use.vram_total, ram=use.ram, mirror=self.mirror
+        )
         with self._turn:
             if self._ended:
                 return

@@ -16,6 +16,7 @@ from running import wait_for
 
 from studio.diagnosis import REMEDIES, explain
 from studio.jobs import Supervisor
+from studio.queue import Stop
 from trainer.contract.errors import RunError, UserError
 from trainer.contract.events import read_events
 from trainer.contract.fields import merge, parse, to_tables
@@ -174,6 +175,27 @@ def test_a_run_that_died_without_a_word_is_probed_each_time(supervise, project) 
     wait_for(lambda: "exit_code" in read_json(run.launch))
     wait_for(lambda: jobs.active() is None)
     assert run.id not in jobs._ended
+
+
+def test_a_clock_that_is_set_back_is_survived(supervise, project) -> None:
+    """What is shown of a run does not wait until the clock has come again to where it was."""
+    jobs = supervise(steps=100_000)
+    run = jobs.start(project, project.config())
+    wait_for(lambda: jobs.status(run).state == "training")
+    later = {"time": time.time() + 3600}
+    write_json(run.launch, read_json(run.launch) | later)
+    assert state_of(jobs, run) == "training"
+    jobs.stop(run)
+    with jobs.queue.change() as book:
+        (job,) = book.jobs
+        book.put(job.but(stop=Stop(rung="asked", since=later["time"])))
+    jobs.tick()
+    (job,) = jobs.queue.look().jobs
+    assert job.over or job.stop.since <= time.time(), "the ladder counts from now on"
+    wait_for(lambda: "exit_code" in read_json(run.launch))
+    assert state_of(jobs, run) == "stopped"
+    write_json(run.launch, read_json(run.launch) | {"time": run.raw_status().heartbeat + 1e-3})
+    assert state_of(jobs, run) == "stopped", "and when it has come there"
 
 
 def test_nothing_to_stop(supervise, project) -> None:

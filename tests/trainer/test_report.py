@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from trainer.checkpoints import TrainState, save_checkpoint
@@ -29,3 +31,14 @@ def test_without_a_checkpoint_it_begins_anew(tmp_path: Path) -> None:
     run.write_status(Status(state="training", step=7, total=100, loss=0.25, attempt=1))
     Reporter(run, 2, 100, torch.device("cpu"))
     assert (run.raw_status().step, run.raw_status().loss) == (0, None)
+
+
+def test_a_clock_that_is_set_back_holds_up_no_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(tmp_path)
+    report = Reporter(run, 1, 9, torch.device("cpu"))
+    report.started(0, 9, None)
+    now, ticks = time.time(), time.monotonic()
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    monkeypatch.setattr(time, "monotonic", lambda: ticks + 2)
+    report.step(1, 0.5, 0.5, 1e-3, 1.0, 0.1)
+    assert run.raw_status().step == 1 and run.raw_status().heartbeat == now - 3600

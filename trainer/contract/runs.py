@@ -312,7 +312,7 @@ class RunFolder:
         launched = self._launched_at()
         if launched is None and status.state == "queued":
             return status
-        if launched is not None and launched > status.heartbeat and time.time() - launched < 30:
+        if launched is not None and launched > status.heartbeat and abs(time.time() - launched) < 30:
             return status.model_copy(update={"state": "starting"})
         again = self.raw_status()  # it may have ended between our two looks
         if again.terminal:
