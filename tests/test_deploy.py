@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,8 @@ def test_a_machine_that_is_taken_away_costs_the_steps_since_the_checkpoint(
     try:
         until(lambda: any((bucket / "checkpoints").glob("step-*/MANIFEST.json")), first, process)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended, which is said above
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert not first.run.checkpoint(12).exists()
     shutil.rmtree(first.home)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+
 from dataset_tools.images import ImageError
 
 from .contract.errors import RunError, UserError
 from .contract.files import is_disk_full
 from .ladder import gpu_is_full
+
+BROKEN = (errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+"""Of a disk that fails, became read-only, or is not ours to write on."""
 
 
 def explain(error: BaseException) -> tuple[str, str, str]:
@@ -23,6 +28,9 @@ def explain(error: BaseException) -> tuple[str, str, str]:
         return text, error.cause, getattr(error, "evidence", evidence)
     if is_disk_full(error):
         return "The disk is full; free some space, then resume.", "disk_full", evidence
+    if isinstance(error, OSError) and error.errno in BROKEN:
+        what = f"{error.filename or 'The disk'} cannot be read or written ({error.strerror})"
+        return f"{what}; check the disk and its permissions, then resume.", "unknown", evidence
     if isinstance(error, ImageError):
         return text, "bad_image", evidence
     if isinstance(error, UserError):

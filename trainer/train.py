@@ -78,7 +78,7 @@ def train(run: RunFolder, requests: Asks, crew: Crew = ALONE) -> None:
     folders = Folders.of(run)
     device = pick_device()
     dtype = pick_dtype(config.model.precision, device)
-    attempt = run.raw_status().attempt + 1
+    attempt = run.next_attempt()
     known = 0 if config.train.epochs else config.train.steps  # of epochs, once the pictures are counted
     report = Reporter(run, attempt, known, device) if crew.main else Silent()
     with alongside(run, config, report, requests, crew.main):

@@ -1,8 +1,8 @@
 """A power cut at any instant: what a program had not yet made durable may be gone.
 
 The program runs in a fork that ends, as a kill does, right before one of its operations on files. What was
-not fsynced by then is lost as file systems lose it: of a file its second half, of a folder the changes since
-it was last fsynced, from one of them on.
+not fsynced by then is lost as file systems lose it: of a file the second half of what is new, of a folder the
+changes since it was last fsynced, from one of them on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class PowerCut:
         self._root, self._at, self._kept, self._count = root, at, kept, 0
         self._trash = Path(tempfile.mkdtemp(dir=root.parent))
         self._changes: list[tuple[Path, Callable[[], None]]] = []  # (folder, how to undo it)
-        self._durable = {(file.stat().st_ino, file.stat().st_size) for file in self._files()}
+        self._durable = {file.stat().st_ino: file.stat().st_size for file in self._files()}
         self._real = {name: getattr(os, name) for name in OPERATIONS}
         for name in OPERATIONS:
             setattr(os, name, self._watched(name))
@@ -83,7 +83,7 @@ class PowerCut:
         if path.is_dir():
             self._changes = [(folder, undo) for folder, undo in self._changes if folder != path]
         else:
-            self._durable.add((path.stat().st_ino, path.stat().st_size))
+            self._durable[path.stat().st_ino] = path.stat().st_size
 
     def _cut(self) -> None:
         for name, real in self._real.items():
@@ -93,8 +93,9 @@ class PowerCut:
             undo()
         for file in self._files():
             facts = file.stat()
-            if (facts.st_ino, facts.st_size) not in self._durable:
-                os.truncate(file, facts.st_size // 2)
+            safe = self._durable.get(facts.st_ino, 0)
+            if facts.st_size > safe:
+                os.truncate(file, safe + (facts.st_size - safe) // 2)
         shutil.rmtree(self._trash)
         os._exit(9)
 

@@ -19,6 +19,7 @@ from trainer.checkpoints import is_whole, list_checkpoints
 from trainer.contract.errors import RunError
 from trainer.contract.events import read_events
 from trainer.contract.runs import RunFolder
+from trainer.failures import explain
 from trainer.families.sdxl import Family
 from trainer.requests import Requests
 from trainer.sampling import draw
@@ -72,7 +73,7 @@ def test_an_infinite_gradient_stops_the_run_too(run: RunFolder, monkeypatch: pyt
     assert is_whole(run.checkpoint(3)) and not run.checkpoint(5).exists()
 
 
-def test_a_full_disk_fails_with_its_cause_and_keeps_the_checkpoint_before(
+def test_a_full_disk_stops_it_with_its_cause_and_keeps_the_checkpoint_before(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import trainer.checkpoints
@@ -86,15 +87,20 @@ def test_a_full_disk_fails_with_its_cause_and_keeps_the_checkpoint_before(
         real(tensors, path)
 
     monkeypatch.setattr(trainer.checkpoints, "save_file", full)
-    with pytest.raises(RunError, match="disk is full"):
-        train_here(run)
+    assert not train_here(run)
     status = run.read_status()
-    assert (status.state, status.cause) == ("failed", "disk_full")
+    assert (status.state, status.cause) == ("stopped", "disk_full")
     assert "up to step 3 is saved (step-000003). Free some space" in status.message
     assert [path.name for path in list_checkpoints(run.checkpoints)] == ["step-000003"]
     assert not list(run.checkpoints.glob(".*"))
     monkeypatch.undo()
     assert train_here(run)
+
+
+def test_a_disk_that_became_read_only_is_named() -> None:
+    said, cause, evidence = explain(OSError(errno.EROFS, "Read-only file system", "/run/events.jsonl"))
+    assert said.startswith("/run/events.jsonl cannot be read or written (Read-only file system); check the")
+    assert cause == "unknown" and "Errno" in evidence
 
 
 def test_a_failed_drawing_costs_neither_checkpoint_nor_run(

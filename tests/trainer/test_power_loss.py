@@ -12,8 +12,9 @@ import torch
 
 from trainer.checkpoints import TrainState, list_checkpoints, newest_whole, save_checkpoint, step_of
 from trainer.contract.config import TrainConfig
+from trainer.contract.events import EventLog, read_events
 from trainer.contract.files import read_json, write_json
-from trainer.contract.runs import RunFolder
+from trainer.contract.runs import RunFolder, Status
 from trainer.contract.settings.files import CheckpointSettings
 from trainer.keeper import Keeper
 from trainer.report import Reporter
@@ -107,6 +108,35 @@ def test_a_power_cut_while_writing_any_other_file(kept: int | None, tmp_path: Pa
         seen.append(read_json(file)["content"][:3])
         write_json(file, {"content": "old" * 50})
     assert set(seen) >= {"old"} and len(seen) == 4 and read_json(file)["content"] == "new" * 99
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_a_power_cut_while_events_are_told(kept: int | None, tmp_path: Path) -> None:
+    """What is told by itself is there, of steps what there was time for; half a line spoils no later one. The
+    status may be gone, and the next attempt still has its number."""
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+
+    def tell() -> None:
+        log = EventLog(run.events, 1)
+        for step in range(1, 4):
+            log.append("step", step=step)
+            log.append("checkpoint", step=step)
+            run.write_status(Status(state="training", step=step, attempt=1))
+
+    told = []
+    for at in range(40):
+        run.events.unlink(missing_ok=True)
+        run.status.unlink(missing_ok=True)
+        if not cut_at(at, run.path, tell, kept):
+            break
+        seen = [(event["kind"], event["step"]) for event in read_events(run.events)[0]]
+        told.append(len(seen))
+        assert seen == [(kind, step) for step in (1, 2, 3) for kind in ("step", "checkpoint")][: len(seen)]
+        assert run.next_attempt() == 1 + bool(seen)
+        EventLog(run.events, 2).append("end", state="stopped", step=3)
+        assert [event["seq"] for event in read_events(run.events)[0]] == list(range(1, len(seen) + 2))
+    assert told == sorted(told) and told[-1] == 6 and len(told) > 6
 
 
 def test_a_run_that_was_made_is_there_after_a_power_cut(tmp_path: Path) -> None:

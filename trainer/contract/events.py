@@ -30,7 +30,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from .files import is_disk_full
+from .files import is_disk_full, sync_folder
 
 KINDS = (
     "attempt",
@@ -65,7 +65,10 @@ class EventLog:
             events, offset = read_events(path)
             self._seq = max((event["seq"] for event in events), default=0)
             torn = offset < path.stat().st_size
+        new = not path.exists()
         self._file = path.open("ab", buffering=0)
+        if new:
+            sync_folder(path.parent)
         # A writer that was killed left half a line; without an end it would swallow our first event.
         self._torn = torn
         self._waiting: deque[bytes] = deque(maxlen=MOST_WAITING)

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .config import TrainConfig
 from .errors import RunError
+from .events import read_events
 from .fields import dump_recipe, load_recipe
 from .files import make_folder, read_json, replace_json, write_json, write_text
 from .ladder import amended, read_ladder
@@ -84,6 +85,8 @@ class InheritedLock:
 
 RunLock = BaseFileLock | InheritedLock
 
+EVENTS_TAIL = 64 * 1024
+"""Bytes at the end of events.jsonl in which its last events are found."""
 PROBE_S = 0.01
 """How long a lock is held at most by somebody who only asks whether a trainer holds it."""
 
@@ -300,6 +303,13 @@ class RunFolder:
             return Status.model_validate(read_json(self.status))
         except (FileNotFoundError, ValueError, ValidationError):
             return Status()
+
+    def next_attempt(self) -> int:
+        """The number of a process that begins now. After a power cut status.json may be gone, and the events
+        know which one was the last."""
+        tail = max(0, self.events.stat().st_size - EVENTS_TAIL) if self.events.exists() else 0
+        told = [int(event.get("attempt", 0)) for event in read_events(self.events, tail)[0]]
+        return max(self.raw_status().attempt, *told, 0) + 1
 
     def read_status(self) -> Status:
         """The status a page shows: what the trainer wrote, or ``lost`` when it died without a word.
