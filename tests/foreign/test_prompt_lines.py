@@ -27,6 +27,8 @@ def test_kohyas_ways() -> None:
         and parse_prompt_line("x --h 20").height == 64
     )
     assert parse_prompt_line("a cat --s 5000").steps == 1000
+    assert parse_prompt_line("a cat --l 7,5").guidance == 7, "what is no digit ends a number"
+    assert parse_prompt_line("a cat --w  832").width is None, "one space"
     assert parse_prompt_line("a well-known cat --n b").prompt == "a well-known cat"
     dropped = parse_prompt_line("a cat --l -1 --zz 3 --cn hint.png")
     assert dropped.guidance is None
@@ -36,8 +38,8 @@ def test_kohyas_ways() -> None:
 
 def test_a_prompt_that_begins_with_a_flags_letter() -> None:
     trapped = parse_prompt_line("n cats on a mat --w 512")
-    assert (trapped.prompt, trapped.negative, trapped.width) == ("", "cats on a mat", 512)
-    assert "begins with 'n'" in trapped.said[0]
+    assert (trapped.prompt, trapped.negative, trapped.width) == ("n cats on a mat", "cats on a mat", 512)
+    assert "begins with 'n'" in trapped.said[0], "it is drawn, and kept away from itself"
     assert parse_prompt_line("d day in June").prompt == "d day in June", "not digits: an ordinary prompt"
 
 

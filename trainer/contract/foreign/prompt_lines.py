@@ -1,8 +1,8 @@
 """kohya's sample prompts: ``a photo of zwx --w 832 --h 1216 --d 42 --s 30 --l 7 --n blurry``.
 
 What kohya's scripts do with a line, traps included: it is cut at " --"; each part, the prompt too, is
-matched against the flags, whose case does not count; numbers are digits only, so that "--l -1" says
-nothing; flags that nobody knows are dropped without a word.
+matched against the flags, whose case does not count and which have one space behind them; numbers are digits
+only, so that "--l -1" says nothing; flags that nobody knows are dropped without a word.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def parse_prompt_line(line: str) -> PromptLine:
     values: dict[str, Any] = {"prompt": parts[0].strip()}
     said: list[str] = []
     for place, part in enumerate(parts):
-        name, _, rest = part.strip().partition(" ")
+        name, _, rest = part.partition(" ")
         field, pattern = _FLAGS.get(name.lower(), ("", ""))
-        match = re.match(pattern, rest.strip()) if field else None
+        match = re.match(pattern, rest) if field else None
         if match:
             try:
                 values[field] = _value(field, match.group(1))
@@ -66,10 +66,9 @@ def parse_prompt_line(line: str) -> PromptLine:
                 said.append(f"--{part.strip()} is not a number and says nothing")
                 continue
             if place == 0:
-                values["prompt"] = ""
                 said.append(
-                    f"the prompt begins with {name!r}, which kohya takes for the flag of the same name: "
-                    f"it became {field} and no prompt is left; write it without the flag in front"
+                    f"the prompt begins with {name!r}, which kohya takes for the flag of the same name as "
+                    f"well: the rest of it became {field}, too; begin it with another word"
                 )
         elif place and name.lower() in _ELSEWHERE:
             said.append(f"--{part.strip()} is not offered here")
