@@ -93,6 +93,7 @@ TECHNIQUES: dict[str, dict[str, dict[str, Any]]] = {
     "logit-normal times": {"noise": {"timesteps": "logit_normal"}},
     "caption dropout 0.1": {"captions": {"dropout": 0.1}},
     "mirrored": {"dataset": {"flip": True}},
+    "96 px too": {"dataset": {"more_resolutions": "96"}},
     "output preservation": {"prior": {"method": "output", "share": 0.5, **KEPT}},
     "class pictures": {"prior": {"method": "class_pictures", "pictures": 16, **KEPT}},
 }

@@ -57,19 +57,26 @@ def bring(files: Sequence[Path], draft: TrainConfig) -> Brought:
     problems: list[ConfigError] = []
     for file in files:
         try:
-            read.append((file.name, read_foreign(file, among(files))))
+            read.append((file.name, read_foreign(file, among(files), (draft.model.family, draft.model.base))))
         except ConfigError as error:
             problems.append(error)
     if not read:
         raise problems[0]
-    name, imported = max(read, key=lambda pair: ("model" in pair[1].tables, len(pair[1].lines)))
+    for _, each in read:
+        if each.part:
+            each.without_defaults()
+    name, imported = max(read, key=lambda pair: (_names_a_base(pair[1]), len(pair[1].lines)))
     found = {section: dict(table) for section, table in imported.tables.items()}
     for section, names in ELSEWHERE.items():
         for one in names:
             found.get(section, {}).pop(one, None)
-    if "model" not in found:
+    if not _names_a_base(imported):
         found = merge(to_tables(draft), found)
     return Brought(name, to_tables(parse(found)), imported)
+
+
+def _names_a_base(imported: Imported) -> bool:
+    return "family" in imported.tables.get("model", {})
 
 
 def sent(recipe: Any) -> Any:

@@ -322,7 +322,9 @@ class Form:
         usual = {path: value for path, value in _ways_back(config, reference).items() if path not in problems}
         by_field: dict[str, list[Finding]] = {}
         for finding in findings:
-            by_field.setdefault(finding.field, []).append(finding)
+            # Of a setting that is wrong the linter saw what it was before, which nobody is looking at.
+            if not (finding.rule and finding.field in problems):
+                by_field.setdefault(finding.field, []).append(finding)
         return {
             field.note: note_html(
                 field.record,
@@ -351,7 +353,9 @@ def note_html(record: Record, problem: str | None, findings: Iterable[Finding], 
     """What stands below a widget. ``usual`` is the preset's value, ``...`` where nothing differs from it."""
     parts = []
     if problem:
-        sentence = problem.replace(record.path, record.label, 1)
+        inside = f"{record.path}."  # of the tables that a setting lists
+        sentence = problem.replace(inside, f"{record.label}: ", 1).replace(inside, "")
+        sentence = sentence.replace(record.path, record.label, 1)
         parts.append(f'<p class="say error" role="alert">{html.escape(sentence)}</p>')
     parts += [finding_html(finding) for finding in findings]
     if usual is not ...:

@@ -228,8 +228,16 @@ def test_the_guides_mixtures(
     assert not [each.option for each in imported.lines if each.outcome == "unknown"]
 
 
-def test_a_guide_that_lost_its_indentation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("guide", [GUIDE_SD15, GUIDE_SDXL, GUIDE_FLUX, GUIDE_SCHNELL, GUIDE_NEW])
+def test_a_guide_without_its_indentation_is_read_the_same(guide: str, tmp_path: Path) -> None:
     """As pages are often copied."""
+    flat = "\n".join(map(str.strip, guide.splitlines()))
+    config, imported = read(tmp_path, "guide.yaml", flat)
+    assert config == read(tmp_path, "guide.yaml", guide)[0]
+    assert not [each.option for each in imported.lines if each.outcome == "unknown"]
+
+
+def test_a_guide_that_lost_its_indentation(tmp_path: Path) -> None:
     flat = "\n".join(map(str.strip, GUIDE_SD15.splitlines()))
     config, imported = read(tmp_path, "guide.yaml", flat)
     assert (config.adapter.rank, config.adapter.alpha, config.train.loraplus_ratio) == (64, 32, 16)

@@ -17,6 +17,7 @@ from studio.pages import recipe
 from studio.projects import Project
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import UserError
+from trainer.contract.fields import flatten, parse
 
 
 @pytest.fixture
@@ -92,6 +93,31 @@ def test_a_part_of_a_recipe_changes_what_it_says(page: RecipePage, project: Proj
     page.call("press", event=buttons(report)[0])
     assert project.config().samples.prompts == ("zwx cat on a boat", "a boat")
     assert (project.config().samples.width, project.config().train.steps) == (256, 900)
+
+
+BLOCKS = """--network_args \\
+"down_lr_weight=0,0,0,0,0,0,1,1,1,1,1,1" \\
+"mid_lr_weight=1" \\
+"up_lr_weight=1,1,1,1,1,1,0,0,0,0,0,0"
+"""
+RATES = "network:\ntype: lora\nlinear: 64\ntraining:\nlearning_rate: 2e-4\nmixed_precision: bf16\n"
+VALIDATION = '{"--validation_steps": 200, "--validation_num_inference_steps": 30}'
+
+
+def test_a_few_options_of_a_guide_go_into_the_draft(studio: Studio) -> None:
+    """Its base stays, and nothing is set that they do not say, as kohya's rate of 2e-6."""
+    model = {"family": "sdxl", "base": "stabilityai/stable-diffusion-xl-base-1.0"}
+    draft = parse({"model": model, "adapter": {"rank": 32}, "train": {"learning_rate": 3e-4, "steps": 900}})
+    ours = [
+        ("t__txt", BLOCKS, {"adapter.block_weights": "0,0,0,0,0,0,1,1,1 / 1,1,1 / 1,1,1,1,1,1,0,0,0"}),
+        ("t__yaml", RATES, {"adapter.rank": 64, "train.learning_rate": 2e-4, "model.precision": "bf16"}),
+        ("t__json", VALIDATION, {"samples.every": 200, "samples.steps": 30}),
+    ]
+    for name, text, changed in ours:
+        brought = bring([Path(file) for file in dropped(studio, **{name: text})], draft)
+        after, before = flatten(parse(brought.tables)), flatten(draft)
+        assert {path: value for path, value in after.items() if value != before[path]} == changed
+        assert brought.imported and not [one for one in brought.imported.lines if one.outcome == "default"]
 
 
 def test_files_that_a_recipe_names_are_dropped_with_it(studio: Studio, tmp_path: Path) -> None:

@@ -149,6 +149,26 @@ def test_sentences_land_below_their_field_with_its_name() -> None:
     assert sum(bool(note) for note in notes.values()) == 2
 
 
+def test_beside_a_wrong_value_nothing_is_said_of_the_one_before() -> None:
+    form = made()
+    lines = ["../mia | resolution = 20", "../mia | keep_token = 2"]
+    for line, sentence in zip(
+        lines,
+        (
+            "More folders: resolution = '20' is not allowed; give a whole number from 64 to 2048",
+            "More folders: keep_token is not a setting; did you mean keep_tokens?",
+        ),
+        strict=True,
+    ):
+        config, problems = read_what_is_right({"dataset.subsets": line}, TrainConfig())
+        old = Finding("warning", "dataset.subsets", "Of before.", rule="some_rule")
+        elsewhere = Finding("warning", "dataset.subsets", "Changed in another tab.")
+        note = unescape(
+            form.annotated(config, problems, [old, elsewhere], None)[form.fields["dataset.subsets"].note]
+        )
+        assert sentence in note and "Of before." not in note and "Changed in another tab." in note
+
+
 def test_the_button_of_a_fix_carries_its_values() -> None:
     fix = {"samples.prompts": ('a "b" <c> & d', "e"), "dataset.resolution": None}
     note = note_html(RECORDS["samples.prompts"], None, [Finding("hint", "samples.prompts", "x.", fix, "Go")])

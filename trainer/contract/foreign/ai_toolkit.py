@@ -11,7 +11,7 @@ from typing import Any
 
 from ..families import CATALOGUE
 from . import ai_toolkit_tables as tables
-from .kohya import Beside, flattened, read_kohya
+from .kohya import Base, Beside, flattened, read_kohya
 from .names import effective_rate, family_called, layers_regex, quantization, sides, take_base
 from .prompt_lines import PromptLine, take_prompts
 from .reading import refuse
@@ -33,11 +33,11 @@ from .shared import (
 )
 
 
-def read_ai_toolkit(data: dict[str, Any], name: str, beside: Beside) -> Imported:
-    """Raises ConfigError for a job that is no training of one LoRA."""
+def read_ai_toolkit(data: dict[str, Any], name: str, beside: Beside, into: Base | None = None) -> Imported:
+    """``into`` as in :func:`read_kohya`. Raises ConfigError for a job that is no training of one LoRA."""
     config = data.get("config")
     if not isinstance(config, dict):
-        return _read_snippet(dict(data), name, beside)
+        return _read_snippet(dict(data), name, beside, into)
     processes = config.get("process")
     if not isinstance(processes, list) or not processes or not isinstance(processes[0], dict):
         raise refuse(name, "has no process in its config; it is no training job of ai-toolkit")
@@ -60,8 +60,9 @@ def read_ai_toolkit(data: dict[str, Any], name: str, beside: Beside) -> Imported
     return found
 
 
-def _read_snippet(data: dict[str, Any], name: str, beside: Beside) -> Imported:
+def _read_snippet(data: dict[str, Any], name: str, beside: Beside, into: Base | None) -> Imported:
     """What guides print: a part of a job, or kohya's options written as YAML, or both in one."""
+    data = _indented(data)
     training = data.pop("training", None)
     network = data.get("network")
     kohya = {key: value for key, value in data.items() if not isinstance(value, (dict, list))}
@@ -82,7 +83,6 @@ def _read_snippet(data: dict[str, Any], name: str, beside: Beside) -> Imported:
         "linear_alpha": "network_alpha",
         "alpha": "network_alpha",
     }
-    # Pages lose the indentation of what they print: then all of it stands at the top.
     arguments = {key: kohya.pop(key) for key in list(kohya) if key.startswith("loraplus_")}
     kohya = {renamed.get(key, key): value for key, value in kohya.items() if value is not None}
     if kohya.get("type") == "lora":
@@ -103,7 +103,7 @@ def _read_snippet(data: dict[str, Any], name: str, beside: Beside) -> Imported:
         _take_model(part, dict(model), whole=False)
         kohya.pop("pretrained_model_name_or_path", None)
         kohya["pretrained_model_name_or_path"] = part.get("model.base")
-    found = read_kohya(kohya, beside)
+    found = read_kohya(kohya, beside, into=into)
     found.program = "a guide's mixture of kohya's and ai-toolkit's names"
     for section, table in part.tables.items():
         found.tables.setdefault(section, {}).update(table)
@@ -112,6 +112,21 @@ def _read_snippet(data: dict[str, Any], name: str, beside: Beside) -> Imported:
         _take_process(found, data, whole=False)
     found.settle()
     return found
+
+
+def _indented(data: dict[str, Any]) -> dict[str, Any]:
+    """What stands behind "model:" or "sample:" belongs to it, up to the next head: pages lose the indentation
+    of what they print, and then all of it stands at the top. Options of other sections are known there."""
+    tables: dict[str, Any] = {}
+    section = tables
+    for key, value in data.items():
+        if value is None and key in ("model", "sample"):
+            section = tables.setdefault(key, {})
+        elif value is None or isinstance(value, (dict, list)):
+            section, tables[key] = tables, value
+        else:
+            section[key] = value
+    return tables
 
 
 def _table(found: Imported, data: dict[str, Any], name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ..fields import RECORDS, SECTIONS
 from . import kohya_tables
 from .ai_toolkit import read_ai_toolkit
 from .diffusers_scripts import PREFIXES, read_diffusers
-from .kohya import Beside, flattened, read_kohya
+from .kohya import Base, Beside, flattened, read_kohya
 from .kohya_dataset import take_dataset
 from .kohya_gui import read_kohya_gui
 from .onetrainer import read_onetrainer
@@ -44,8 +44,9 @@ def among(files: Sequence[Path]) -> Beside:
     return lambda name: by_name.get(name.replace("\\", "/").rpartition("/")[2])
 
 
-def read_foreign(file: Path, beside: Beside | None = None) -> Imported:
-    """The recipe in a file of another program. Raises ConfigError with one sentence."""
+def read_foreign(file: Path, beside: Beside | None = None, into: Base | None = None) -> Imported:
+    """The recipe in a file of another program. ``into``: family and base of the recipe that a part goes into,
+    which names none. Raises ConfigError with one sentence."""
     beside = beside or beside_file(file)
     ending = file.suffix.lower()
     if ending not in ENDINGS:
@@ -55,15 +56,15 @@ def read_foreign(file: Path, beside: Beside | None = None) -> Imported:
     if not text.strip():
         raise refuse(file.name, "is empty; choose the recipe itself")
     if ending == ".toml":
-        return _read_toml(parse_toml(text, file.name), file.name, beside)
+        return _read_toml(parse_toml(text, file.name), file.name, beside, into)
     if ending == ".json":
         return _read_json(parse_json(text, file.name), file.name, beside)
     if ending in (".yaml", ".yml"):
         data = parse_yaml(text, file.name)
         if not isinstance(data, dict):
             raise refuse(file.name, "is no recipe of ai-toolkit; it holds no options")
-        return read_ai_toolkit(data, file.name, beside)
-    return _read_script(text, file.name, beside)
+        return read_ai_toolkit(data, file.name, beside, into)
+    return _read_script(text, file.name, beside, into)
 
 
 def is_own(tables: dict[str, Any]) -> bool:
@@ -77,7 +78,7 @@ def is_own(tables: dict[str, Any]) -> bool:
     return own > sum(name in kohya_tables.ALL for name in flattened(tables))
 
 
-def _read_toml(tables: dict[str, Any], name: str, beside: Beside) -> Imported:
+def _read_toml(tables: dict[str, Any], name: str, beside: Beside, into: Base | None) -> Imported:
     if is_own(tables):
         raise refuse(name, "is a recipe of this program already; train it as it is")
     if "datasets" in tables or set(tables) == {"general"}:
@@ -88,7 +89,7 @@ def _read_toml(tables: dict[str, Any], name: str, beside: Beside) -> Imported:
         )
         found.settle()
         return found
-    return read_kohya(flattened(tables), beside)
+    return read_kohya(flattened(tables), beside, into=into)
 
 
 def _read_json(data: Any, name: str, beside: Beside) -> Imported:
@@ -105,7 +106,7 @@ def _read_json(data: Any, name: str, beside: Beside) -> Imported:
     raise refuse(name, "is no recipe of a program that is known here")
 
 
-def _read_script(text: str, name: str, beside: Beside) -> Imported:
+def _read_script(text: str, name: str, beside: Beside, into: Base | None) -> Imported:
     commands = TRAINER.search(text) or any(line.lstrip().startswith("--") for line in text.splitlines())
     if not commands and name.lower().endswith(".txt"):
         found = Imported("a kohya prompt file")
@@ -124,7 +125,7 @@ def _read_script(text: str, name: str, beside: Beside) -> Imported:
     if command.script.startswith(PREFIXES):
         found = read_diffusers(options, command.script)
     else:
-        found = read_kohya(options, beside, command.script)
+        found = read_kohya(options, beside, command.script, into)
     for option, value in computed.items():
         found.miss(
             option, value, "only a shell could work this out, and nothing of the file is run; fill it in"

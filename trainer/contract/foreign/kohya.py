@@ -38,16 +38,22 @@ from .shared import (
 Beside = Callable[[str], Path | None]
 """A file that a recipe names -> where it is, or None where it is not to be had."""
 
+Base = tuple[str, str]
+"""(family, base)"""
+
 PLAIN_SCRIPT = "train_network"
 
 
-def read_kohya(options: dict[str, Any], beside: Beside, script: str = "") -> Imported:
-    """Raises ConfigError for a file beside it that is damaged."""
+def read_kohya(
+    options: dict[str, Any], beside: Beside, script: str = "", into: Base | None = None
+) -> Imported:
+    """``into``: the base of the recipe that options go into which name none. Raises ConfigError for a file
+    beside it that is damaged."""
     found = Imported("kohya sd-scripts")
     options = dict(options)
     if config := options.pop("config_file", None):
         options = _with_config(found, str(config), beside) | options
-    _take_model(found, options, script)
+    _take_model(found, options, script, into)
     take_network(found, options)
     _take_rates(found, options)
     _take_duration(found, options)
@@ -61,12 +67,13 @@ def read_kohya(options: dict[str, Any], beside: Beside, script: str = "") -> Imp
     follow(found, options, kohya_tables.ALL)
     if found.has("loss.mask"):
         found.assume("loss.mask_floor", 0, "kohya's masks hide all that lies outside")
-    if not found.has("model.precision"):
+    if not found.has("model.precision") and not found.part:
         found.note("No mixed_precision: kohya then trains in fp32; here model.precision chooses by the GPU.")
-    if not found.has("dataset.resolution"):
+    if not found.has("dataset.resolution") and not found.part:
         found.note("kohya has no usual resolution; the base's own is taken.")
     found.unknown(options)
-    effective_rate(found)
+    if not found.part:
+        effective_rate(found)
     found.settle()
     return found
 
@@ -88,7 +95,7 @@ def _with_config(found: Imported, name: str, beside: Beside) -> dict[str, Any]:
     return flattened(parse_toml(read_text(file), file.name))
 
 
-def _take_model(found: Imported, options: dict[str, Any], script: str) -> None:
+def _take_model(found: Imported, options: dict[str, Any], script: str, into: Base | None) -> None:
     family, why = "", ""
     if script:
         named = script.removesuffix("_train_network")
@@ -108,6 +115,11 @@ def _take_model(found: Imported, options: dict[str, Any], script: str) -> None:
     if not family and not is_off(options.get("v2")):
         family, why = family_called("sd2"), "v2 is on"
     base = str(options.pop("pretrained_model_name_or_path", "") or "")
+    found.part = into is not None and not (family or base)
+    if into and found.part:
+        found.put("model.family", into[0])
+        found.put("model.base", into[1])
+        return
     try:
         take_base(found, "pretrained_model_name_or_path", base, family, why)
     except Unusable as problem:
@@ -169,6 +181,8 @@ def _take_rates(found: Imported, options: dict[str, Any]) -> None:
                     "kohya's manual has this option and its scripts refuse it; here it is that encoder's rate"
                 )
                 found.keep(f"text_encoder_lr{place + 1}", value, f"train.{name}", value, why)
+                continue
+            if found.part and not texts:
                 continue
             value = given[min(place, len(given) - 1)] if given else 2e-6
             why = (
@@ -313,7 +327,7 @@ def _take_photos(found: Imported, options: dict[str, Any], beside: Beside) -> No
     if file is not None:
         found.leave("dataset_config", dataset, "read, see below")
         take_dataset(found, parse_toml(read_text(file), file.name), weight, options)
-    elif "caption_extension" not in options and "caption_extention" not in options:
+    elif not found.part and "caption_extension" not in options and "caption_extention" not in options:
         found.note(
             "No caption_extension: kohya then reads .caption files, so that .txt captions have no effect "
             "there. Here .txt is read, and .caption where there is none."

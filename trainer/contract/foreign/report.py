@@ -74,6 +74,8 @@ class Imported:
     program: str = ""
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     lines: list[Line] = field(default_factory=list)
+    part: bool = False
+    """Whether it goes into another recipe: a few options, as guides print them, and no base."""
 
     def get(self, setting: str) -> Any:
         """The value taken so far, else our default."""
@@ -140,6 +142,15 @@ class Imported:
 
     def note(self, why: str) -> None:
         self.lines.append(Line("note", why=why))
+
+    def without_defaults(self) -> None:
+        """Leave what the file itself says, of a part that goes into another recipe: nothing of the base, and
+        nothing that the other program does where nothing is said."""
+        gone = {line.setting for line in self.lines if line.outcome == "default"}
+        for setting in gone | {"model.family", "model.base"}:
+            section, _, name = setting.partition(".")
+            self.tables.get(section, {}).pop(name, None)
+        self.lines = [line for line in self.lines if line.outcome != "default"]
 
     def renamed(self, names: Mapping[str, str]) -> None:
         """Tell of options by the names that the file has for them: {name so far: name in the file}."""

@@ -74,6 +74,7 @@ def _take_model(found: Imported, options: dict[str, Any], name: str) -> None:
     base = str(options.pop("pretrained_model_name_or_path", "") or "")
     flavour = options.pop("model_flavour", None)
     if not (base or ours):
+        found.part = True
         found.note("The file says nothing of the base; set model.base.")
     else:
         try:
