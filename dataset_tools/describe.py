@@ -7,6 +7,7 @@ This imports torch: it is imported by a caption job alone, when there is a photo
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ TASK = "<MORE_DETAILED_CAPTION>"
 MAY_LACK = 0.05
 """Of a model's tensors, so many may be missing in its file: a few are made anew without harm. More, and the
 file is of another model, or of another code's model of the same name."""
+PIXELS = 1024 * 1024
+"""Larger pictures are made smaller first, as a training would. Models that take any size (Qwen-VL) spend
+minutes and gigabytes on a photo of a telephone."""
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _SMALL = (".json", ".txt", ".model", ".jinja")
 _LOADING = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
@@ -49,7 +53,9 @@ class Describer:
     def __call__(self, image: Image.Image, seed: int) -> str:
         torch.manual_seed(seed % 2**63)  # some models draw lots, as their makers advise
         asked = {"text": [self.text]} if self.text else {}
-        inputs = self.processor(images=[image], return_tensors="pt", **asked).to(self.device, self.dtype)
+        inputs = self.processor(images=[_shrunk(image)], return_tensors="pt", **asked).to(
+            self.device, self.dtype
+        )
         with _enough_memory(self.name, self.device):
             ids = self.model.generate(**inputs, max_new_tokens=self.max_tokens)[0]
         question = inputs.get("input_ids")
@@ -230,6 +236,14 @@ def _enough_memory(name: str, device: torch.device) -> Iterator[None]:
             raise
         sentence = f"The computer has too little memory for {name}; choose a smaller model"
         raise RunError(sentence, "host_oom") from None
+
+
+def _shrunk(image: Image.Image) -> Image.Image:
+    scale = math.sqrt(PIXELS / (image.width * image.height))
+    if scale >= 1:
+        return image
+    size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _whole_sentences(text: str) -> str:

@@ -160,6 +160,12 @@ def test_a_template_that_knows_text_alone(qwen: Path, tmp_path: Path) -> None:
     assert load(tmp_path / "plain", "what now").text == "<vision><|image_pad|><end>what now"
 
 
+def test_large_photos_are_made_smaller_in_their_proportions() -> None:
+    assert describe._shrunk(Image.new("RGB", (4000, 3000))).size == (1182, 886)
+    assert describe._shrunk(Image.new("RGB", (1024, 1024))).size == (1024, 1024)
+    assert describe._shrunk(Image.new("RGB", (40_000, 32))).size == (36203, 28)
+
+
 def test_what_is_cut_off_ends_with_a_whole_sentence() -> None:
     assert describe._whole_sentences("A cat. It sits on a so") == "A cat."
     assert describe._whole_sentences("a cat on a so") == "a cat on a so"
