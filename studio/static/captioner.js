@@ -4,7 +4,7 @@
   if (studio.CaptionWriter) return;
   const { h, icon } = studio;
   const OTHER = "other";
-  const EXISTING = { keep: "stay as they are", replace: "are replaced", append: "get the new text added" };
+  const EXISTING = { keep: "It stays as it is", replace: "It is replaced", append: "The new text is added" };
   const STYLES = { sentence: "Sentences", tags: "Tags" };
   const many = (count) => `${count} photo${count === 1 ? "" : "s"}`;
 
@@ -19,7 +19,7 @@
       this.other = text("model", "owner/name on the Hub, or a folder");
       this.otherField = field("Which one", this.other);
       this.about = h("p.say");
-      this.existing = h("select", { onchange: () => this.count() }, Object.entries(EXISTING).map(([value, label]) => h("option", { value }, `Captions that are there ${label}`)));
+      this.existing = h("select", { onchange: () => this.count() }, Object.entries(EXISTING).map(([value, label]) => h("option", { value }, label)));
       this.prompt = text("prompt");
       this.most = text("max_tokens");
       this.threshold = text("threshold");
@@ -32,7 +32,7 @@
       this.start = h("button.btn.primary", { type: "button", id: "captions-write", onclick: () => this.begin() });
       this.problem = h("div", { "aria-live": "polite" });
       this.status = h("div", { "aria-live": "polite" });
-      this.element = h("details.card", { id: "captions-by-model", ontoggle: () => this.load() }, h("summary", null, "Let a model write them"),
+      this.element = h("details.card", { id: "captions-by-model", ontoggle: () => this.load() }, h("summary", null, "Let a model write them", this.lacking = h("small.muted")),
         h("div.bulk", null, this.styles,
           h("div.inputs", null, field("Model", this.model), this.otherField, field("Where there is one already", this.existing)), this.about,
           h("details.more", null, h("summary", null, "More"), h("div.bulk", null, this.inputs, h("div.options", null, h("label", null, this.trigger, "Put the trigger word in front")))),
@@ -75,6 +75,7 @@
     count() {
       const keep = this.existing.value === "keep";
       const wanted = keep ? this.empty() : this.photos();
+      this.lacking.textContent = this.empty() ? ` · ${many(this.empty())} without a caption` : "";
       this.start.textContent = keep && !wanted ? "Every photo has a caption" : `Caption ${many(wanted)}`;
       this.start.disabled = this.busy || !wanted || !this.offer || Boolean(this.style === "tags" && this.offer.lacks);
     }
@@ -124,7 +125,7 @@
         case "waiting":
           return [h("p.notice", null, h("span", null, paused ? "It waits: the queue is paused. " : "It waits for its turn: what runs now comes first. ", open))];
         case "failed":
-          return [h("p.notice.bad", null, icon("alert"), h("span", null, job.message || "It failed.", " ", open))];
+          return [h("p.notice.bad", null, icon("alert"), h("span", null, `${job.message.replace(/\.$/, "") || "It failed"}. `, open))];
         case "finished":
           return [h("p.say", { role: "status" }, `${job.detail}: ${job.message}. Undo, under “Change many captions at once”, takes it back.`)];
         default:
