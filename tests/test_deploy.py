@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from trainer.contract.fields import dump_recipe
+from trainer.contract.files import read_json
 from trainer.contract.runs import RunFolder
 
 from .conftest import ROOT
@@ -156,4 +157,5 @@ def test_two_machines_train_what_one_does(
     assert max(float((adapter[name] - expected[name]).abs().max()) for name in expected) < 1e-5
     assert (bucket / "lora.safetensors").exists()
     assert not machines[1].run.status.exists() and not list(machines[1].run.path.glob("checkpoints/step-*"))
-    assert machines[1].run.dataset.read_bytes() == machines[0].run.dataset.read_bytes()
+    first, second = (read_json(machine.run.dataset) for machine in machines)
+    assert first["images"] == second["images"] and abs(first["time"] - second["time"]) < 600
