@@ -34,8 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.browser)
-            # A Chromium on a busy machine may be slower than any limit; what is broken fails twice. The summary
-            # names what was run again.
+            # A Chromium on a busy machine may be slower than any limit; what is broken fails twice. What was
+            # run again is counted in the summary.
             item.add_marker(pytest.mark.flaky(reruns=1))
             if CHROMIUM is None:
                 item.add_marker(pytest.mark.skip(reason="no Chromium on this machine"))
