@@ -25,7 +25,7 @@ from .contract.presets import load_recipe_or_preset
 from .contract.runs import RunFolder, new_run_id
 from .contract.same_run import differing
 from .contract.spent import refused_for_its_budget
-from .processes import Crew, Machines, joined, leave, speaks, under_torchrun
+from .processes import Crew, Machines, announced, joined, leave, speaks, under_torchrun
 from .restart import AGAIN, Restart, begin_again, fit_allocator
 from .steady import steady_output
 
@@ -322,7 +322,7 @@ def _run(run: RunFolder, requests: Requests, crew: Crew, machines: Machines) -> 
         if (processes := wanted(config.machine.gpus)) * machines.count > 1:
             return launch(run, processes, machines, requests.stop)
     crew.require(as_launched(config, lambda text: print(text, file=sys.stderr) if crew.main else None))
-    with run.hold() if crew.main else nullcontext() as lock:
+    with run.hold() if crew.main else nullcontext() as lock, announced(run, crew):
         if crew.main:
             requests.attach(run)
         with crew.in_turn():  # every machine needs the photos

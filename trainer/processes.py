@@ -17,8 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from .contract import agent
+
 if TYPE_CHECKING:
     from .contract.config import TrainConfig
+    from .contract.runs import RunFolder
 
 STOPPED = 3
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -161,6 +164,24 @@ def joined() -> Iterator[Crew]:
 
 
 _crew = ALONE
+
+
+@contextmanager
+def announced(run: RunFolder, crew: Crew) -> Iterator[None]:
+    """While a torchrun that is not ours has started these processes: it is noted as the one that starts them
+    again, until the training has ended in order."""
+    if not crew.main or "TORCHELASTIC_RUN_ID" not in os.environ or _code_file():
+        yield
+        return
+    agent.note(run.agent, os.getppid())
+    try:
+        yield
+    except PeerLost:
+        raise
+    except BaseException:
+        run.agent.unlink(missing_ok=True)
+        raise
+    run.agent.unlink(missing_ok=True)
 
 
 def speaks() -> bool:

@@ -57,11 +57,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudioProcess]:
     home = tmp_path_factory.mktemp("live")
     workspace = Workspace(home / "workspace")
     photo = draw_picture(home / "photo.png", 1)
-    for name in ("Failed", f"Finished {NASTY}", "Stopped"):
+    for name in ("Failed", f"Finished {NASTY}", "Full", "Stopped"):
         project = workspace.create_project(name)
         ingest([photo], project.root)
         project.set_trigger("zwx blob")
-    failed, finished, stopped = sorted(workspace.list_projects(), key=lambda each: each.id)
+    failed, finished, full, stopped = sorted(workspace.list_projects(), key=lambda each: each.id)
     past_run(
         failed,
         "failed",
@@ -73,6 +73,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudioProcess]:
     )
     costs = {"cost": 5.02, "cost_per_1000": 12.5, "budget": 5.0, "currency": "€"}
     past_run(stopped, "stopped", 400, message="The budget of €5.00 is used up (€5.02).", **costs)
+    past_run(full, "stopped", 250, cause="disk_full", message="The disk is full; everything is saved.")
     past_run(finished, "finished", 900).result(finished.config()).write_bytes(b"weights")
     process = StudioProcess(workspace.root)
     process.start()
@@ -257,6 +258,9 @@ def test_a_failure_says_why_and_what_to_do(page: Page, server: StudioProcess) ->
     page.get_by_role("heading", name="Log", exact=True).click()
     expect(page.locator(".log-lines .loud")).to_contain_text("MemoryError")
     assert page.evaluate("window.hacked") is None
+    open_page(page, server, "full", "train")  # it stopped, saved, though nobody had asked it to
+    expect(card).to_contain_text("The disk is full")
+    expect(card).to_contain_text("no old checkpoints that could go")
 
 
 def test_samples_open_large_and_follow_the_arrows(page: Page, server: StudioProcess) -> None:

@@ -20,12 +20,13 @@ from tests.conftest import ROOT
 from tests.forks import Program
 from trainer import accelerated
 from trainer.accelerated import as_launched
+from trainer.contract import agent
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError, RunError
 from trainer.contract.events import current_events, read_events
 from trainer.contract.fields import dump_recipe, parse
 from trainer.contract.runs import LOCK_HOLDER, RunFolder
-from trainer.processes import ALONE, CODE_FILE, SIGNALLED, joined
+from trainer.processes import ALONE, CODE_FILE, SIGNALLED, PeerLost, announced, joined
 from trainer.requests import Requests
 
 from .helpers import Script, recipe, train_here
@@ -107,6 +108,41 @@ def test_those_whose_launcher_holds_the_lock_need_none(tmp_path: Path) -> None:
             env={**os.environ, LOCK_HOLDER: str(os.getpid())},
         )
         assert held.returncode == 0 and run.alive()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is noted on Linux alone")
+def test_a_run_is_taken_while_a_torchrun_that_is_not_ours_starts_all_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it ends: its processes may go on, and nobody else; where they have ended in order it is no matter
+    how long it lives."""
+    run = RunFolder(tmp_path)
+    waits = [sys.executable, "-c", "input()"]
+    torchrun = subprocess.Popen(waits, stdin=subprocess.PIPE)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv(CODE_FILE, "")
+    mine = os.getppid()
+    monkeypatch.setattr(os, "getppid", lambda: torchrun.pid)
+    try:
+        with pytest.raises(PeerLost), run.hold(), announced(run, ALONE):
+            raise PeerLost("killed")
+        assert not run.alive(), "of this process it is the parent"
+        monkeypatch.setattr(os, "getppid", lambda: mine)
+        assert run.alive()
+        with pytest.raises(RunError, match="already being trained"):
+            run.hold()
+        monkeypatch.setattr(os, "getppid", lambda: torchrun.pid)
+        with run.hold(), announced(run, ALONE):
+            pass
+        monkeypatch.setattr(os, "getppid", lambda: mine)
+        assert not run.alive()
+        agent.note(run.agent, torchrun.pid)
+        assert run.alive()
+    finally:
+        torchrun.kill()
+        torchrun.wait()
+    assert not run.alive()
+    run.hold().release()
 
 
 def test_a_signal_of_torchrun_is_no_word_on_the_machine(

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from filelock import BaseFileLock, FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from . import agent
 from .config import TrainConfig
 from .errors import RunError
 from .events import read_events
@@ -167,6 +168,11 @@ class RunFolder:
         return self.path / "lock"
 
     @property
+    def agent(self) -> Path:
+        """See :mod:`.agent`."""
+        return self.path / "agent"
+
+    @property
     def status(self) -> Path:
         return self.path / "status.json"
 
@@ -272,6 +278,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             # A reader's probe holds the lock for microseconds; a trainer holds it for good.
             lock.acquire(timeout=2, poll_interval=0.05)
+            if agent.lives(self.agent):
+                lock.release()
+                raise Timeout(str(self.lock))
             os.utime(self.lock)  # a studio does not probe a run that has ended before its files change
         except Timeout:
             raise RunError(f"the run {self.id} is already being trained; stop it first", "config") from None
@@ -280,7 +289,7 @@ class RunFolder:
         return lock
 
     def alive(self) -> bool:
-        """Whether a trainer holds the lock."""
+        """Whether a trainer holds the lock, or is about to be started again by whoever did so before."""
         if not self.lock.exists():
             return False
         probe = FileLock(self.lock)
@@ -290,7 +299,7 @@ class RunFolder:
         except Timeout:
             return True
         probe.release()
-        return False
+        return agent.lives(self.agent)
 
     # Status -------------------------------------------------------------------------------------
 
@@ -358,7 +367,10 @@ class RunFolder:
         if on and not self.checkpoint(step).is_dir():
             raise RunError(f"{self.id} has no checkpoint of step {step}; star one that is there", "config")
         steps = self.starred() | {step} if on else self.starred() - {step}
-        write_json(self.stars, sorted(steps))
+        try:
+            write_json(self.stars, sorted(steps))
+        except OSError as error:
+            raise self._not_writable(error) from None
 
     # Control ------------------------------------------------------------------------------------
 
