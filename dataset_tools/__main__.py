@@ -114,7 +114,7 @@ def _about_writing(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--existing",
         choices=EXISTING,
-        help="what a photo with a caption gets: none (keep, the default), the new one, or both",
+        help="what a photo with a caption gets: nothing (keep, the default), the new one, or both",
     )
     verb.add_argument("--no-trigger", action="store_true", help="do not put the trigger word in front")
 
