@@ -86,7 +86,7 @@ def half_precision_without_a_gpu(config: TrainConfig, facts: Facts) -> Iterator[
         yield Finding(
             "warning",
             "model.precision",
-            f"On a processor {config.model.precision} is slower than fp32 and saves only memory.",
+            f"On a processor {config.model.precision} is slower than fp32, and fp32 is used in its place.",
             {"model.precision": "auto"},
             "Choose automatically",
         )

@@ -27,7 +27,8 @@ class ModelSettings(Section):
     """Hub id, folder or .safetensors file of a VAE to use instead of the base's own (SDXL in fp16 wants
     madebyollin/sdxl-vae-fp16-fix); empty means the base's own."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", label="Precision")
-    """Number format of the frozen base. "auto" takes bf16 where the GPU has it, else fp16; fp32 on a CPU.
+    """Number format of the frozen base. "auto" takes bf16 where the GPU has it, else fp16. On a CPU it is
+    always fp32, which is faster there.
     The LoRA has a number format of its own (adapter.precision)."""
     quantize: Quantization = setting("none", label="Quantised base")
     """Number format of the frozen base's linear layers. int8 halves its memory at hardly any loss; nf4
