@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from trainer.captions import Captions
 from trainer.checkpoints import load_checkpoint
 from trainer.contract.config import TrainConfig
 from trainer.contract.events import read_events
+from trainer.contract.fields import merge, parse, to_tables
 from trainer.contract.runs import RunFolder
 from trainer.contract.settings.loss import MaskMode
 from trainer.data import BatchPlan, Sample, TrainImage, frozen_images, load_frozen
@@ -280,23 +282,31 @@ def test_a_lora_learns_what_its_mask_shows(deeper_base: Path, tmp_path: Path) ->
     assert loss["left"][0] < 0.95 * loss["right"][0] and loss["right"][1] < 0.95 * loss["left"][1], loss
 
 
+@pytest.fixture(scope="module")
+def shown_left(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Objective, Sample]:
+    """An objective over one photo whose mask shows its left, and a look at it."""
+    home = tmp_path_factory.mktemp("left")
+    run, config = run_of(home, tiny_base, "left", 1, mask="normalised")
+    (image,) = load_frozen(run.dataset)
+    return objective_of(run, config, home / "cache"), Sample(image, 0, 0, seed=99)
+
+
 @pytest.mark.parametrize("mode", ["normalised", "kohya", "batch"])
 def test_what_is_masked_is_not_learnt_beyond_the_floor(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+    shown_left: tuple[Objective, Sample], monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     """Every number of the answer is learnt by itself here, so that what a place learns is what it counts."""
+    whole, look = shown_left
     learnt = {}
     for floor in (0.0, 0.1, 1.0):
-        run, config = run_of(tmp_path, tiny_base, "left", 1, mask=mode, mask_floor=floor)
-        objective = objective_of(run, config, tmp_path / "cache")
-        (image,) = load_frozen(run.dataset)
-        look = [Sample(image, 0, 0, seed=99)]
-        answer = torch.zeros_like(objective.latents.get(image.id))[None].requires_grad_()
+        config = parse(merge(to_tables(whole.config), {"loss": {"mask": mode, "mask_floor": floor}}))
+        objective = replace(whole, config=config)
+        answer = torch.zeros_like(objective.latents.get(look.image.id))[None].requires_grad_()
         monkeypatch.setattr(Objective, "predict", lambda self, batch, answer=answer: answer)
-        before = halves(objective, look)
-        objective.losses(look).sum().backward()  # type: ignore[no-untyped-call]
+        before = halves(objective, [look])
+        objective.losses([look]).sum().backward()  # type: ignore[no-untyped-call]
         answer.data -= answer.grad * answer.numel() / 100
-        after = halves(objective, look)
+        after = halves(objective, [look])
         learnt[floor] = [1 - new / old for old, new in zip(before, after, strict=True)]
     left, right = learnt[0.0]
     assert left > 0.03 and abs(right) < 0.003 * left  # the edge is not on a latent
