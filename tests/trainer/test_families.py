@@ -241,13 +241,13 @@ def test_it_overfits_one_batch(key: str, bases: Any) -> None:
     optimizer = torch.optim.AdamW(parameters, lr=2e-2)
     mixed, target = family.noise.mix(clean, noise, t_B), family.noise.target(clean, noise, t_B)
     losses = []
-    for _ in range(25):
+    for _ in range(12):
         loss = mse(family.predict(denoiser, mixed, t_B, embeds, sizes), target).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.93 * losses[0], losses
+    assert losses[-1] < 0.85 * losses[0], losses
     touched = [p.grad is not None for p in parameters]
     assert all(touched), f"{touched.count(False)} of {len(touched)} LoRA matrices never get a gradient"
 
