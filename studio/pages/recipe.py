@@ -52,6 +52,7 @@ from studio.recipes import (
     verdict,
     with_family,
 )
+from studio.rents import rents_html
 from studio.theme import scripts
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import UserError
@@ -136,6 +137,7 @@ def build(studio: Studio, project_id: Any) -> Page:
         base = form.fields["model.base"].note
         notes[base] = base_html(config) + settled_html(config, told) + notes[base]
         notes[form.fields["dataset.subsets"].note] += concepts_html(project, config)
+        notes[form.fields["machine.price_per_hour"].note] += rents_html(config, gpu.state())
         notes[form.fields["adapter.block_weights"].note] += block_map_html(config)
         return {
             cards: presets_html(presets, judgement, project.damaged_recipe)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from recipe_driver import RecipePage
 from running import make_run
 
 from studio.context import Studio
 from studio.pages import train as train_page
 from studio.projects import Project
 from studio.recipes import facts_of, on_machine
+from studio.rents import rents_html
+from trainer.contract.config import TrainConfig
+from trainer.contract.cost import RENTS
 from trainer.contract.errors import UserError
 from trainer.contract.events import EventLog
 from trainer.contract.fields import merge, parse, to_tables
@@ -28,6 +32,19 @@ def test_a_budget_is_raised_before_the_run_goes_on(
     assert resumed == [run.id] and run.config().machine.budget == 7.5
     train_page.act(studio, {"verb": "resume", "run": run.id})
     assert run.config().machine.budget == 7.5
+
+
+def test_the_price_of_a_card_is_put_in_from_the_list(studio: Studio, luna: Project) -> None:
+    page = RecipePage(studio, luna)
+    note = page.note("machine-price-per-hour")
+    assert "What cards were rented out for in 2026" in note and note.count("<button") == len(RENTS)
+    assert ">RTX 4090 $0.69<" in note and '"machine.price_per_hour": 0.69' in note
+    page.call("press", event={"set": {"machine.price_per_hour": 0.69, "machine.currency": "$"}})
+    assert luna.config().machine.price_per_hour == 0.69
+    assert "rented out" not in page.note("machine-price-per-hour")
+    four = rents_html(TrainConfig(), {"name": "NVIDIA GeForce RTX 4090", "count": 4})
+    assert "4 × NVIDIA GeForce RTX 4090 were rented out for $1.16 to $2.76 an hour" in four
+    assert four.count("<button") == 1 and ">Use $2.76<" in four
 
 
 def test_the_recipe_page_knows_time_and_cost_by_an_earlier_run(studio: Studio, luna: Project) -> None:

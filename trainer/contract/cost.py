@@ -124,25 +124,25 @@ def used_up(budget: float, cost: Cost, currency: str) -> str:
     )
 
 
-RENTS: tuple[tuple[str, float, float], ...] = (
-    (r"RTX 3090\b", 0.16, 0.18),
-    (r"RTX 4090\b", 0.29, 0.69),
-    (r"RTX 5090\b", 0.67, 0.67),
-    (r"RTX PRO 6000\b", 1.45, 2.04),
-    (r"RTX A6000\b", 0.82, 0.82),
-    (r"\bL4\b", 0.39, 0.39),
-    (r"\bA100.*40GB", 0.80, 1.99),
-    (r"\bA100.*80GB", 1.19, 1.79),
-    (r"\bH100 PCIe", 1.99, 2.89),
-    (r"\bH100 80GB HBM3", 2.69, 3.99),
-    (r"\bH200\b", 4.45, 4.59),
+RENTS: tuple[tuple[str, str, float, float], ...] = (
+    ("RTX 3090", r"RTX 3090\b", 0.16, 0.18),
+    ("RTX 4090", r"RTX 4090\b", 0.29, 0.69),
+    ("RTX 5090", r"RTX 5090\b", 0.67, 0.67),
+    ("RTX PRO 6000", r"RTX PRO 6000\b", 1.45, 2.04),
+    ("RTX A6000", r"RTX A6000\b", 0.82, 0.82),
+    ("L4", r"\bL4\b", 0.39, 0.39),
+    ("A100 40 GB", r"\bA100.*40GB", 0.80, 1.99),
+    ("A100 80 GB", r"\bA100.*80GB", 1.19, 1.79),
+    ("H100 PCIe", r"\bH100 PCIe", 1.99, 2.89),
+    ("H100 SXM", r"\bH100 80GB HBM3", 2.69, 3.99),
+    ("H200", r"\bH200\b", 4.45, 4.59),
 )
-"""Dollars an hour that one card by itself was listed at, lowest and highest: (pattern of its name, …). From
-price lists of RunPod, Akash, OpenRelay, Lambda and Verda, June to November 2026; AWS, Google and Azure take
-two to four times as much."""
+"""Dollars an hour that one card by itself was listed at, lowest and highest: (name, pattern of what its
+driver calls it, …). From price lists of RunPod, Akash, OpenRelay, Lambda and Verda, June to November 2026;
+AWS, Google and Azure take two to four times as much."""
 RENTS_ARE_OF = "2026"
 
 
 def usual_rent(gpu: str) -> tuple[float, float] | None:
     """(lowest, highest) that a card was rented out at, in dollars an hour; None for one that is not known."""
-    return next(((low, high) for name, low, high in RENTS if re.search(name, gpu)), None)
+    return next(((low, high) for _, pattern, low, high in RENTS if re.search(pattern, gpu)), None)
