@@ -73,6 +73,43 @@ def test_what_kohya_draws_with_where_nothing_is_said(tmp_path: Path) -> None:
     assert flow.samples.guidance != 7.5
 
 
+TOML = """
+[prompt]
+width = 768
+sample_steps = 28
+negative_prompt = "ugly"
+[[prompt.subset]]
+prompt = "a cat"
+[[prompt.subset]]
+prompt = "a dog"
+width = 512
+seed = 7
+scale = 5.5
+controlnet_image = "hint.png"
+seeds = true
+"""
+
+
+def test_files_of_tables(tmp_path: Path) -> None:
+    command = "accelerate launch sdxl_train_network.py --sample_prompts={}"
+    (tmp_path / "p.toml").write_text(TOML)
+    config, imported = read(tmp_path, "t.sh", command.format("p.toml"))
+    assert config.samples.prompts == ("a cat", "a dog --w 512 --d 7 --l 5.5")
+    assert (config.samples.width, config.samples.steps, config.samples.negative) == (768, 28, "ugly")
+    assert "hint.png is not offered here" in said(imported)
+    (tmp_path / "p.json").write_text('[{"prompt": "a cat", "width": "wide", "seed": 3}, "a dog --w 640"]')
+    config, imported = read(tmp_path, "t.sh", command.format("p.json"))
+    assert config.samples.prompts == ("a cat", "a dog --w 640") and config.samples.seed == 3
+    assert "width = wide says nothing" in said(imported)
+    for name, text in (
+        ("p.json", '{"prompt": "a cat"}'),
+        ("p.toml", "prompt = 5"),
+        ("p.toml", "[prompt]\nsubset = 5"),
+    ):
+        (tmp_path / name).write_text(text)
+        assert "no line of it is a prompt" in said(read(tmp_path, "t.sh", command.format(name))[1])
+
+
 def test_embedded_guidance_is_the_guidance_of_bases_that_have_it(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a cat --g 3.5 --l 1 --ss ddim\n")
     command = "accelerate launch flux_train_network.py --sample_prompts=p.txt --sample_sampler=euler"

@@ -17,7 +17,7 @@ from .kohya_dataset import take_buckets, take_dataset
 from .kohya_flow import take_flow
 from .kohya_network import take_network
 from .names import effective_rate, family_called, flat, side, take_base
-from .prompt_lines import prompt_lines, sampler, take_prompts
+from .prompt_lines import prompt_lines, prompts_in, sampler, take_prompts
 from .reading import parse_toml, read_text
 from .report import Imported, Unusable, is_off, number
 from .rules import follow
@@ -349,13 +349,13 @@ def _take_samples(found: Imported, options: dict[str, Any], beside: Beside) -> N
     if prompts not in (None, ""):
         text = str(prompts)
         file = beside(text) if len(text) < 500 and "\n" not in text else None
-        if file is not None and file.suffix.lower() == ".txt":
-            take_prompts(found, "sample_prompts", list(prompt_lines(read_text(file))))
+        if file is not None and file.suffix.lower() in (".txt", ".toml", ".json"):
+            take_prompts(found, "sample_prompts", prompts_in(read_text(file), file.name))
         elif text.lower().endswith((".txt", ".toml", ".json")):
             found.miss(
                 "sample_prompts",
                 text,
-                "it is not there, or not .txt; kohya would only log an error and go on",
+                "it is not there; kohya would only log an error and go on",
             )
         else:
             take_prompts(found, "sample_prompts", list(prompt_lines(text)))

@@ -15,6 +15,7 @@ from typing import Any
 from ..families import CATALOGUE
 from ..prompt import FLOW_SAMPLERS, LIMITS
 from .names import flat
+from .reading import parse_json, parse_toml
 from .report import Imported, shown
 
 MULTIPLE = 8
@@ -94,6 +95,54 @@ def prompt_lines(text: str) -> Iterator[PromptLine]:
     for line in text.splitlines():
         if line.strip() and not line.lstrip().startswith("#"):
             yield parse_prompt_line(line)
+
+
+def prompts_in(text: str, name: str) -> list[PromptLine]:
+    """The prompts of a file by its ending: lines; a JSON list; or a TOML table [prompt] with its
+    [[prompt.subset]]. Raises ConfigError for a damaged one."""
+    if name.lower().endswith(".json"):
+        rows = parse_json(text, name)
+    elif name.lower().endswith(".toml"):
+        shared = parse_toml(text, name).get("prompt")
+        shared = dict(shared) if isinstance(shared, dict) else {}
+        subsets = shared.pop("subset", None)
+        rows = [shared | row for row in subsets if isinstance(row, dict)] if isinstance(subsets, list) else []
+    else:
+        return list(prompt_lines(text))
+    return [_of_row(row) for row in (rows if isinstance(rows, list) else []) if isinstance(row, (str, dict))]
+
+
+_KEYS = {
+    "prompt": "prompt",
+    "negative_prompt": "negative",
+    "width": "width",
+    "height": "height",
+    "seed": "seed",
+    "sample_steps": "steps",
+    "scale": "guidance",
+    "guidance_scale": "embedded_guidance",
+    "sample_sampler": "sampler",
+}
+
+
+def _of_row(row: str | dict[str, Any]) -> PromptLine:
+    """A prompt as a line, or as a table of what a line's flags say."""
+    if isinstance(row, str):
+        return parse_prompt_line(row)
+    values = {_KEYS[key]: value for key, value in row.items() if key in _KEYS}
+    right: dict[str, Any] = {name: value for name, value in values.items() if _is_right(name, value)}
+    wrong = [f"{name} = {shown(value)} says nothing" for name, value in values.items() if name not in right]
+    unknown = [
+        f"{key} = {shown(value)} is not offered here" for key, value in row.items() if key not in _KEYS
+    ]
+    return PromptLine(**right, said=(*wrong, *unknown))
+
+
+def _is_right(field: str, value: Any) -> bool:
+    if field in ("prompt", "negative", "sampler"):
+        return isinstance(value, str)
+    kinds = (int, float) if "guidance" in field else int
+    return isinstance(value, kinds) and not isinstance(value, bool) and value >= 0
 
 
 FIELDS = ("negative", "width", "height", "seed", "steps", "guidance", "sampler")
