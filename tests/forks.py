@@ -12,6 +12,7 @@ import atexit
 import faulthandler
 import fcntl
 import gc
+import json
 import logging
 import os
 import pickle
@@ -22,10 +23,12 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 READ_ON_IMPORT = ("HF_", "OMP_", "PYTHONWARNINGS")
@@ -70,9 +73,8 @@ class Forked(subprocess.Popen[Any]):
 def read_already(environment: Mapping[str, str]) -> str:
     """The variable that keeps a program from being a fork, "" where there is none."""
     names = {*environment, *os.environ}
-    return next(
-        (n for n in names if n.startswith(READ_ON_IMPORT) and environment.get(n) != _as_prepared.get(n)), ""
-    )
+    read = [name for name in names if name.startswith(READ_ON_IMPORT)]
+    return next((n for n in read if (environment.get(n) or None) != (_as_prepared.get(n) or None)), "")
 
 
 class ForkedAside(Forked):
@@ -127,6 +129,49 @@ def run(*words: object, timeout: float = 240, **options: Any) -> subprocess.Comp
             program.kill()
             raise
     return subprocess.CompletedProcess(program.args, program.returncode, out, err)
+
+
+class Door:
+    """Where processes that are no children of this one have programs forked: :mod:`tests.fork_client`."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.bind(str(path))
+        self._socket.listen()
+        client = Path(__file__).with_name("fork_client.py")
+        self.python = f'#!/bin/sh\nexec "{sys.executable}" -ISE "{client}" "{path}" "$@"\n'
+        """A shell script that does as ``python -m …``."""
+        self._programs: set[int] = set()
+        threading.Thread(target=self._open, daemon=True).start()
+
+    def _open(self) -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=self._serve, args=self._socket.accept()[:1], daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        message, streams, _, _ = socket.recv_fds(client, 1 << 20, 3)
+        order = json.loads(message)
+        own = dict(zip(("stdin", "stdout", "stderr"), streams, strict=True))
+        self._programs.add(client.fileno())
+        program = Program(*order["words"], cwd=order["folder"], env=order["environment"], **own)
+        for stream in streams:
+            os.close(stream)
+        while program.poll() is None:
+            if select.select([client], [], [], 0.02)[0]:
+                program.send_signal(int(client.recv(64) or signal.SIGKILL))
+        with suppress(OSError):
+            client.send(str(program.wait()).encode())
+        self._programs.discard(client.fileno())
+        client.close()
+
+    def idle(self) -> None:
+        """Wait until no program is left."""
+        while self._programs:
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 # The process that is forked -----------------------------------------------------------------------------

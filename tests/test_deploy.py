@@ -7,8 +7,8 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from trainer.contract.files import read_json
 from trainer.contract.runs import RunFolder
 
 from .conftest import ROOT
+from .forks import Door
 from .trainer.helpers import recipe, train_here
 
 pytestmark = pytest.mark.timeout(1200)
@@ -40,6 +41,13 @@ def test_the_task_says_what_it_needs() -> None:
     assert used <= told
     assert "requirements.txt" in TASK["setup"] and "~/venv/bin/python" in TASK["run"]
     assert not any(TASK["secrets"].values())
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    door = Door(tmp_path_factory.mktemp("door") / "door")
+    yield door
+    door.close()
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +79,9 @@ def expected(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 class Machine:
     """A machine with a home of its own, on which SkyPilot has run the task's setup."""
 
-    def __init__(self, home: Path, recipe_file: Path, bucket: Path, number: int = 0, of: int = 1) -> None:
+    def __init__(
+        self, home: Path, door: Door, recipe_file: Path, bucket: Path, number: int = 0, of: int = 1
+    ) -> None:
         self.home, self.log = home, home / "log"
         self._environment = {
             **os.environ,
@@ -89,7 +99,7 @@ class Machine:
         }
         python = home / "venv" / "bin" / "python"
         python.parent.mkdir(parents=True)
-        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        python.write_text(door.python)
         python.chmod(0o755)
         self.run = RunFolder(home / "runs" / TASK["envs"]["RUN"])
 
@@ -105,11 +115,11 @@ class Machine:
             )
 
 
-def begun(recipe_file: Path, folder: Path) -> Path:
+def begun(door: Door, recipe_file: Path, folder: Path) -> Path:
     """The bucket of a run whose machine was taken away on the way."""
     for attempt in range(3):  # the end comes too soon where the test itself has to wait for a processor
         bucket = folder / f"bucket-{attempt}" / "my-lora"
-        machine = Machine(folder / f"first-{attempt}", recipe_file, bucket)
+        machine = Machine(folder / f"first-{attempt}", door, recipe_file, bucket)
         process = machine.start()
         stored = (bucket / "checkpoints").glob
         while process.poll() is None and not any(stored("step-*/MANIFEST.json")):
@@ -117,6 +127,7 @@ def begun(recipe_file: Path, folder: Path) -> Path:
         with suppress(ProcessLookupError):  # it has ended, which is found below
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        door.idle()
         said, ended = machine.log.read_text(), machine.run.checkpoint(12).exists()
         shutil.rmtree(machine.home)
         if not ended:
@@ -126,11 +137,11 @@ def begun(recipe_file: Path, folder: Path) -> Path:
 
 
 def test_a_machine_that_is_taken_away_costs_the_steps_since_the_checkpoint(
-    recipe_file: Path, expected: dict[str, Any], tmp_path: Path
+    door: Door, recipe_file: Path, expected: dict[str, Any], tmp_path: Path
 ) -> None:
     """The next one has nothing but the task, and gets the run from the bucket."""
-    bucket = begun(recipe_file, tmp_path)
-    second = Machine(tmp_path / "second", recipe_file, bucket)
+    bucket = begun(door, recipe_file, tmp_path)
+    second = Machine(tmp_path / "second", door, recipe_file, bucket)
     process = second.start()
     assert process.wait(400) == 0, second.log.read_text()
     assert "resuming from step-0000" in second.log.read_text()
@@ -141,11 +152,11 @@ def test_a_machine_that_is_taken_away_costs_the_steps_since_the_checkpoint(
 
 
 def test_two_machines_train_what_one_does(
-    recipe_file: Path, expected: dict[str, Any], tmp_path: Path
+    door: Door, recipe_file: Path, expected: dict[str, Any], tmp_path: Path
 ) -> None:
     """They share nothing but the network: the first one writes."""
     bucket = tmp_path / "bucket" / "my-lora"
-    machines = [Machine(tmp_path / f"node{n}", recipe_file, bucket, n, 2) for n in (0, 1)]
+    machines = [Machine(tmp_path / f"node{n}", door, recipe_file, bucket, n, 2) for n in (0, 1)]
     processes = [machine.start() for machine in machines]
     try:
         codes = [process.wait(500) for process in processes]
