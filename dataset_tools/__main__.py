@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dataset_tools import captioners
+from dataset_tools import captioners, masking
 from dataset_tools import captions as bulk
 from dataset_tools.buckets import Buckets
 from dataset_tools.captioning import EXISTING, Existing, Model, Wishes, caption_project, work_of
@@ -104,6 +104,35 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--suffix", default="")
     verb.set_defaults(run=_tag)
 
+    verb = verbs.add_parser(
+        "mask",
+        help="make masks of the subjects: where the photos are learnt",
+        epilog="Models: "
+        + ", ".join(masking.MODELS)
+        + ", another CLIPSeg's Hub id, or a folder. Without one "
+        "the subject is cut out by its colours and nothing is fetched. See docs/masks.md.",
+    )
+    verb.add_argument("project", type=Path)
+    verb.add_argument("--model", help="who finds what --prompt names (default: nobody, see below)")
+    verb.add_argument("--prompt", help='what to find: "a dog" (default: the recipe\'s class)')
+    verb.add_argument("--threshold", type=_share, help=f"of the model (default: {masking.THRESHOLD})")
+    verb.add_argument(
+        "--existing",
+        choices=masking.EXISTING,
+        default="keep",
+        help="what a photo with a mask gets: nothing (keep, the default), or the new one",
+    )
+    length = "pixels, or percent of the shorter side: 8, 2%%"
+    verb.add_argument(
+        "--grow", type=_length, default=masking.NONE, help=f"widen the mask by so much: {length}"
+    )
+    verb.add_argument(
+        "--blur", type=_length, default=masking.NONE, help=f"soften its edge over so much: {length}"
+    )
+    verb.add_argument("--photos", nargs="+", default=(), metavar="NAME", help="these photos alone")
+    verb.add_argument("--models", type=Path, help="where the face detector is kept, as for crop")
+    verb.set_defaults(run=_mask, refuse=verb.error)
+
     verb = verbs.add_parser("check", help="look for what may spoil a training")
     verb.add_argument("project", type=Path)
     verb.set_defaults(run=_check)
@@ -135,6 +164,13 @@ def _share(text: str) -> float:
     if not 0 < number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return number
+
+
+def _length(text: str) -> masking.Length:
+    number, percent = float(text.removesuffix("%")), text.endswith("%")
+    if not 0 <= number <= (25 if percent else 1000):
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1000 pixels, or 0% and 25%")
+    return masking.Length(number, percent)
 
 
 def _ingest(arguments: argparse.Namespace) -> int:
@@ -231,6 +267,38 @@ def _write(arguments: argparse.Namespace, load: Callable[[], Model], **settings:
     )
     _say(outcome.summary())
     return 1 if outcome.failed else 0
+
+
+def _mask(arguments: argparse.Namespace) -> int:
+    root: Path = arguments.project
+    _existing(root)
+    for name in () if arguments.model else ("prompt", "threshold"):
+        if getattr(arguments, name):
+            arguments.refuse(f"--{name} goes with --model; leave it out, or add a model")
+    prompt = (arguments.prompt or "").strip() or _class_of(root) or "the subject"
+    threshold = arguments.threshold or masking.THRESHOLD
+
+    def load() -> masking.Model:
+        if arguments.model:
+            from dataset_tools.segment import load_segmenter  # brings torch
+
+            return load_segmenter(arguments.model, prompt, threshold, _say)
+        from dataset_tools.cutout import Cutter
+
+        return Cutter(arguments.models or _workspace(root) / "models")
+
+    wishes = masking.Wishes(arguments.existing, arguments.grow, arguments.blur)
+    settings = {"model": arguments.model, "prompt": prompt, "threshold": threshold} if arguments.model else {}
+    work = masking.work_of(wishes, **settings)
+    outcome = masking.mask_project(root, load, wishes, work=work, tell=_say, photos=arguments.photos)
+    _say(outcome.summary())
+    return 1 if outcome.failed else 0
+
+
+def _class_of(root: Path) -> str:
+    """What the project's recipe says that the subject is one of."""
+    recipe = root / "recipe.toml"
+    return load_recipe(recipe).prior.class_name if recipe.exists() else ""
 
 
 def _say(text: str) -> None:

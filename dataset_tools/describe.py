@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Describer:
         self.device = pick_device()
         self.dtype = pick_dtype("auto", self.device)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        with _enough_memory(name, self.device), _loads(name):
+        with enough_memory(name, self.device), loads(name):
             self.processor = _processor(folder, config)
             self.model = _model(folder, name, self.dtype).to(self.device).eval()
         self.text = self._question(prompt, config["model_type"])
@@ -56,7 +56,7 @@ class Describer:
         inputs = self.processor(images=[_shrunk(image)], return_tensors="pt", **asked).to(
             self.device, self.dtype
         )
-        with _enough_memory(self.name, self.device):
+        with enough_memory(self.name, self.device):
             ids = self.model.generate(**inputs, max_new_tokens=self.max_tokens)[0]
         question = inputs.get("input_ids")
         if question is not None and torch.equal(ids[: question.shape[1]], question[0]):
@@ -90,17 +90,20 @@ def load_describer(text: str, prompt: str, max_tokens: int, tell: Tell) -> Descr
     quiet.set_verbosity_error()
     quiet.disable_progress_bar()
     name = label_of(text)
-    folder = _find(model_of(text), name, tell)
+    folder = find_model(model_of(text), name, tell, _require_captioner)
     tell(f"Loading {name}")
     return Describer(folder, name, prompt.strip(), max_tokens)
 
 
-def _find(model: str, name: str, tell: Tell) -> Path:
+def find_model(model: str, name: str, tell: Tell, require: Callable[[Path, str], None]) -> Path:
+    """The folder of a model of transformers, here or fetched. ``require`` gets the folder with its
+    config.json and the model's name, and raises where it is of another kind.
+    Raises RunError in one sentence."""
     path = local_path(model)
     if path is not None:
         if not path.is_dir():
             raise RunError(f"{name} is a file; name the folder of a model, or a Hub id", "model_missing")
-        _require_captioner(path, name)
+        require(path, name)
         _require_weights([file.name for file in path.iterdir()], name)
         return path
     if not looks_like_hub_id(model):
@@ -111,7 +114,7 @@ def _find(model: str, name: str, tell: Tell) -> Path:
         )
 
     def choose(folder: Path, sizes: dict[str, int]) -> list[str]:
-        _require_captioner(folder, name)
+        require(folder, name)
         own = [file for file in sizes if "/" not in file]
         return [file for file in own if file.endswith(_SMALL)] + _require_weights(own, name)
 
@@ -208,7 +211,7 @@ def _model(folder: Path, name: str, dtype: torch.dtype) -> Any:
 
 
 @contextmanager
-def _loads(name: str) -> Iterator[None]:
+def loads(name: str) -> Iterator[None]:
     """What goes wrong while a model is read, in one sentence."""
     try:
         yield
@@ -223,7 +226,7 @@ def _loads(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _enough_memory(name: str, device: torch.device) -> Iterator[None]:
+def enough_memory(name: str, device: torch.device) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:

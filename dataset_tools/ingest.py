@@ -32,7 +32,7 @@ from dataset_tools.dataset import (
     write_caption,
 )
 from dataset_tools.images import ImageError, encode_mask, encode_png, open_image
-from dataset_tools.masks import mask_of, mask_path, names_of, open_mask, pair_masks
+from dataset_tools.masks import mask_of, mask_path, names_of, open_mask, pair_masks, remove_masks
 from dataset_tools.sources import (
     ArchiveAborted,
     Entry,
@@ -353,7 +353,7 @@ def remove_images(project_dir: Path, ids: Iterable[str]) -> Dataset:
         for record in records:
             (project_dir / record.file).unlink(missing_ok=True)
             remove_caption(project_dir, record)
-            mask_path(project_dir, record.id).unlink(missing_ok=True)
+            remove_masks(project_dir, record.id)
             for original in (project_dir / "originals").glob(f"{record.id}.*"):
                 original.unlink()
         return remaining

@@ -94,6 +94,12 @@ def mask_path(root: Path, image_id: str) -> Path:
     return root / "masks" / f"{image_id}.png"
 
 
+def remove_masks(root: Path, image_id: str) -> None:
+    """Remove the mask of a photo, and those that were kept when it was replaced."""
+    for path in (root / "masks").glob(f"{image_id}.*"):
+        path.unlink(missing_ok=True)
+
+
 def open_mask(source: Path | bytes, size: Size, name: str) -> Image.Image:
     """A mask as a grey picture of ``size``, that of its upright photo. What is transparent is black.
 
