@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from dataset_tools import captioners, masking
@@ -167,7 +168,11 @@ def _share(text: str) -> float:
 
 
 def _length(text: str) -> masking.Length:
-    number, percent = float(text.removesuffix("%")), text.endswith("%")
+    percent = text.endswith("%")
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no length; write 8 or 2%") from None
     if not 0 <= number <= (25 if percent else 1000):
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1000 pixels, or 0% and 25%")
     return masking.Length(number, percent)
@@ -285,12 +290,13 @@ def _mask(arguments: argparse.Namespace) -> int:
             return load_segmenter(arguments.model, prompt, threshold, _say)
         from dataset_tools.cutout import Cutter
 
-        return Cutter(arguments.models or _workspace(root) / "models")
+        return stack.enter_context(Cutter(arguments.models or _workspace(root) / "models"))
 
     wishes = masking.Wishes(arguments.existing, arguments.grow, arguments.blur)
     settings = {"model": arguments.model, "prompt": prompt, "threshold": threshold} if arguments.model else {}
     work = masking.work_of(wishes, **settings)
-    outcome = masking.mask_project(root, load, wishes, work=work, tell=_say, photos=arguments.photos)
+    with ExitStack() as stack:
+        outcome = masking.mask_project(root, load, wishes, work=work, tell=_say, photos=arguments.photos)
     _say(outcome.summary())
     return 1 if outcome.failed else 0
 

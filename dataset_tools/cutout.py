@@ -7,7 +7,7 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,7 @@ _cv2_lock = threading.Lock()
 
 class Cutter:
     """Cuts subjects out of RGB pictures. Faces are looked for only where ``models_dir`` holds the face model
-    already: nothing is fetched.
+    already: nothing is fetched. A context manager, since the detector has to be closed.
 
     Raises RunError(config) where OpenCV cannot be loaded.
     """
@@ -66,6 +66,13 @@ class Cutter:
             with suppress(DetectorUnavailable):  # what stands out is found without
                 self.detector = FaceDetector(model)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self.detector:
+            self.detector.close()
+
     def __call__(self, image: Image.Image) -> Image.Image:
         """The mask of a picture, grey, of its size; all black where nothing is found."""
         small = image.convert("RGB")
@@ -79,17 +86,20 @@ class Cutter:
 
     def _grab(self, pixels_HWC: Codes, seed_HW: Codes) -> Codes:
         """1 where the subject is, (H, W)."""
-        cut = seed_HW.copy()
-        likely = (seed_HW == self.cv2.GC_PR_FGD) | (seed_HW == self.cv2.GC_FGD)
+        cv2, cut = self.cv2, seed_HW.copy()
+        likely = np.isin(seed_HW, (cv2.GC_FGD, cv2.GC_PR_FGD))
         if likely.all() or not likely.any():
             return np.zeros_like(cut)
         models = np.zeros((1, 65)), np.zeros((1, 65))
-        with _cv2_lock:
-            self.cv2.setRNGSeed(0)  # its clusters begin by lot
-            self.cv2.grabCut(
-                np.ascontiguousarray(pixels_HWC), cut, None, *models, ROUNDS, self.cv2.GC_INIT_WITH_MASK
-            )
-        return np.isin(cut, (self.cv2.GC_FGD, self.cv2.GC_PR_FGD)).astype(np.uint8)
+        try:
+            with _cv2_lock:
+                cv2.setRNGSeed(0)  # its clusters begin by lot
+                cv2.grabCut(
+                    np.ascontiguousarray(pixels_HWC), cut, None, *models, ROUNDS, cv2.GC_INIT_WITH_MASK
+                )
+        except cv2.error as error:  # it has a base of its own
+            raise RuntimeError(f"it could not be cut out ({str(error).strip().splitlines()[-1]})") from error
+        return np.isin(cut, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
 
     def _cleaned(self, cut_HW: Codes) -> Codes:
         """Without threads, specks and holes."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from dataset_tools import cutout
 from dataset_tools.__main__ import main
 from dataset_tools.augment import View
 from dataset_tools.cutout import Cutter
@@ -23,7 +24,7 @@ from trainer.concepts import TrainImage
 from trainer.contract.errors import RunError
 from trainer.masks import mask_at
 
-from .pictures import encoded
+from .pictures import encoded, picture
 
 SIZE = (240, 180)
 PLAIN = Image.new("RGB", (8, 6), (120, 160, 190))
@@ -39,10 +40,10 @@ def drawn(background: Image.Image, size: tuple[int, int] = SIZE) -> tuple[Image.
         ("rectangle", (0.39, 0.79, 0.46, 0.92), (190, 80, 30)),
         ("rectangle", (0.55, 0.79, 0.62, 0.92), (190, 80, 30)),
     )
-    for picture, colours in ((image, [shape[2] for shape in shapes]), (truth, [255] * 4)):
+    for canvas, colours in ((image, [shape[2] for shape in shapes]), (truth, [255] * 4)):
         for (kind, box, _), colour in zip(shapes, colours, strict=True):
             at = [round(share * size[axis % 2]) for axis, share in enumerate(box)]
-            getattr(ImageDraw.Draw(picture), kind)(at, fill=colour)
+            getattr(ImageDraw.Draw(canvas), kind)(at, fill=colour)
     return image, truth
 
 
@@ -100,7 +101,44 @@ def test_the_command_cuts_out_what_training_then_learns(
 def test_what_cannot_be_cut_is_not_guessed() -> None:
     cut = Cutter(Path("nowhere"))
     assert cut(Image.new("RGB", (64, 48), "grey")).getextrema() == (0, 0)
-    assert cut(Image.new("RGB", (1, 1))).size == (1, 1)
+    for size in ((1, 1), (2, 2), (3, 400), (5, 5)):
+        assert cut(picture(*size)).size == size
+
+
+def test_what_opencv_refuses_costs_one_photo(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = Cutter(Path("nowhere"))
+
+    def refuse(*asked: Any) -> None:
+        raise cut.cv2.error("!samples.empty()")
+
+    monkeypatch.setattr(cut.cv2, "grabCut", refuse)
+    outcome, lines = make(project, cut)
+    assert len(outcome.failed) == 3 and "could not be cut out (!samples.empty())" in "".join(lines)
+
+
+def test_the_face_detector_is_closed(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is asked where its model is, and its graph is not left to the end of the process."""
+    open_ones: list[Path] = []
+
+    class Detector:
+        def __init__(self, model: Path) -> None:
+            open_ones.append(model)
+
+        def find(self, image: Image.Image) -> list[Any]:
+            assert open_ones
+            return [((80.0, 30.0, 150.0, 70.0), 0.9)] if image.getcolors(1) is None else []
+
+        def close(self) -> None:
+            open_ones.clear()
+
+    monkeypatch.setattr(cutout, "FaceDetector", Detector)
+    (tmp_path / cutout.FACE_MODEL_FILE).write_bytes(b"")
+    main(["mask", str(project), "--models", str(tmp_path)])
+    assert not open_ones and "2 masked" in capsys.readouterr().out
+    with Image.open(path_of(project, "plain")) as mask:
+        assert overlap(mask, drawn(PLAIN)[1]) > 0.8
 
 
 def test_without_opencv_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,3 +310,7 @@ def test_other_models_are_refused_in_one_sentence(
     with pytest.raises(SystemExit):
         main(["mask", str(project), "--prompt", "a dog"])
     assert "--prompt goes with --model" in capsys.readouterr().err
+    for length, sentence in (("much", "'much' is no length; write 8 or 2%"), ("90%", "90% is not between")):
+        with pytest.raises(SystemExit):
+            main(["mask", str(project), "--grow", length])
+        assert sentence in capsys.readouterr().err

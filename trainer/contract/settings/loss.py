@@ -36,10 +36,10 @@ class LossSettings(Section):
     """For v-prediction bases: weighs timesteps by SNR/(SNR + 1), as if noise were predicted: more detail."""
     mask: MaskMode = setting("off", label="Masked loss")
     """Learn mostly what the masks of the photos show: what is white in pictures named cat-mask.png or
-    masks/cat.png beside cat.jpg, or opaque in a transparent photo. "normalised" keeps the meaning of the
-    learning rate however small the subject is (as OneTrainer's); "kohya" multiplies alone, so that small
-    subjects learn slower; "batch" divides by the mean over the batch (as ai-toolkit's). Photos without a
-    mask are learnt whole."""
+    masks/cat.png beside cat.jpg, or opaque in a transparent photo; "python -m dataset_tools mask" makes
+    masks. "normalised" keeps the meaning of the learning rate however small the subject is (as OneTrainer's);
+    "kohya" multiplies alone, so that small subjects learn slower; "batch" divides by the mean over the batch
+    (as ai-toolkit's). Photos without a mask are learnt whole."""
     mask_floor: float = setting(0.1, label="Outside the mask", ge=0, le=1)
     """How much what lies outside of a mask counts. 0.1 keeps the surroundings sound without teaching them;
     at 0 they may become anything. kohya's trainer has 0."""
