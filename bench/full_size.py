@@ -26,10 +26,10 @@ from bench.full_bases import build
 from tests.pictures import draw_squares
 from trainer.contract.config import TrainConfig
 from trainer.contract.events import read_events
-from trainer.contract.families import CATALOGUE
+from trainer.contract.families import CATALOGUE, known_base
 from trainer.contract.fields import merge, parse
 from trainer.contract.ladder import read_ladder
-from trainer.contract.plan import GIB, Machine, estimate
+from trainer.contract.plan import CONTEXT_GIB, GIB, Machine, estimate
 from trainer.contract.runs import RunFolder
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu.md"
@@ -64,7 +64,7 @@ CASES = (
     Case("bf16", "sdxl", SDXL),
     Case("bf16, batch 4", "sdxl", SDXL, _train(batch_size=4)),
     Case("bf16, activations kept", "sdxl", SDXL, _train(gradient_checkpointing="off")),
-    Case("bf16, drawn in tiles", "sdxl", SDXL, {"samples": {"tiling": True}}),
+    Case("bf16, drawn whole", "sdxl", SDXL, {"samples": {"tiling": "off"}}),
     Case("int8", "sdxl", SDXL, INT8),
     Case("nf4, AdamW 8-bit", "sdxl", SDXL, NF4 | _train(optimizer="adamw8bit")),
     Case("blocks in RAM", "sdxl", SDXL, {"machine": {"offload": True}}),
@@ -73,7 +73,7 @@ CASES = (
     Case("int8", "flux", FLUX, INT8),
     Case("nf4", "flux", FLUX, NF4),
     Case("a card of 24 GiB", "flux", FLUX, card=24.0),
-    Case("bf16", "sd15", SD15, {"dataset": {"resolution": 512}}),
+    Case("bf16", "sd15", SD15),
     Case("bf16", "zimage", "Tongyi-MAI/Z-Image"),
     Case("bf16", "sd3", LARGE),
     Case("bf16", "flux2", KLEIN),
@@ -107,16 +107,23 @@ class Row:
 
 
 def recipe(case: Case, base: str, photos: Path) -> TrainConfig:
-    """Rank 16 at a megapixel, one picture a step, one sample before and after."""
+    """Rank 16 at the base's own resolution, one picture a step, one sample before and after."""
     tables: dict[str, Any] = {
         "model": {"family": case.family, "base": base},
-        "dataset": {"path": str(photos), "resolution": 1024, "trigger": "zwx"},
+        "dataset": {"path": str(photos), "resolution": native(case), "trigger": "zwx"},
         "adapter": {"rank": 16, "alpha": 16.0},
         "train": {"steps": STEPS, "batch_size": 1, "warmup": 0},
         "samples": {"prompts": ["a photo of zwx"], "every": 0, "steps": 4},
         "checkpoints": {"every": 1000},
     }
     return parse(merge(tables, case.changes))
+
+
+def native(case: Case) -> int:
+    """Side in pixels of the pictures that the base was made for."""
+    base = known_base(case.family, case.base)
+    assert base
+    return base.resolution
 
 
 class Peaks:
@@ -175,15 +182,15 @@ def measure(case: Case, base: Path, work: Path) -> Row:
             return False
 
     row, peaks = Row(case.name, case.family, case.base, torch=torch.__version__), Peaks()
-    native = 512 if case.family == "sd15" else 1024
-    photos = draw_squares(work / f"photos{native}", native)
+    side = native(case)
+    photos = draw_squares(work / f"photos{side}", side)
     config = recipe(case, str(base), photos)
     total = 0.0
     if torch.cuda.is_available():
         row.gpu = torch.cuda.get_device_name()
         total = torch.cuda.get_device_properties(0).total_memory / GIB
         if case.card:  # what a process holds beside its tensors is on the smaller card, too
-            torch.cuda.set_per_process_memory_fraction((case.card - 0.6) / total)
+            torch.cuda.set_per_process_memory_fraction((case.card - CONTEXT_GIB) / total)
     named = config.model_copy(update={"model": config.model.model_copy(update={"base": case.base})})
     row.planned = estimate(named, Machine(row.gpu, case.card or total or None), images=4).vram_gib
     peaks.watch(Reporter)

@@ -80,7 +80,7 @@ def sample_run(
     for number, prompt in enumerate(prompts):
         side = sample_size(config, family)
         with mixed_precision(family.device, pick_dtype(config.model.precision, family.device)):
-            image = draw(family, model, texts, config.samples, prompt, number=number, side=side)
+            image = draw(family, model, texts, config, prompt, number=number, side=side)
         shown = config.samples.seed if prompt.seed is None else prompt.seed
         file = folder / f"{began}-{slug(prompt.text)}-s{step_of(checkpoint)}-{shown}-{number:02d}.webp"
         save_sample(image, file)

@@ -15,6 +15,7 @@ from .contract.config import TrainConfig
 from .contract.files import write_text
 from .contract.prompt import Prompt
 from .contract.runs import RunFolder
+from .contract.working import in_tiles
 from .data import Stages
 from .families.base import ModelFamily
 from .memory import mixed_precision
@@ -67,7 +68,10 @@ def _drawn(
     """The folder of pictures with their prompts as captions. If it is ended, the next run goes on there."""
     side, prompts = sample_size(config, family), class_prompts(config)
     settings = config.samples
-    what = (prompts, side, settings.steps, settings.guidance, settings.negative, settings.sampler)
+    what: tuple[object, ...] = (prompts, side, settings.steps, settings.guidance, settings.negative)
+    what = (*what, settings.sampler)
+    if settings.tiling == "auto" and in_tiles(config, side, side):
+        what = (*what, "in tiles")
     whose = (family.denoiser_id(), family.text_encoder_id(), family.image_encoder_id())
     key = hashlib.sha256(repr((what, whose, config.train.seed)).encode()).hexdigest()[:24]
     folder = cache / "class-pictures" / f"{key}-{config.prior.pictures}"
@@ -88,7 +92,8 @@ def _drawn(
         prompt = Prompt(
             text, settings.negative, None, None, settings.steps, settings.guidance, None, settings.sampler
         )
-        seeded = settings.model_copy(update={"seed": config.train.seed})
+        samples = settings.model_copy(update={"seed": config.train.seed})
+        seeded = config.model_copy(update={"samples": samples})
         try:
             image = draw(family, model, texts, seeded, prompt, number=number, side=side, stop=requests.stop)
         except Interrupted:

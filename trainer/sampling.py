@@ -24,8 +24,8 @@ from .contract.prompt import Prompt, prompts_of
 from .contract.randomness import derived_seed
 from .contract.runs import RunFolder
 from .contract.settings.dataset import all_resolutions
-from .contract.settings.samples import SampleSettings
 from .contract.sizes import square_side
+from .contract.working import in_tiles
 from .families.base import ModelFamily
 from .ladder import climb, gpu_is_full, release
 from .report import Reporter
@@ -70,13 +70,12 @@ class Drawings:
                     return
                 file = self.run.sample(step, number)
                 if not file.exists():
-                    kept = self.cache / f"{self._baseline_key(prompt, number, side)}.webp"
                     baseline = step == 0 and not self.config.adapter.start_from
-                    if not (baseline and _copied(kept, file)):
+                    if not (baseline and _copied(self._kept(prompt, number, side), file)):
                         image = self._drawn(prompt, number, side)
                         save_sample(image, file)
-                        if baseline:
-                            save_sample(image, kept)
+                        if baseline:  # a full GPU may have changed meanwhile how it is drawn
+                            save_sample(image, self._kept(prompt, number, side))
                 self.report.sample(step, number, prompt.text, file.name)
                 self.report.stage("sample", number + 1, len(prompts), "Drawing samples")
         except Interrupted:
@@ -86,15 +85,15 @@ class Drawings:
 
     def _drawn(self, prompt: Prompt, number: int, side: int) -> Image.Image:
         """One drawing, decoded in tiles where it does not fit otherwise: from then on in this run."""
-        whole = amended(self.config, read_ladder(self.run.ladder)).samples
+        whole = self._now()
 
-        def one(settings: SampleSettings) -> Image.Image:
+        def one(config: TrainConfig) -> Image.Image:
             with self.autocast():
                 return draw(
                     self.family,
                     self.model,
                     self.texts,
-                    settings,
+                    config,
                     prompt,
                     number=number,
                     side=side,
@@ -104,26 +103,33 @@ class Drawings:
         try:
             return one(whole)
         except RuntimeError as error:
-            if whole.tiling or not gpu_is_full(error):
+            if self._tiled(whole, prompt, side) or not gpu_is_full(error):
                 raise
             release(error)
         change = climb(self.run, self.config, self.report.status, "draw")
         if change:
             self.report.adapted(change)
-            whole = amended(self.config, [change]).samples
+            whole = amended(whole, [change])
         return one(whole)
 
-    def _baseline_key(self, prompt: Prompt, number: int, side: int) -> str:
-        """Of everything that a picture by the base alone depends on: runs over one base share theirs."""
-        settings = self.config.samples
+    def _now(self) -> TrainConfig:
+        """The recipe with what was changed since this process began."""
+        return amended(self.config, read_ladder(self.run.ladder))
+
+    def _tiled(self, config: TrainConfig, prompt: Prompt, side: int) -> bool:
+        return in_tiles(config, *_size(self.family, prompt, side))
+
+    def _kept(self, prompt: Prompt, number: int, side: int) -> Path:
+        """Where a picture by the base alone is kept, by all that it depends on: runs share theirs."""
+        settings, tiled = self.config.samples, self._tiled(self._now(), prompt, side)
         parts = (
             self.family.denoiser_id(),
             self.family.text_encoder_id(),
             self.family.image_encoder_id(),
-            (astuple(prompt), number, settings.seed, side, settings.tiling),
+            (astuple(prompt), number, settings.seed, side, tiled),
             (torch.__version__, diffusers.__version__),
         )
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        return self.cache / f"{hashlib.sha256(repr(parts).encode()).hexdigest()}.webp"
 
 
 def _copied(source: Path, target: Path) -> bool:
@@ -137,11 +143,18 @@ def _copied(source: Path, target: Path) -> bool:
     return True
 
 
+def _size(family: ModelFamily, prompt: Prompt, side: int | None) -> tuple[int, int]:
+    """Width and height in pixels of a prompt's picture; ``side`` where it has none of its own."""
+    multiple = family.row.size_multiple
+    width, height = (length or side or family.resolution for length in (prompt.width, prompt.height))
+    return width // multiple * multiple, height // multiple * multiple
+
+
 def draw(
     family: ModelFamily,
     model: Model,
     texts: Texts,
-    settings: SampleSettings,
+    config: TrainConfig,
     prompt: Prompt,
     *,
     number: int = 0,
@@ -151,12 +164,12 @@ def draw(
     """One picture of ``prompt`` by the model as it stands; ``side`` in pixels where it has no size.
     Raises Interrupted between two passes of the denoiser when ``stop`` says so.
 
-    The starting noise depends on the prompt's seed, or on ``settings.seed`` and ``number``, and on nothing
+    The starting noise depends on the prompt's seed, or on ``samples.seed`` and ``number``, and on nothing
     else, so that pictures of different steps can be compared. The global random state is left as it was.
     """
-    multiple = family.row.size_multiple
-    width, height = (length or side or family.resolution for length in (prompt.width, prompt.height))
-    pipeline = family.pipeline(model.denoiser, settings.tiling)
+    settings = config.samples
+    width, height = _size(family, prompt, side)
+    pipeline = family.pipeline(model.denoiser, in_tiles(config, width, height))
     family.draw_with(pipeline, prompt.sampler)
     pipeline.set_progress_bar_config(disable=True)
     seed = derived_seed(settings.seed, number) if prompt.seed is None else prompt.seed
@@ -171,8 +184,8 @@ def draw(
         result = pipeline(
             **family.pipeline_inputs(positive, negative),
             **family.guidance(prompt.guidance),
-            width=width // multiple * multiple,
-            height=height // multiple * multiple,
+            width=width,
+            height=height,
             num_inference_steps=prompt.steps,
             generator=torch.Generator().manual_seed(seed),
         )

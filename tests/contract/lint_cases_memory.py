@@ -9,18 +9,19 @@ from trainer.contract.findings import Facts
 RTX_3070 = Facts(gpu="RTX 3070", vram_gib=8)
 RTX_3060 = Facts(gpu="RTX 3060", vram_gib=12)
 DEV = {"model.family": "flux", "model.base": "black-forest-labs/FLUX.1-dev", "samples.guidance": 3.5}
+LARGE = {"samples.width": 1536, "samples.height": 1536}
 
 CASES = [
     Case(
         "training_does_not_fit",
         {"train.batch_size": 4},
-        {"train.batch_size": 1, "samples.tiling": True},
+        {"train.batch_size": 1, "samples.tiling": "on"},
         RTX_3070,
         says=("Training needs about", "this GPU has 8."),
     ),
-    Case("training_does_not_fit", DEV, {}, RTX_3060, says=("no saving is enough",)),
-    Case("drawing_does_not_fit", {}, {"samples.tiling": True}, RTX_3070, says=("drawing needs 9.2 GiB",)),
-    Case("drawing_does_not_fit", {}, {"train.batch_size": 4}, RTX_3070),
+    Case("training_does_not_fit", DEV, {}, RTX_3070, says=("no saving is enough",)),
+    Case("drawing_does_not_fit", LARGE | {"samples.tiling": "off"}, LARGE, RTX_3070, says=("drawing needs",)),
+    Case("drawing_does_not_fit", LARGE | {"samples.tiling": "off"}, {"train.batch_size": 4}, RTX_3070),
     Case(
         "base_in_ram_for_nothing",
         {"machine.offload": True},

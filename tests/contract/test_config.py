@@ -267,7 +267,7 @@ AWAY: dict[str, Any] = {
     "samples.seed": 7,
     "samples.width": 640,
     "samples.height": 512,
-    "samples.tiling": True,
+    "samples.tiling": "on",
     "checkpoints.every": 10,
     "checkpoints.every_epochs": 3,
     "checkpoints.keep": 9,

@@ -91,7 +91,9 @@ def test_quantised_weights_are_counted() -> None:
     assert plan(model={"quantize": "nf4"}).breakdown["denoiser"] == pytest.approx(1.72, abs=0.05)
     plain, small = plan(), plan(model={"quantize_text": "int8"})
     assert small.breakdown["text_encoders"] < 0.6 * plain.breakdown["text_encoders"]
-    assert small.vram_gib["cache"] < plain.vram_gib["cache"]
+    flux = {"family": "flux", "base": "black-forest-labs/FLUX.1-dev"}
+    wide, narrow = plan(80, model=flux), plan(80, model={**flux, "quantize_text": "int8"})
+    assert narrow.vram_gib["cache"] < 0.7 * wide.vram_gib["cache"]
     assert small.vram_gib["train"] == plain.vram_gib["train"]  # they are gone by then
     assert plan(model={"quantize": "int8"}).vram_gib["train"] < plain.vram_gib["train"] - 1.9
 
@@ -109,7 +111,7 @@ def test_trained_text_encoders_stay_and_have_activations() -> None:
     encoders = plain.breakdown["text_encoders"]
     assert both.vram_gib["train"] > plain.vram_gib["train"] + encoders
     assert both.vram_gib["sample"] > plain.vram_gib["sample"] + encoders
-    assert both.vram_gib["cache"] < plain.vram_gib["cache"]  # nothing is encoded beforehand
+    assert both.vram_gib["cache"] <= plain.vram_gib["cache"]  # no caption is encoded beforehand
     assert plain.breakdown["activations"] < first.breakdown["activations"] < both.breakdown["activations"]
     # 18 LoRA parameters per width: 12 layers of 768 and 32 of 1280, at rank 16 in 32 bits.
     counted = 18 * (12 * 768 + 32 * 1280) * 16 * 4 / 2**30
@@ -117,10 +119,11 @@ def test_trained_text_encoders_stay_and_have_activations() -> None:
 
 
 def test_tiles_bound_the_decoding() -> None:
-    large = {"width": 2048, "height": 1024, "prompts": ["a cat"]}
-    plain, tiled = plan(samples=large), plan(samples={**large, "tiling": True})
-    assert plain.breakdown["decode"] == pytest.approx(2 * plan().breakdown["decode"], rel=1e-3)
-    assert tiled.breakdown["decode"] == pytest.approx(plan().breakdown["decode"] / 4, rel=1e-2)
+    off: dict[str, object] = {"tiling": "off"}
+    large: dict[str, object] = {"width": 2048, "height": 1024, "prompts": ["a cat"]}
+    usual, plain, tiled = plan(samples=off), plan(samples=large | off), plan(samples=large)
+    assert plain.breakdown["decode"] == pytest.approx(2 * usual.breakdown["decode"], rel=1e-3)
+    assert tiled.breakdown["decode"] == pytest.approx(usual.breakdown["decode"] / 4, rel=1e-2)
     assert tiled.vram_gib["sample"] < plain.vram_gib["sample"]
     assert tiled.vram_gib["train"] == plain.vram_gib["train"]
 
@@ -167,7 +170,8 @@ def test_several_gpus_share_a_batch_and_may_split_the_base() -> None:
 
     one, two, all_there, split = of(1), of(2), of(0), of(2, shard=True)
     assert two.breakdown["activations"] == pytest.approx(one.breakdown["activations"] / 2, rel=0.01)
-    assert all_there.vram_gib == two.vram_gib and two.ram_gib == pytest.approx(2 * one.ram_gib, rel=0.01)
+    assert all_there.vram_gib["train"] == two.vram_gib["train"]
+    assert two.ram_gib == pytest.approx(2 * one.ram_gib, rel=0.01)
     assert two.breakdown["denoiser"] == one.breakdown["denoiser"]
     assert split.breakdown["denoiser"] == pytest.approx(0.6 * one.breakdown["denoiser"], rel=0.01)
     assert split.vram_gib["train"] < two.vram_gib["train"] < one.vram_gib["train"]

@@ -84,7 +84,7 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     "min-SNR": {"loss": {"min_snr_gamma": 5.0, "type": "huber"}},
     "held out": {"validation": {"share": 0.4, "every": 2}},
     "mirrored": {"dataset": {"flip": True}},
-    "in tiles": {"samples": {"tiling": True}},
+    "in tiles": {"samples": {"tiling": "on"}},
 }
 
 

@@ -201,16 +201,16 @@ def test_a_drawing_that_does_not_fit_is_decoded_in_tiles(
 ) -> None:
     draw, tiled = trainer.sampling.draw, []
 
-    def small(family: Any, model: Any, texts: Any, settings: Any, *args: Any, **kwargs: Any) -> Any:
-        tiled.append(settings.tiling)
-        if not settings.tiling:
+    def small(family: Any, model: Any, texts: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
+        tiled.append(config.samples.tiling)
+        if config.samples.tiling != "on":
             raise torch.cuda.OutOfMemoryError(OOM)
-        return draw(family, model, texts, settings, *args, **kwargs)
+        return draw(family, model, texts, config, *args, **kwargs)
 
     monkeypatch.setattr(trainer.sampling, "draw", small)
     run = made(tmp_path / "runs" / "tiles", tiny_base, photos, train={"steps": 2})
     assert to_the_end(run) == 0
-    assert tiled == [False, True, True]
+    assert tiled == ["auto", "on", "on"]
     assert [event["rung"] for event in adapted(run)] == ["tiling"]
     assert "while drawing samples" in adapted(run)[0]["text"]
     assert len(list(run.samples.iterdir())) == 2

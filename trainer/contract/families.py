@@ -38,7 +38,7 @@ SDXL = Family(
             guidance=4.0,
             prediction="v_prediction",
             zero_terminal_snr=True,
-            activation_gib=(0.024, 0.006),
+            activation_gib=(0.024, 0.008),
             lora_params_per_rank=by_targets(13.9, 28.3, 65.2),
         ),
         Base(
@@ -88,7 +88,7 @@ SDXL = Family(
     params=(2567.5, 817.7, 83.7),
     caption=(77, 2048),
     lora_params_per_rank=by_targets(1451.5, 2659.8, 3074.2),
-    activation_gib=(7.7, 0.45),
+    activation_gib=(7.7, 0.59),
     blocks=sdxl_blocks(),
     pipelines=("StableDiffusionXL",),
     process="diffusion",
@@ -134,6 +134,7 @@ SD15 = Family(
             prediction="v_prediction",
             params=(865.9, 340.4, 83.7),
             caption=(77, 1024),
+            activation_gib=(6.9, 0.62),
             lora_params_per_rank=by_targets(207.5, 432.1, 1059.0),
         ),
     ),
@@ -143,7 +144,7 @@ SD15 = Family(
     params=(859.5, 123.1, 83.7),
     caption=(77, 768),
     lora_params_per_rank=by_targets(199.3, 423.9, 1050.8),
-    activation_gib=(3.1, 0.2),
+    activation_gib=(3.1, 0.3),
     blocks=sd15_blocks(),
     pipelines=("StableDiffusionPipeline",),
     process="diffusion",
@@ -199,7 +200,8 @@ SANA = Family(
     params=(1604.5, 2614.3, 312.3),
     caption=(100, 2304),
     lora_params_per_rank=by_targets(716.8, 1142.4),
-    activation_gib=(3.4, 0.09),  # an estimate: tensors saved for the backward pass, with flash attention
+    activation_gib=(3.4, 0.26),
+    vae_gib=(2.52, 1.63),
     blocks=listed_blocks(transformer_blocks=20),
     pipelines=("SanaPipeline",),
     signatures=(
@@ -244,7 +246,7 @@ SD3 = Family(
             gated=True,
             note="Its LoRAs work on Large Turbo too.",
             params=(8146.3, 5580.6, 83.8),
-            activation_gib=(17.6, 0.78),
+            activation_gib=(17.6, 1.49),
             lora_params_per_rank=by_targets(1468.9, 3292.9),
             blocks=listed_blocks(transformer_blocks=38),
         ),
@@ -255,7 +257,7 @@ SD3 = Family(
     params=(2469.7, 5580.6, 83.8),
     caption=(333, 4096),
     lora_params_per_rank=by_targets(743.4, 1465.3),
-    activation_gib=(8.9, 0.32),  # estimates: tensors saved for the backward pass, with flash attention
+    activation_gib=(8.9, 0.89),
     blocks=listed_blocks(transformer_blocks=24),
     pipelines=("StableDiffusion3",),
     signatures=(
@@ -308,7 +310,7 @@ ZIMAGE = Family(
     params=(6154.9, 4022.5, 83.8),
     caption=(100, 2560),
     lora_params_per_rank=by_targets(1044.5, 2480.6),
-    activation_gib=(34.5, 1.0),  # an estimate: counted without memory, flash attention assumed
+    activation_gib=(34.5, 2.27),
     blocks=listed_blocks(layers=30, noise_refiner=2, context_refiner=2),
     pipelines=("ZImagePipeline",),
     signatures=(

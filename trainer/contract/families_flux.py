@@ -55,7 +55,7 @@ FLUX = Family(
     params=(11901.4, 4885.4, 83.8),
     caption=(512, 4096),
     lora_params_per_rank=by_targets(1634.3, 5369.9),
-    activation_gib=(51.2, 1.5),  # estimate: saved tensors counted at 1024 px, flash attention assumed
+    activation_gib=(51.2, 2.54),
     blocks=listed_blocks(transformer_blocks=19, single_transformer_blocks=38),
     pipelines=("FluxPipeline",),
     signatures=(
@@ -87,7 +87,7 @@ CHROMA = Family(
     params=(8900.0, 4762.3, 83.8),
     caption=(100, 4096),
     lora_params_per_rank=by_targets(1634.3, 4085.8),
-    activation_gib=(43.0, 1.4),  # estimate: saved tensors counted at 1024 px, flash attention assumed
+    activation_gib=(43.0, 2.31),
     blocks=listed_blocks(transformer_blocks=19, single_transformer_blocks=38),
     pipelines=("ChromaPipeline",),
     signatures=(
@@ -127,7 +127,7 @@ FLUX2 = Family(
             note="Its LoRAs work on the four-step klein 9B too.",
             caption=(512, 12288),
             params=(9078.6, 8190.7, 84.0),
-            activation_gib=(35.2, 1.2),
+            activation_gib=(35.2, 2.66),
             lora_params_per_rank=by_targets(1998.8, 2719.7),
             blocks=listed_blocks(transformer_blocks=8, single_transformer_blocks=24),
         ),
@@ -142,7 +142,7 @@ FLUX2 = Family(
             reads_negative=False,
             caption=(512, 15360),
             params=(32223.3, 24011.4, 84.0),
-            activation_gib=(90.8, 3.0),
+            activation_gib=(90.8, 5.12),
             lora_params_per_rank=by_targets(5210.1, 6291.5),
             blocks=listed_blocks(transformer_blocks=8, single_transformer_blocks=48),
         ),
@@ -153,7 +153,7 @@ FLUX2 = Family(
     params=(3875.5, 4022.5, 84.0),
     caption=(512, 7680),
     lora_params_per_rank=by_targets(1167.4, 1505.3),
-    activation_gib=(20.5, 0.7),  # estimates: saved tensors counted at 1024 px, flash attention assumed
+    activation_gib=(20.5, 1.84),
     blocks=listed_blocks(transformer_blocks=5, single_transformer_blocks=20),
     pipelines=("Flux2Pipeline", "Flux2KleinPipeline"),
     signatures=(

@@ -18,7 +18,8 @@ QWENIMAGE = Family(
     params=(20430.4, 8292.2, 126.9),
     caption=(100, 3584),
     lora_params_per_rank=by_targets(2936.8, 6592.5),
-    activation_gib=(33.5, 1.5),  # an estimate: counted without memory, flash attention assumed
+    activation_gib=(33.5, 2.37),
+    vae_gib=(3.78, 3.38),
     blocks=listed_blocks(transformer_blocks=60),
     pipelines=("QwenImagePipeline",),
     signatures=(
@@ -50,7 +51,7 @@ LUMINA2 = Family(
     params=(2609.8, 2614.3, 83.8),
     caption=(100, 2304),
     lora_params_per_rank=by_targets(460.8, 1497.6),
-    activation_gib=(21.8, 2.0),  # estimate, likewise
+    activation_gib=(21.8, 3.2),
     blocks=listed_blocks(layers=26, noise_refiner=2, context_refiner=2),
     pipelines=("Lumina2Pipeline", "Lumina2Text2ImgPipeline"),
     signatures=(
@@ -89,7 +90,8 @@ KREA2 = Family(
     params=(12820.1, 4437.8, 126.9),
     caption=(100, 30720),
     lora_params_per_rank=by_targets(1462.3, 3354.6),
-    activation_gib=(35.5, 1.4),  # estimate, likewise
+    activation_gib=(35.5, 5.0),  # an estimate
+    vae_gib=(3.78, 3.38),
     blocks=listed_blocks(transformer_blocks=28),
     pipelines=("Krea2Pipeline",),
     signatures=(Signature("a Krea 2 checkpoint", (r"txtfusion\.projector\.",)),),
@@ -124,7 +126,7 @@ ERNIEIMAGE = Family(
     params=(8033.5, 3849.1, 84.0),
     caption=(100, 3072),
     lora_params_per_rank=by_targets(1179.6, 2949.1),
-    activation_gib=(43.1, 1.4),  # estimate, likewise
+    activation_gib=(43.1, 2.98),
     blocks=listed_blocks(layers=36),
     pipelines=("ErnieImagePipeline",),
     signatures=(Signature("an ERNIE-Image checkpoint", (r"layers\.0\.adaLN_sa_ln\.",)),),
@@ -157,7 +159,7 @@ HUNYUANIMAGE = Family(
     params=(17425.8, 8511.6, 405.6),
     caption=(100, 3584),
     lora_params_per_rank=by_targets(2007.0, 5017.6),
-    activation_gib=(38.5, 1.8),  # estimate: saved tensors counted at 2048 px, flash attention assumed
+    activation_gib=(38.5, 5.7),  # an estimate
     blocks=listed_blocks(transformer_blocks=20, single_transformer_blocks=40),
     pipelines=("HunyuanImagePipeline",),
     lora_signatures=(
@@ -193,7 +195,7 @@ HIDREAM = Family(
     params=(17105.7, 13610.0, 83.8),
     caption=(128, 33 * 4096),
     lora_params_per_rank=by_targets(1310.7, 8106.0),
-    activation_gib=(48.8, 1.1),  # estimate, likewise; two of four experts for each token
+    activation_gib=(48.8, 6.0),  # an estimate; two of four experts for each token
     blocks=listed_blocks(double_stream_blocks=16, single_stream_blocks=32),
     pipelines=("HiDreamImagePipeline",),
     signatures=(

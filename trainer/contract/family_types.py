@@ -92,7 +92,10 @@ class Family:
             out, of a caption of 100 tokens.
         lora_params_per_rank: thousands of LoRA parameters per unit of rank, by ``adapter.targets``.
         activation_gib: activations of one training sample at the native resolution in half precision,
-            (stored, with gradient checkpointing).
+            (stored, with gradient checkpointing): the most that lives in a step beside what stays and the
+            LoRA's gradients. Counted on fake tensors (docs/memory.md) where nothing else is said.
+        vae_gib: activations of its VAE for a picture of a megapixel, (encoding in fp32, decoding in half
+            precision).
         borrowed: part -> Hub id of the repository that has it, where the bases' own folders do not.
         needs_bf16: its text encoder overflows in fp16.
         known_as: what other trainers call it, beside ``key``; case and punctuation do not count.
@@ -113,6 +116,7 @@ class Family:
     activation_gib: tuple[float, float]
     blocks: tuple[Block, ...]
     pipelines: tuple[str, ...]
+    vae_gib: tuple[float, float] = (2.51, 1.50)
     process: Literal["flow", "diffusion"] = "flow"
     signatures: tuple[Signature, ...] = ()
     file_parts: tuple[str, ...] = ("transformer",)

@@ -48,7 +48,7 @@ def _small_optimizer(config: TrainConfig) -> Change:
 SAVINGS: tuple[Callable[[TrainConfig], Change], ...] = (
     lambda config: {"train": {"gradient_checkpointing": "on"}},
     lambda config: {"model": {"quantize_text": "int8"}} if config.model.quantize_text == "none" else {},
-    lambda config: {"samples": {"tiling": True}},
+    lambda config: {"samples": {"tiling": "on"}},
     lambda config: {"train": {"ema_on_cpu": True}} if config.train.ema_decay else {},
     *[_less_batch] * 8,
     lambda config: {"model": {"quantize": "int8"}} if config.model.quantize == "none" else {},

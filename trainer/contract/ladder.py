@@ -143,7 +143,7 @@ RUNGS: tuple[Rung, ...] = (
     Rung(
         "tiling",
         ("class", "draw"),
-        _switch_on("samples.tiling"),
+        lambda config: None if config.samples.tiling == "on" else {"samples.tiling": "on"},
         _says(
             "pictures are decoded in tiles from here; large ones may show faint seams, and the LoRA is the "
             "same"

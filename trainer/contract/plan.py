@@ -11,33 +11,35 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .adapter_size import adapter_size
 from .caption_pipeline import encoded_captions
 from .config import TrainConfig
 from .cost import money
-from .families import CATALOGUE, DEMO_BASE, assistant_of, block_maps, first_base, known_base
-from .ladder import at_once
+from .families import CATALOGUE, DEMO_BASE, assistant_of, first_base, known_base
 from .length import batches_of, in_steps
 from .optimizers import OPTIMIZERS
+from .prompt import prompts_of
 from .retention import most_at_once
-from .settings.dataset import all_resolutions, is_mirrored, variants_of
+from .settings.dataset import is_mirrored, variants_of
 from .settings.model import Quantization
 from .steps import Folder, calculation, trained
+from .working import (
+    adapter_of,
+    decode_gib,
+    drawing_gib,
+    encode_gib,
+    figures,
+    gradients_gib,
+    step_gib,
+    trained_text,
+)
 
 GIB = 2**30
 CONTEXT_GIB = 0.6
 """What a CUDA process holds before it has allocated anything."""
-DECODE_GIB = 3.0
-"""Activations of an SDXL-class VAE while it decodes a picture of a megapixel in half precision."""
 QUANTISED_BYTES = {"int8": 1.02, "nf4": 0.53}
 """Bytes a weight: 8 bits and a scale per row; 4 bits and a scale, itself in 8 bits, per 64."""
 TEXT_LINEAR_SHARE = 0.9
 """Of a text encoder's weights; the others are embeddings, which are not quantised."""
-TEXT_LORA_PER_RANK = 1.1
-"""Thousands of LoRA parameters per unit of rank and million parameters: 18 width a layer of 12 width²."""
-TEXT_ACTIVATION_GIB = 0.2
-"""Of one caption of 77 tokens, for every thousand million parameters that are trained: 34 bytes per token,
-width and layer (Korthikanti et al. 2022)."""
 ASSISTANT_RANK = 32
 """Taken for an assistant LoRA that is yet to be fetched, on all layers of the blocks, in 16 bits."""
 LATENT_GIB = 1 / 1024
@@ -50,8 +52,6 @@ HEADROOM = 0.95
 """Share of a card's memory that may be used."""
 STAYS = 0.1
 """Of a base that lies in RAM: its first and last layers, norms, biases, and the layer that is at work."""
-TILE = 512
-"""Side in pixels of the tiles that a picture is decoded in."""
 
 
 @dataclass(frozen=True)
@@ -120,27 +120,20 @@ def estimate(
     images = sum(len(folder.pictures) for folder in trained(config, folders)) or images
     family = CATALOGUE[config.model.family]
     base = known_base(config.model.family, config.model.base)
-    denoiser_m, encoder_m, vae_m = (base and base.params) or family.params
-    stored_gib, checkpointed_gib = (base and base.activation_gib) or family.activation_gib
-    per_rank = (base and base.lora_params_per_rank) or family.lora_params_per_rank
-    blocks = block_maps(config.model.family, config.model.base)[0]
-    native = base.resolution if base else family.resolution
+    here = figures(config)
+    denoiser_m, encoder_m, vae_m = here.params
     on_gpu = machine.vram_gib is not None
     plain = 2.0 if on_gpu and config.model.precision != "fp32" else 4.0
-    side = all_resolutions(config.dataset, native)[0]
-    area = (side / native) ** 2  # of the largest pictures
-    megapixels = native**2 / 2**20
+    megapixels = here.area * here.resolution**2 / 2**20
 
     def weights(millions: float, quantization: Quantization = "none", linear: float = 1.0) -> float:
         small = QUANTISED_BYTES.get(quantization, plain)
         return millions * 1e6 * (linear * small + (1 - linear) * plain) / GIB
 
     # What is trained: LoRAs, their gradients and the optimizer's state, in the LoRA's number format.
-    trained_text_m = _trained_text(config)
-    text_per_rank = TEXT_LORA_PER_RANK * trained_text_m
-    size = adapter_size(config.adapter, per_rank, blocks, denoiser_m * family.linear_share, text_per_rank)
+    trained_text_m = trained_text(config)
+    size, gradients = adapter_of(config), gradients_gib(config)
     weight_bytes = 2 if config.adapter.precision == "bf16" else 4
-    gradients = size.trained * weight_bytes / GIB
     lora = gradients + size.frozen * weight_bytes / GIB
     freed = gradients if config.train.fused_backward else 0.0  # there is never more than one tensor's
     chosen = OPTIMIZERS[config.train.optimizer]
@@ -148,17 +141,8 @@ def estimate(
     average = gradients * 4 / weight_bytes if config.train.ema_decay else 0.0
     checkpointing = config.train.gradient_checkpointing
     recompute = checkpointing == "on" or (checkpointing == "auto" and on_gpu)
-    # To keep what the base draws, pictures are shown twice, in the same pass.
     processes = config.machine.gpus or machine.gpus or 1
-    pictures = min(at_once(config), -(-config.train.batch_size // processes))  # each has its share of a batch
-    samples = area * pictures * (2 if config.prior.method == "output" else 1)
-    activations = (checkpointed_gib if recompute else stored_gib) * samples
-    if recompute:
-        # One block is recomputed, and so stored, at a time: about a tenth of the network.
-        activations += 0.1 * stored_gib * samples
-    text_activations = TEXT_ACTIVATION_GIB * trained_text_m / 1e3 * pictures
-    activations += text_activations * (0.1 if recompute else 1.0)
-    activations += size.rebuilt * plain / GIB * (0.1 if recompute else 1.0)
+    activations = step_gib(config, recompute=recompute, bytes_each=plain, processes=processes)
     base_gib = weights(denoiser_m, config.model.quantize, family.linear_share)
     denoiser = base_gib * STAYS if config.machine.offload and on_gpu else base_gib
     if config.machine.shard and processes > 1:
@@ -166,17 +150,16 @@ def estimate(
     encoders = weights(encoder_m, config.model.quantize_text, TEXT_LINEAR_SHARE)
     vae = weights(vae_m)
     kept_text = encoders if trained_text_m else 0.0  # encoders that learn are needed at every step
-    drawn = (config.samples.width or side) * (config.samples.height or side)
-    if config.samples.tiling:
-        drawn = min(drawn, TILE**2)
-    encode, decode = DECODE_GIB * area * megapixels, DECODE_GIB * drawn / 2**20
+    sizes = [(prompt.width or here.side, prompt.height or here.side) for prompt in prompts_of(config.samples)]
+    decode = max((decode_gib(config, *size) for size in sizes), default=0.0)
+    drawing = max((drawing_gib(config, *size) for size in sizes), default=0.0)
     assistant, assistant_download = _assistant(config, plain)
     # What is encoded once lies on disk, and in RAM while training: captions in the encoders' number format.
     tokens, numbers = (base and base.caption) or family.caption
     captions = encoded_captions(config, images) + len(config.samples.prompts) + 2
     texts = 0.0 if trained_text_m else captions * tokens * numbers * plain / GIB
     views = variants_of(config.dataset) * (2 if is_mirrored(config.dataset) else 1)
-    latents = images * views * LATENT_GIB * area * megapixels
+    latents = images * views * LATENT_GIB * megapixels
     encoded, held = texts + latents, min(texts, CAPTIONS_IN_MEMORY_GIB) + latents
     context = CONTEXT_GIB if on_gpu else 0.5
     breakdown = {
@@ -197,9 +180,11 @@ def estimate(
     training += 0.0 if chosen.paged else optimizer  # pages leave the GPU when it is full
     training += 0.0 if config.train.ema_on_cpu else average
     phases = {
-        "cache": (0.0 if trained_text_m else encoders) + vae + encode + context,
+        # The VAE in fp32, and then the text encoders.
+        "cache": max(vae_m * 1e6 * 4 / GIB + encode_gib(config), 0.0 if trained_text_m else encoders)
+        + context,
         "train": training + activations + context,
-        "sample": training + vae + decode + context,
+        "sample": training - (gradients - freed) + vae + drawing + context,
     }
     if not config.samples.prompts:
         phases["sample"] = 0.0
@@ -228,7 +213,7 @@ def estimate(
     checkpoints = (kept + 1) * (lora + optimizer + average) + lora / 2
     between = config.train.steps // config.samples.every if config.samples.every else 0
     drawings = len(config.samples.prompts) * (between + 2)
-    disk = checkpoints + drawings * 1.5 * area * megapixels / 1024 + encoded
+    disk = checkpoints + drawings * 1.5 * megapixels / 1024 + encoded
     return Plan(
         vram_gib={phase: round(gib, 2) if on_gpu else 0.0 for phase, gib in phases.items()},
         ram_gib=round(processes * (held + in_ram + passing), 2),
@@ -285,13 +270,6 @@ def _assistant(config: TrainConfig, bytes_each: float) -> tuple[float, float]:
     per_rank = ((base and base.lora_params_per_rank) or row.lora_params_per_rank)["transformer"]
     millions = ASSISTANT_RANK * per_rank / 1e3
     return millions * 1e6 * bytes_each / GIB, millions * 1e6 * 2 / GIB
-
-
-def _trained_text(config: TrainConfig) -> float:
-    """Millions of parameters of the text encoders that get a LoRA."""
-    row = CATALOGUE[config.model.family]
-    sizes = dict(zip(row.trainable_text, row.trainable_text_params, strict=True))
-    return sum(sizes[part] for part in config.text_encoder_rates())
 
 
 _DOING = {"cache": "encodes the photos", "train": "trains", "sample": "draws samples"}

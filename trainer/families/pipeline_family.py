@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..contract import families as catalogue
 from ..contract.errors import RunError
 from ..contract.headers import read_header
-from ..contract.plan import TILE
+from ..contract.working import TILE
 from ..hub import VARIANTS
 from ..noise import Flow, Noise
 from ..quantize import Quantization, quantize
@@ -330,8 +330,11 @@ class PipelineFamily:
 
     @torch.no_grad()
     def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
-        # In fp32 always: it is done once per picture, and every step learns from it.
+        # In fp32 always: it is done once per picture, and every step learns from it. Never in tiles, which
+        # class pictures may have been drawn in just before.
         vae = self._load_vae(torch.float32)
+        if hasattr(vae, "disable_tiling"):
+            vae.disable_tiling()
         return self.to_latents(vae, pixels_BCHW.to(self.device, torch.float32)).float().cpu()
 
     @torch.no_grad()
@@ -352,6 +355,7 @@ class PipelineFamily:
 
     def embed_captions(self, captions: Sequence[str]) -> list[TextEmbeds]:
         if self._text is None:
+            self._vae_off()
             self._text = self._load_text()
         return self.embed(self._text, list(captions))
 
@@ -367,6 +371,10 @@ class PipelineFamily:
     def free_encoders(self, keep_text: bool = False) -> None:
         if not keep_text:
             self._text = None
+        self._vae_off()
+
+    def _vae_off(self) -> None:
+        """Off the device: where text encoders or a denoiser come, there is no room for it."""
         if self._vae is not None:
             self._vae.to("cpu")
         if self.device.type == "cuda":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import field_validator
 
@@ -39,8 +39,15 @@ class SampleSettings(Section):
     """Width of the drawings; empty means the training resolution."""
     height: int | None = setting(None, label="Height", unit="px", ge=64, le=4096)
     """Height of the drawings; empty means the training resolution."""
-    tiling: bool = setting(False, label="Decode in tiles")
-    """Let the VAE decode in tiles: a fraction of the memory, at a risk of faint seams."""
+    tiling: Literal["auto", "on", "off"] = setting("auto", label="Decode in tiles")
+    """Let the VAE decode drawings in tiles of 512 px: a fraction of the memory, at a risk of faint seams.
+    "auto" does where a whole drawing would take more memory than a training step."""
+
+    @field_validator("tiling", mode="before")
+    @classmethod
+    def _as_it_was(cls, tiling: Any) -> Any:
+        """Recipes of earlier versions say yes or no."""
+        return {True: "on", False: "off"}.get(tiling, tiling) if isinstance(tiling, bool) else tiling
 
     @field_validator("prompts")
     @classmethod
