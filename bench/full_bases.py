@@ -80,6 +80,7 @@ QWEN3_VL_4B = {
         "deepstack_visual_indexes": [5, 11, 17],
     },
 }
+KREA2_LAYERS = [2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35]
 MINISTRAL_3B = {
     "text_config": {
         "vocab_size": 131072,
@@ -228,6 +229,9 @@ def configured(family: str, base: str, folder: Path) -> Iterator[tuple[nn.Module
     shutil.rmtree(folder, ignore_errors=True)
     tiny(family).build(folder)
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    if family == "krea2":  # its small model has two
+        index["text_encoder_select_layers"] = KREA2_LAYERS
+        (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     denoiser = full_size(family)[base]
     denoiser.save_config(folder / family_class(family).denoiser_part)
     yield denoiser, folder / family_class(family).denoiser_part

@@ -18,7 +18,7 @@ SDXL_GOALS = [
 TOO_LARGE = {
     8: "flux chroma qwenimage krea2 ernieimage hunyuanimage hidream",
     12: "qwenimage krea2 hunyuanimage hidream",
-    16: "hunyuanimage hidream",
+    16: "",
     24: "",
 }
 """Families whose own preset fits no card of that size, whatever is saved."""

@@ -159,7 +159,8 @@ HUNYUANIMAGE = Family(
     params=(17425.8, 8511.6, 405.6),
     caption=(100, 3584),
     lora_params_per_rank=by_targets(2007.0, 5017.6),
-    activation_gib=(38.5, 5.7),  # an estimate
+    activation_gib=(38.5, 2.93),
+    vae_gib=(1.51, 0.88),
     blocks=listed_blocks(transformer_blocks=20, single_transformer_blocks=40),
     pipelines=("HunyuanImagePipeline",),
     lora_signatures=(
@@ -195,7 +196,7 @@ HIDREAM = Family(
     params=(17105.7, 13610.0, 83.8),
     caption=(128, 33 * 4096),
     lora_params_per_rank=by_targets(1310.7, 8106.0),
-    activation_gib=(48.8, 6.0),  # an estimate; two of four experts for each token
+    activation_gib=(48.8, 2.97),  # as if each of four experts got a quarter of the tokens
     blocks=listed_blocks(double_stream_blocks=16, single_stream_blocks=32),
     pipelines=("HiDreamImagePipeline",),
     signatures=(
