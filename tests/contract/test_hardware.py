@@ -54,9 +54,9 @@ def test_it_stays_the_same_training(key: str, card: int) -> None:
 def test_savings_come_in_the_order_of_what_they_cost() -> None:
     config = PRESETS["sdxl-style-careful"]
     assert for_card(config, 24) == config
-    middle, small = for_card(config, 8), for_card(config, 7)
-    assert (middle.train.batch_size, middle.train.gradient_accumulation) == (1, 4)
-    assert middle.model.quantize == "none" and middle.samples.tiling == "on"
+    middle, small = for_card(config, 10), for_card(config, 8)
+    assert (middle.train.batch_size, middle.train.gradient_accumulation) == (2, 2)
+    assert middle.model.quantize == "none" and middle.samples.tiling == "auto"
     assert (small.train.batch_size, small.model.quantize, small.samples.tiling) == (1, "int8", "on")
     assert small.train.optimizer == "adamw", "not needed"
 
