@@ -49,8 +49,8 @@ CAPTIONS_IN_MEMORY_GIB = 1.0
 UNDER_WAY = 0.1
 """Of a base that is split over several GPUs, the blocks that are whole at one time."""
 HEADROOM = 0.9
-"""Share of a card's memory that may be planned for; the rest is for what is not counted: workspaces of kernels,
-gaps between tensors, a desktop."""
+"""Share of a card's memory that may be planned for; the rest is for what is not counted: workspaces of
+kernels, gaps between tensors, a desktop."""
 STAYS = 0.1
 """Of a base that lies in RAM: its first and last layers, norms, biases, and the layer that is at work."""
 
