@@ -90,7 +90,7 @@ KREA2 = Family(
     params=(12820.1, 4437.8, 126.9),
     caption=(100, 30720),
     lora_params_per_rank=by_targets(1462.3, 3354.6),
-    activation_gib=(35.5, 3.49),
+    activation_gib=(35.5, 3.38),
     vae_gib=(3.78, 3.38),
     blocks=listed_blocks(transformer_blocks=28),
     pipelines=("Krea2Pipeline",),
