@@ -24,7 +24,7 @@ TILE = 512
 """Side in pixels of the tiles that a picture is decoded in."""
 DENOISING = 0.8
 """Of the activations of a step with gradient checkpointing, what the denoiser takes while it draws, guidance
-included; counted as 0.5 to 0.8."""
+included; counted as 0.2 to 0.84 (docs/memory.md), most of them below this."""
 HALF = 2.0
 """Bytes of a number of 16 bits."""
 
