@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -21,6 +22,8 @@ os.fsync = lambda descriptor: None
 
 def pytest_configure(config: pytest.Config) -> None:
     """The small models are for the processor; a GPU is shown to the tests that ask for one (-m gpu)."""
+    # What is imported stays: looking through it for garbage, again and again, takes a seventh of the time.
+    gc.disable()
     asked = config.getoption("markexpr")
     if "gpu" not in asked or "not gpu" in asked:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -33,6 +36,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def pytest_runtestloop(session: pytest.Session) -> None:
     if not session.config.pluginmanager.hasplugin("dsession"):  # which runs no tests, but has others do so
         forks.prepare()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -241,6 +241,7 @@ def _serve(channel: socket.socket) -> None:
     """Fork whenever asked, until there is nobody to ask."""
     os.setsid()  # Ctrl-C is for whoever asks
     gc.freeze()
+    gc.enable()
     heard, ended = os.pipe2(os.O_NONBLOCK)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(ended, warn_on_full_buffer=False)
