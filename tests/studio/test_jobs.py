@@ -389,7 +389,8 @@ def test_unfinished_run_is_not_published(supervise, project) -> None:
 def test_publishing_process_that_dies_is_told(supervise, project, workspace) -> None:
     jobs = supervise(steps=1)
     run = jobs.start(project, project.config())
-    wait_for(lambda: state_of(jobs, run) == "finished")
+    wait_for(lambda: state_of(jobs, run) == "finished" and not jobs.queue.look().running())
+    jobs.close()  # two of one process are taken for the same studio
     dying = Supervisor(workspace, publisher=(sys.executable, "-c", "import os; os._exit(7)"))
     dying.publish(run, "me/x", True, "hf_x")
     wait_for(lambda: dying.publish_status(run)["state"] == "failed")
