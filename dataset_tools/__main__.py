@@ -294,7 +294,7 @@ def _mask(arguments: argparse.Namespace) -> int:
 
     wishes = masking.Wishes(arguments.existing, arguments.grow, arguments.blur)
     settings = {"model": arguments.model, "prompt": prompt, "threshold": threshold} if arguments.model else {}
-    work = masking.work_of(wishes, **settings)
+    work = work_of(wishes, **settings)
     with ExitStack() as stack:
         outcome = masking.mask_project(root, load, wishes, work=work, tell=_say, photos=arguments.photos)
     _say(outcome.summary())

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, get_args
 
 from PIL import Image
 
@@ -28,6 +28,9 @@ from dataset_tools.dataset import (
 )
 from dataset_tools.images import DECODE_ERRORS, open_image
 from trainer.contract.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Existing = Literal["keep", "replace", "append"]
 EXISTING: tuple[Existing, ...] = get_args(Existing)
@@ -73,14 +76,18 @@ class Outcome:
 
     written: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    done: ClassVar[str] = "captioned"
+    thing: ClassVar[str] = "caption"
 
     def summary(self) -> str:
         """The last line of the log, by which :func:`went_well` knows how it ended."""
         if not self.failed:
-            return f"{self.written} captioned" if self.written else "0 captioned: every photo has its caption"
+            return f"{self.written} {self.done}" + (
+                "" if self.written else f": every photo has its {self.thing}"
+            )
         name, why = next(iter(self.failed.items()))
         more = f" and {len(self.failed) - 1} more" if len(self.failed) > 1 else ""
-        return f"{self.written} captioned, {len(self.failed)} not: {name} ({why}){more}"
+        return f"{self.written} {self.done}, {len(self.failed)} not: {name} ({why}){more}"
 
 
 def went_well(last_line: str) -> bool:
@@ -88,8 +95,8 @@ def went_well(last_line: str) -> bool:
     return re.fullmatch(r"\d+ captioned(: every photo .*)?", last_line) is not None
 
 
-def work_of(wishes: Wishes, **settings: object) -> str:
-    """A name for a work with these settings, the same when it is begun again."""
+def work_of(wishes: DataclassInstance, **settings: object) -> str:
+    """A name for a work with these wishes and settings, the same when it is begun again."""
     told = json.dumps(asdict(wishes) | settings, sort_keys=True, default=str)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 

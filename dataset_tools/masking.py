@@ -8,14 +8,14 @@ the new one. A photo that fails is named and the others go on.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from PIL import Image, ImageChops, ImageFilter, ImageStat
 
+from dataset_tools import captioning
 from dataset_tools.dataset import Dataset, DatasetError, ImageRecord, Size, load_dataset, project_lock
 from dataset_tools.images import DECODE_ERRORS, encode_mask, open_image
 from dataset_tools.masks import mask_path, names_of
@@ -86,24 +86,11 @@ class Wishes:
 
 
 @dataclass
-class Outcome:
+class Outcome(captioning.Outcome):
     """What came of it: how many masks were written, and {photo: why} for those that got none."""
 
-    written: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-
-    def summary(self) -> str:
-        if not self.failed:
-            return f"{self.written} masked" if self.written else "0 masked: every photo has its mask"
-        name, why = next(iter(self.failed.items()))
-        more = f" and {len(self.failed) - 1} more" if len(self.failed) > 1 else ""
-        return f"{self.written} masked, {len(self.failed)} not: {name} ({why}){more}"
-
-
-def work_of(wishes: Wishes, **settings: object) -> str:
-    """A name for a work with these settings, the same when it is begun again."""
-    told = json.dumps(asdict(wishes) | settings, sort_keys=True, default=str)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    done = "masked"
+    thing = "mask"
 
 
 def mask_project(

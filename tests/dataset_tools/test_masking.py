@@ -14,11 +14,12 @@ from PIL import Image, ImageDraw
 from dataset_tools import cutout
 from dataset_tools.__main__ import main
 from dataset_tools.augment import View
+from dataset_tools.captioning import work_of
 from dataset_tools.cutout import Cutter
 from dataset_tools.dataset import load_dataset, update_dataset
 from dataset_tools.folder import load_photos
 from dataset_tools.ingest import ingest, remove_images
-from dataset_tools.masking import Length, Outcome, Wishes, mask_project, work_of
+from dataset_tools.masking import Length, Outcome, Wishes, mask_project
 from dataset_tools.masks import mask_path
 from trainer.concepts import TrainImage
 from trainer.contract.errors import RunError
