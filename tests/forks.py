@@ -12,6 +12,7 @@ import atexit
 import faulthandler
 import fcntl
 import gc
+import importlib
 import json
 import logging
 import os
@@ -31,8 +32,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-READ_ON_IMPORT = ("HF_", "OMP_", "PYTHONWARNINGS")
+READ_ON_IMPORT = ("OMP_", "PYTHONWARNINGS")
 """How variables begin that have been read by now: a program has them as they were."""
+READERS = ("huggingface_hub", "diffusers.utils", "gradio")
+"""Packages that hold what huggingface_hub has read of its variables: a program reads them again."""
 
 
 class Order(NamedTuple):
@@ -312,6 +315,7 @@ def _be_new(order: Order, streams: list[int]) -> None:
         setattr(sys, f"__{name}__", stream)
     os.environ.clear()
     os.environ.update(order.environment)
+    _read_hub_variables()
     os.chdir(order.folder)
     sys.path.insert(0, order.folder)
     sys.argv = list(order.words)
@@ -340,6 +344,22 @@ def _lead_nowhere() -> None:
             with suppress(OSError):
                 os.fstat(int(name))  # what has listed them is closed by now
                 os.dup2(nothing, int(name), inheritable=False)
+
+
+def _read_hub_variables() -> None:
+    """HF_HOME and its kin again, wherever their values have been handed on to by now."""
+    constants = sys.modules.get("huggingface_hub.constants")
+    if constants is None:
+        return
+    before = dict(vars(constants))
+    importlib.reload(constants)
+    others = [module for name, module in sys.modules.items() if name.startswith(READERS)]
+    for name, value in vars(constants).items():
+        for module in others if name.isupper() and value != before[name] else ():
+            if name in vars(module):
+                setattr(module, name, value)
+    if hub := sys.modules.get("huggingface_hub.hf_api"):
+        vars(hub)["api"].endpoint = constants.ENDPOINT
 
 
 def _flush() -> None:

@@ -54,5 +54,19 @@ def test_it_can_be_found_stopped_and_killed(folder: Path) -> None:
 
 
 def test_what_was_read_on_import_cannot_be_changed(folder: Path) -> None:
-    with pytest.raises(ValueError, match="HF_HOME has been read already"):
-        run("shows", "0", cwd=folder, env={**os.environ, "HF_HOME": "elsewhere"})
+    with pytest.raises(ValueError, match="OMP_NUM_THREADS has been read already"):
+        run("shows", "0", cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "2"})
+
+
+def test_where_the_hub_is_can_be_changed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "asks.py").write_text(
+        "import huggingface_hub as hub\n"
+        "from diffusers.utils.constants import HF_HOME\n"
+        "from huggingface_hub import constants\n"
+        "from huggingface_hub.utils._cache_manager import HF_HUB_CACHE\n"
+        "print(hub.HfApi().endpoint, hub.hf_api.api.endpoint)\n"
+        "print(HF_HOME, HF_HUB_CACHE, constants.HF_HUB_OFFLINE)"
+    )
+    own = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": "/elsewhere", "HF_HUB_OFFLINE": "0"}
+    done = run("asks", cwd=tmp_path, env={**os.environ, **own})
+    assert done.stdout.split() == [*["http://127.0.0.1:9"] * 2, "/elsewhere", "/elsewhere/hub", "False"]

@@ -128,7 +128,10 @@ def qwen_vae_encode(vae: AutoencoderKLQwenImage, pixels_BCHW: torch.Tensor) -> t
 
 
 def tiny_sdxl(folder: Path, *, prediction: str = "epsilon", seed: int = 0, layers: int = 2) -> Path:
-    """An SDXL pipeline folder with SDXL's block structure: 64 px native, latents of 8x8."""
+    """An SDXL pipeline folder with SDXL's block structure: 64 px native, latents of 8x8.
+
+    ``layers``: of each block, and of the transformers in the deepest ones.
+    """
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer(folder / "tokenizer")
     tokens = len(tokenizer)
@@ -140,7 +143,7 @@ def tiny_sdxl(folder: Path, *, prediction: str = "epsilon", seed: int = 0, layer
         layers_per_block=layers,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 1, 2),
+        transformer_layers_per_block=(1, 1, layers),
         attention_head_dim=8,
         cross_attention_dim=32,
         use_linear_projection=True,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from dataset_tools.tagger import Tagger, prepared
 from trainer.contract.errors import RunError
 
 from ..conftest import ROOT
+from ..forks import run
 from ..trainer.hub_download_server import HubServer, Repo
 
 SIZE = 8
@@ -118,12 +117,10 @@ def test_it_is_fetched_from_the_hub_once(folder: Path, tmp_path: Path) -> None:
     repo.files |= {"model.safetensors": b"junk", "model.msgpack": b"junk", "config.json": b"{}"}
 
     def tag(model: str, url: str) -> list[str]:
-        command = [sys.executable, "-m", "dataset_tools", "tag", str(root), "--model", model]
+        command = ["dataset_tools", "tag", root, "--model", model, "--existing=replace"]
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
         environment = kept | {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "cache")}
-        done = subprocess.run(
-            [*command, "--existing=replace"], cwd=ROOT, env=environment, capture_output=True, text=True
-        )
+        done = run(*command, cwd=ROOT, env=environment)
         return (done.stdout + done.stderr).splitlines()
 
     with HubServer({"owner/tagger": repo}) as hub:

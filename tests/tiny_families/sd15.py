@@ -21,14 +21,15 @@ TARGETS = {SD15: _COUNTS, SD21: _COUNTS}
 READ_BY_DIFFUSERS = ("kohya", "diffusers")
 
 
-def build(folder: Path, seed: int = 0, second: bool = False) -> Path:
-    """SD 1.5, or ``second`` SD 2.1: linear projections, another text encoder, v-prediction."""
+def build(folder: Path, seed: int = 0, second: bool = False, layers: int = 1) -> Path:
+    """SD 1.5, or ``second`` SD 2.1: linear projections, another text encoder, v-prediction. Both have two
+    ``layers`` a block as published."""
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer(folder / "tokenizer")
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 32, 32, 32),
-        layers_per_block=2,
+        layers_per_block=layers,
         attention_head_dim=8,
         cross_attention_dim=16,
         norm_num_groups=8,

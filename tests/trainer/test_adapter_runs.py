@@ -44,7 +44,7 @@ def finished(
         if kind not in runs:
             adapter = {"rank": 2, "alpha": 2.0, **KINDS[kind]}
             if kind == "lokr":
-                adapter |= {"rank_dropout": 0.2, "module_dropout": 0.2, "max_norm": 1.0}
+                adapter |= {"rank_dropout": 0.2, "module_dropout": 0.1, "max_norm": 1.0}
             runs[kind] = RunFolder(tmp_path_factory.mktemp("kind") / "runs" / "straight")
             more = {"adapter": adapter, "train": {"steps": 4}, "samples": {"prompts": []}}
             runs[kind].create(recipe(tiny_base, photos, **more))

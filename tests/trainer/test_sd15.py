@@ -28,7 +28,7 @@ def family_of(base: BaseModel) -> Family:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["1.5", "2.1"])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build(tmp_path_factory.mktemp("sd") / "base", second=request.param)
+    return tiny.build(tmp_path_factory.mktemp("sd") / "base", second=request.param, layers=2)
 
 
 def test_the_base_says_which_it_is(base: Path) -> None:

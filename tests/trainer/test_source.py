@@ -18,6 +18,7 @@ import pytest
 from safetensors.torch import save_file
 
 from tests.conftest import ROOT
+from tests.forks import run
 from trainer.contract.families import SDXL
 from trainer.contract.runs import RunFolder
 from trainer.hub import wanted_files
@@ -67,15 +68,9 @@ class Machine:
     ) -> dict[str, Any]:
         """What ``resolve("sdxl", *arguments)`` returns or raises."""
         script = SCRIPT.format(before=before, on_tell=on_tell, arguments=arguments)
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            cwd=ROOT,
-            env=self.environment(url, **environment),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        folder = self.home.parent
+        (folder / "asks.py").write_text(script)
+        done = run("asks", cwd=folder, env=self.environment(url, **environment))
         assert done.returncode == 0, done.stderr
         assert TOKEN not in done.stdout + done.stderr
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -299,18 +294,11 @@ def test_no_network_ends_in_one_sentence(machine: Machine, photos: Path, tmp_pat
     """Through the command line: exit code, last line, status.json."""
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(f'[model]\nbase = "{REFERENCE}"\n[dataset]\npath = "{photos}"\n')
-    run = RunFolder(tmp_path / "run")
-    done = subprocess.run(
-        [sys.executable, "-m", "trainer", "train", str(recipe), "--run-dir", str(run.path)],
-        cwd=ROOT,
-        env=machine.environment("http://127.0.0.1:9", OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    folder = RunFolder(tmp_path / "run")
+    nowhere = machine.environment("http://127.0.0.1:9")
+    done = run("trainer", "train", recipe, "--run-dir", folder.path, cwd=ROOT, env=nowhere)
     assert done.returncode == 1
-    status = run.read_status()
+    status = folder.read_status()
     assert (status.state, status.cause) == ("failed", "model_missing")
     assert status.message == (
         f"{REFERENCE} is not (completely) on this machine and the Hub cannot be reached; "

@@ -1,20 +1,19 @@
 """Storing a run on the Hub, through the library's own file system, with a Hub on loopback.
 
-In a process of its own: the library reads its address and token when it is imported.
+In a process of its own: the library reads its address when it is imported.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.forks import run
 from tests.studio.hub_server import Repository
 from trainer.contract.whole import is_whole
 
@@ -57,11 +56,9 @@ def hub() -> Iterator[FilesHub]:
 
 def test_a_repository_holds_a_run(hub: FilesHub, tmp_path: Path) -> None:
     own = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
-    own |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", PROGRAM, "hf://ada/loras/{run}", str(tmp_path)]
-    done = subprocess.run(
-        command, env=os.environ | own, capture_output=True, text=True, cwd=ROOT, timeout=240
-    )
+    own |= {"HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT)}
+    (tmp_path / "program.py").write_text(PROGRAM)
+    done = run("program", "hf://ada/loras/{run}", tmp_path, cwd=tmp_path, env=os.environ | own)
     assert done.returncode == 0, done.stderr
     assert "hf_a" not in done.stdout + done.stderr
     (refused, said), (warnings, mirror) = json.loads(done.stdout.splitlines()[-1])
@@ -73,6 +70,6 @@ def test_a_repository_holds_a_run(hub: FilesHub, tmp_path: Path) -> None:
     assert steps == {"step-000600", "step-000700"}  # the oldest of three is gone again
     assert len([name for name in files if name.startswith("first/pictures/")]) == 2
     assert not any(TOKEN.encode() in content for content in files.values())
-    for run in (tmp_path / "two", tmp_path / "three" / "first"):  # as resume begins, and by the verb fetch
-        assert is_whole(run / "checkpoints" / "step-000700")
-        assert len(list((run / "pictures").iterdir())) == 2
+    for stored in (tmp_path / "two", tmp_path / "three" / "first"):  # as resume begins, and by the verb fetch
+        assert is_whole(stored / "checkpoints" / "step-000700")
+        assert len(list((stored / "pictures").iterdir())) == 2
