@@ -42,19 +42,15 @@ class Meter(TorchDispatchMode):
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.ops.prim.device.default:
-            return func(*args, **kwargs)
-        try:
-            result = func(*_rows_by_number(func, args), **kwargs)
-        except (DataDependentOutputException, DynamicOutputShapeException):
-            result = _from_content(func, args, kwargs)
-        else:
-            _remember(result, func, args, kwargs)
-        for leaf in (result,) if isinstance(result, Tensor) else tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._count(leaf)
+        result = self._result(func, args, kwargs or {})
+        if func is not torch.ops.prim.device.default:
+            for leaf in (result,) if isinstance(result, Tensor) else tree_leaves(result):
+                if isinstance(leaf, Tensor):
+                    self._count(leaf)
         return result
+
+    def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
+        return func(*args, **kwargs)
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -76,6 +72,20 @@ class Meter(TorchDispatchMode):
         self.peak = self.now
         work()
         return self.peak
+
+
+class _FakeMeter(Meter):
+    """Of tensors without content, where code may ask for the content of small ones."""
+
+    def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func is torch.ops.prim.device.default:
+            return func(*args, **kwargs)
+        try:
+            result = func(*_rows_by_number(func, args), **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            return _from_content(func, args, kwargs)
+        _remember(result, func, args, kwargs)
+        return result
 
 
 # Small tensors that follow from no weight and no picture keep their content beside them (``content``): masks,
@@ -279,7 +289,7 @@ def _apply(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = Tr
 @contextmanager
 def without_content() -> Iterator[tuple[Meter, CudaKernels]]:
     """Inside this block tensors have no content, what lives of them is metered, and kernels are CUDA's."""
-    meter, kernels = Meter(), CudaKernels()
+    meter, kernels = _FakeMeter(), CudaKernels()
     with ExitStack() as stack:
         stack.enter_context(patch.object(nn.Module, "_apply", _apply))
         stack.enter_context(_cuda_autocast())

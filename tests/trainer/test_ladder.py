@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +16,10 @@ from safetensors.torch import load_file
 
 import trainer.ladder
 import trainer.sampling
+from bench.live_memory import Meter
 from tests.conftest import ROOT
 from tests.forks import Program
+from tests.pictures import draw_squares
 from trainer.checkpoints import load_optimizer, save_optimizer
 from trainer.contract.errors import RunError
 from trainer.contract.events import current_events, read_events
@@ -150,6 +153,50 @@ def test_it_stops_where_that_is_wanted(
         train_here(run)
     assert not run.ladder.exists()
     assert run.checkpoint(3).is_dir()  # the step that was done is kept all the same
+
+
+class Card(Meter):
+    """A GPU's memory: what would live beyond ``size`` bytes is refused."""
+
+    def __init__(self, size: float = math.inf) -> None:
+        super().__init__()
+        self._size = size
+
+    def _count(self, tensor: torch.Tensor) -> None:
+        super()._count(tensor)
+        if self.now > self._size:
+            raise torch.cuda.OutOfMemoryError(OOM)
+
+
+def test_it_is_climbed_as_far_as_a_card_is_small(tiny_base: Path, tmp_path: Path) -> None:
+    """No error is put in: what lives is counted, and every change has to bring the memory it promises."""
+    photos = draw_squares(tmp_path / "photos", 256)  # so large that training needs the most, not loading
+
+    def trained(card: Card, at_once: int = 0, checkpointing: str = "off") -> RunFolder:
+        sections = {
+            **SECTIONS,
+            "dataset": {"resolution": 256},
+            "train": {"steps": 2, "batch_size": 4, "gradient_checkpointing": checkpointing},
+            "machine": {"pictures_at_once": at_once},
+            "samples": {"prompts": []},
+        }
+        runs.append(made(tmp_path / "runs" / str(len(runs)), tiny_base, photos, **sections))
+        with card:
+            to_the_end(runs[-1])
+        return runs[-1]
+
+    runs: list[RunFolder] = []
+    whole, two, one = Card(), Card(), Card()
+    straight = trained(whole)
+    trained(two, 2, "on")
+    trained(one, 1, "on")
+    for size, rungs in (
+        ((whole.peak + two.peak) / 2, ["free", "checkpointing"]),
+        ((two.peak + one.peak) / 2, ["free", "checkpointing", "batch", "batch"]),
+    ):
+        run = trained(Card(size))
+        assert [event["rung"] for event in adapted(run)] == rungs
+        assert losses_of(run) == pytest.approx(losses_of(straight), rel=1e-4)
 
 
 class WhenFull(Script):
