@@ -30,7 +30,10 @@ TARGETS = {HUNYUAN: {"attention": 20 * 8 + 40 * 3, "transformer": _EVERY, "trans
 READ_BY_DIFFUSERS = ()  # its pipeline loads no LoRAs
 
 
-def build(folder: Path, seed: int = 0) -> Path:
+TOLD_BY = {"blocks": 20}  # by their number a LoRA is told from FLUX.1's
+
+
+def build(folder: Path, seed: int = 0, blocks: int = 2) -> Path:
     torch.manual_seed(seed)
     tokenizer, bytes_tokenizer = tiny_qwen_tokenizer(), ByT5Tokenizer()
     text: dict[str, Any] = {
@@ -65,7 +68,7 @@ def build(folder: Path, seed: int = 0) -> Path:
         out_channels=8,
         num_attention_heads=4,
         attention_head_dim=8,
-        num_layers=20,  # by the number of its blocks a LoRA is told from FLUX.1's
+        num_layers=blocks,
         num_single_layers=1,
         num_refiner_layers=1,
         text_embed_dim=16,

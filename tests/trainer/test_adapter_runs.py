@@ -42,7 +42,7 @@ def finished(
 
     def run(kind: str) -> RunFolder:
         if kind not in runs:
-            adapter = {"rank": 2, "alpha": 2.0, **KINDS[kind]}
+            adapter = {"rank": 2, "alpha": 2.0, "targets": "transformer+conv", **KINDS[kind]}
             if kind == "lokr":
                 adapter |= {"rank_dropout": 0.2, "module_dropout": 0.1, "max_norm": 1.0}
             runs[kind] = RunFolder(tmp_path_factory.mktemp("kind") / "runs" / "straight")
@@ -206,7 +206,12 @@ def test_going_on_from_a_dora(
     run = finished("dora")
     family = Family(resolve("sdxl", str(tiny_base)), CPU, torch.float32)
     trained = weights_in(run.checkpoint(4), run.config())
-    more = {"alpha": 2.0, "dora": True, "start_from": str(run.result(run.config()))}
+    more = {
+        "alpha": 2.0,
+        "targets": "transformer+conv",
+        "dora": True,
+        "start_from": str(run.result(run.config())),
+    }
     config = recipe(tiny_base, photos, adapter={**more, "rank": 3})
     model = assemble(family, config, tmp_path)
     warm_start(model, family, config, tmp_path)

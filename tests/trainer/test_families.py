@@ -45,13 +45,16 @@ everywhere = pytest.mark.parametrize("key", KEYS)
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The small model of a family, built when it is first asked for."""
-    made: dict[str, Path] = {}
+    """The small model of a family, built when it is first asked for; ``named``, with as many blocks as its
+    LoRAs are told by."""
+    made: dict[tuple[str, bool], Path] = {}
 
-    def base(key: str) -> Path:
-        if key not in made:
-            made[key] = tiny(key).build(tmp_path_factory.mktemp(key) / "base")
-        return made[key]
+    def base(key: str, named: bool = False) -> Path:
+        more = getattr(tiny(key), "TOLD_BY", {}) if named else {}
+        at = (key, bool(more))
+        if at not in made:
+            made[at] = tiny(key).build(tmp_path_factory.mktemp(key) / "base", **more)
+        return made[at]
 
     return base
 
@@ -266,7 +269,7 @@ def test_a_vae_in_half_precision_takes_what_a_gpus_autocast_gives_it(key: str, b
 def test_a_run_and_its_files(key: str, bases: Any, tmp_path: Path) -> None:
     """Three steps through the trainer, on photos with masks; each format gives the same picture again,
     every key used."""
-    base = bases(key)
+    base = bases(key, named=True)
     run = RunFolder(tmp_path / "runs" / "r")
     config = recipe(
         base,

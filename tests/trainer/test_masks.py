@@ -238,7 +238,7 @@ def run_of(home: Path, tiny_base: Path, side: str, steps: int, **loss: Any) -> t
         train={"steps": steps, "batch_size": 1, "learning_rate": 2e-2},
         samples={"prompts": []},
         dataset={"resolution": 64},
-        adapter={"rank": 8, "alpha": 8.0},
+        adapter={"rank": 8, "alpha": 8.0, "targets": "transformer+conv"},
     )
     run = RunFolder(home / "runs" / f"{side}-{steps}-{loss}")
     run.create(config)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.apart import apart
 from trainer.checkpoints import TrainState, list_checkpoints, newest_whole, save_checkpoint, step_of
 from trainer.contract.config import TrainConfig
 from trainer.contract.events import EventLog, read_events
@@ -24,6 +25,7 @@ from .power import cut_at
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for open files")
 
 IDENTITY = {"settings": {"train.unlearn": False}, "pictures": "p", "base": "b"}
+
 KEPT = (None, 0, 1)
 """Changes to folders that survive a power cut though they were not fsynced; None for all of them."""
 
@@ -71,6 +73,10 @@ def leave_rubbish(run: RunFolder) -> None:
 def test_a_power_cut_while_saving(
     begun: Callable[[RunFolder], None] | None, kept: int | None, tmp_path: Path
 ) -> None:
+    apart(cut_while_saving, begun, kept, tmp_path)
+
+
+def cut_while_saving(begun: Callable[[RunFolder], None] | None, kept: int | None, tmp_path: Path) -> None:
     """Saving step 20 after step 10, and rotation, are cut at every operation in turn."""
     run = RunFolder(tmp_path / "run")
     saver = Saver(run)

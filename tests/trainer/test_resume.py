@@ -36,7 +36,7 @@ CAPTIONS = {
     "warmup_steps": 0.5,
 }
 DROPOUT = {
-    "adapter": {"dropout": 0.1},
+    "adapter": {"dropout": 0.1, "targets": "transformer+conv"},
     "dataset": {"flip": True, "rotate": 9, "random_crop": 0.2, "colour": 0.2, "variants": 3},
     "captions": CAPTIONS,
 }

@@ -60,7 +60,7 @@ def growth(objective: Objective, samples: list[Sample]) -> float:
 @pytest.fixture(scope="module")
 def run(deeper_base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """Pictures that are frozen and encoded."""
-    adapter = {"rank": 8, "alpha": 32.0}
+    adapter = {"rank": 8, "alpha": 32.0, "targets": "transformer+conv"}
     config = recipe(deeper_base, photos, adapter=adapter, train={"steps": 1}, samples={"prompts": []})
     run = RunFolder(tmp_path_factory.mktemp("unlearn") / "runs" / "one")
     run.create(config)
