@@ -28,6 +28,7 @@ from torch import Tensor
 
 from bench.full_bases import shell
 from bench.live_memory import GIB, Meter, without_content
+from bench.page import put_between
 from trainer.assemble import assemble
 from trainer.captions import Captions
 from trainer.concepts import TrainImage
@@ -303,15 +304,6 @@ def read_rows(file: Path) -> list[Row]:
     return [newest[base.id] for row in CATALOGUE.values() for base in row.bases if base.id in newest]
 
 
-def write_page(rows: Sequence[Row]) -> None:
-    """Put the table between the two marks of docs/memory.md."""
-    start, end = "<!-- counted -->\n", "<!-- /counted -->"
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(start)
-    after = rest.partition(end)[2]
-    PAGE.write_text(before + start + "\n".join(table(rows)) + "\n" + end + after, encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.fake_memory", description=__doc__)
     parser.add_argument("--rows", type=Path, required=True, help="file that rows are added to")
@@ -320,7 +312,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the rows of FILE into docs/memory.md")
     given = parser.parse_args()
     if given.write:
-        write_page(read_rows(given.rows))
+        put_between(PAGE, "counted", table(read_rows(given.rows)))
         return
     other = {"train": {"gradient_checkpointing": "off"}, "samples": {"prompts": []}} if given.stored else {}
     for key in given.only.split(",") if given.only else CATALOGUE:

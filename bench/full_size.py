@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.full_bases import build
+from bench.page import put_between
 from tests.pictures import draw_squares
 from trainer.contract.config import TrainConfig
 from trainer.contract.events import read_events
@@ -304,15 +305,6 @@ def read_rows(file: Path) -> list[Row]:
     return [found[case.base, case.name] for case in CASES if (case.base, case.name) in found]
 
 
-def write_page(rows: Sequence[Row]) -> None:
-    """Put the table between the two marks of docs/gpu.md."""
-    start, end = "<!-- measured -->\n", "<!-- /measured -->"
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(start)
-    after = rest.partition(end)[2]
-    PAGE.write_text(before + start + "\n".join(table(rows)) + "\n" + end + after, encoding="utf-8")
-
-
 def measure_all(work: Path, families: Sequence[str], seconds: float) -> None:
     """Every case of these families (of all, if none is named), as far as can be begun in ``seconds``."""
     chosen = [n for n, case in enumerate(CASES) if not families or case.family in families]
@@ -345,7 +337,7 @@ def main() -> None:
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     if given.write:
-        write_page(read_rows(given.work / "rows.jsonl"))
+        put_between(PAGE, "measured", table(read_rows(given.work / "rows.jsonl")))
         return
     if given.build:
         family, base, folder = given.build

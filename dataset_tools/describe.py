@@ -8,32 +8,25 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image
-from safetensors import SafetensorError
 
 from dataset_tools.captioners import CAPTIONERS, PROMPT, label_of, model_of
 from dataset_tools.device import pick_device, pick_dtype
+from dataset_tools.pretrained import be_quiet, enough_memory, find_model, loads, read_config, read_model
 from trainer.contract.errors import RunError
-from trainer.contract.hub import Tell, fetch, local_path, looks_like_hub_id
+from trainer.contract.hub import Tell
 
 TASK = "<MORE_DETAILED_CAPTION>"
 """What Florence-2 calls a description of a few sentences."""
-MAY_LACK = 0.05
-"""Of a model's tensors, so many may be missing in its file: a few are made anew without harm. More, and the
-file is of another model, or of another code's model of the same name."""
+FITS = f"choose a conversion that does, such as {CAPTIONERS[0].model}"
 PIXELS = 1024 * 1024
 """Larger pictures are made smaller first, as a training would. Models that take any size (Qwen-VL) spend
 minutes and gigabytes on a photo of a telephone."""
-_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
-_SMALL = (".json", ".txt", ".model", ".jinja")
-_LOADING = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 
 
 class Describer:
@@ -47,7 +40,8 @@ class Describer:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         with enough_memory(name, self.device), loads(name):
             self.processor = _processor(folder, config)
-            self.model = _model(folder, name, self.dtype).to(self.device).eval()
+            auto: Any = transformers.AutoModelForImageTextToText
+            self.model = read_model(auto, folder, name, self.dtype, FITS).to(self.device).eval()
         self.text = self._question(prompt, config["model_type"])
 
     def __call__(self, image: Image.Image, seed: int) -> str:
@@ -84,41 +78,11 @@ class Describer:
 
 def load_describer(text: str, prompt: str, max_tokens: int, tell: Tell) -> Describer:
     """The model of a key of the catalogue, a Hub id or a folder. Raises RunError in one sentence."""
-    import transformers
-
-    quiet: Any = transformers.utils.logging
-    quiet.set_verbosity_error()
-    quiet.disable_progress_bar()
+    be_quiet()
     name = label_of(text)
     folder = find_model(model_of(text), name, tell, _require_captioner)
     tell(f"Loading {name}")
     return Describer(folder, name, prompt.strip(), max_tokens)
-
-
-def find_model(model: str, name: str, tell: Tell, require: Callable[[Path, str], None]) -> Path:
-    """The folder of a model of transformers, here or fetched. ``require`` gets the folder with its
-    config.json and the model's name, and raises where it is of another kind.
-    Raises RunError in one sentence."""
-    path = local_path(model)
-    if path is not None:
-        if not path.is_dir():
-            raise RunError(f"{name} is a file; name the folder of a model, or a Hub id", "model_missing")
-        require(path, name)
-        _require_weights([file.name for file in path.iterdir()], name)
-        return path
-    if not looks_like_hub_id(model):
-        raise RunError(
-            f"The model {model} does not exist on this machine and is no Hub id (owner/name); check the "
-            "spelling",
-            "model_missing",
-        )
-
-    def choose(folder: Path, sizes: dict[str, int]) -> list[str]:
-        require(folder, name)
-        own = [file for file in sizes if "/" not in file]
-        return [file for file in own if file.endswith(_SMALL)] + _require_weights(own, name)
-
-    return fetch(model, tell=tell, first=("config.json", "model_index.json"), choose=choose)
 
 
 def _require_captioner(folder: Path, name: str) -> None:
@@ -128,14 +92,7 @@ def _require_captioner(folder: Path, name: str) -> None:
     such = f"choose one that describes pictures, such as {CAPTIONERS[0].model}"
     if (folder / "model_index.json").exists():
         raise RunError(f"{name} makes pictures and does not describe them; {such}", "config")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(
-            f"{name} is no model of transformers (it has no config.json); {such}", "config"
-        ) from None
-    except ValueError:
-        raise RunError(f"config.json of {name} is damaged; fetch it again", "model_missing") from None
+    config = read_config(folder, name, such)
     kind = config.get("model_type", "")
     own = config.get("architectures") or [f"model of the kind {kind!r}"]
     wanted = KNOWN.get(kind)
@@ -145,23 +102,11 @@ def _require_captioner(folder: Path, name: str) -> None:
         raise RunError(f"{name} is a {own[0]}, not a captioning model; {such}", "config")
 
 
-def _require_weights(files: list[str], name: str) -> list[str]:
-    weights = [file for file in files if _WEIGHTS.fullmatch(file)]
-    if not weights:
-        raise RunError(
-            f"{name} has no .safetensors weights; other formats can hide code and are refused: choose "
-            "another model",
-            "model_missing",
-        )
-    return weights
-
-
 def _processor(folder: Path, config: dict[str, Any]) -> Any:
     """The model's processor, its pictures made ready by Pillow: torchvision is not installed.
 
     Kinds that read videos too have a part for them that wants torchvision; it is left out.
     """
-    import transformers
     from transformers.models.auto.processing_auto import (
         PROCESSOR_MAPPING_NAMES,
         processor_class_from_name,
@@ -186,59 +131,6 @@ def _processor(folder: Path, config: dict[str, Any]) -> Any:
     }
     settings, _ = own.get_processor_dict(folder)
     return OfPictures.from_args_and_dict([parts.get(part) for part in own.get_attributes()], settings)
-
-
-def _model(folder: Path, name: str, dtype: torch.dtype) -> Any:
-    import transformers
-
-    auto: Any = transformers.AutoModelForImageTextToText
-    model, told = auto.from_pretrained(
-        folder,
-        dtype=dtype,
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
-    if len(told["missing_keys"]) > MAY_LACK * len(model.state_dict()):
-        lacks = f"{len(told['missing_keys'])} of its {len(model.state_dict())} tensors"
-        raise RunError(
-            f"The weights of {name} do not fit transformers' own model ({lacks} are missing); choose a "
-            f"conversion that does, such as {CAPTIONERS[0].model}",
-            "config",
-        )
-    return model
-
-
-@contextmanager
-def loads(name: str) -> Iterator[None]:
-    """What goes wrong while a model is read, in one sentence."""
-    try:
-        yield
-    except ImportError as error:
-        line = str(error).strip().splitlines()[0]
-        raise RunError(f"{name} needs a package that is not installed: {line}", "config") from None
-    except _LOADING as error:
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-        raise RunError(
-            f"{name} cannot be loaded ({line}); fetch it again, or choose another", "model_missing"
-        ) from error
-
-
-@contextmanager
-def enough_memory(name: str, device: torch.device) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise RunError(
-            f"The GPU has too little memory for {name}; choose a smaller model, or end what else uses it",
-            "gpu_oom",
-        ) from None
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "not enough memory" not in str(error):
-            raise
-        sentence = f"The computer has too little memory for {name}; choose a smaller model"
-        raise RunError(sentence, "host_oom") from None
 
 
 def _shrunk(image: Image.Image) -> Image.Image:

@@ -6,23 +6,24 @@ This imports torch: it is imported by a mask job alone, when there is a photo fo
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image
 from torch.nn import functional as F
 
 from dataset_tools.captioners import label_of
-from dataset_tools.describe import MAY_LACK, enough_memory, find_model, loads
 from dataset_tools.device import pick_device
 from dataset_tools.masking import MODELS
+from dataset_tools.pretrained import be_quiet, enough_memory, find_model, loads, read_config, read_model
 from trainer.contract.errors import RunError
 from trainer.contract.hub import Tell
 
 KIND = "clipseg"
 """transformers' model type."""
+SUCH = f"choose one such as {MODELS['clipseg']}"
 
 
 class Segmenter:
@@ -33,7 +34,8 @@ class Segmenter:
         self.device = pick_device()
         with enough_memory(name, self.device), loads(name):
             self.processor = _processor(folder)
-            self.model = _model(folder, name).to(self.device).eval()
+            own: Any = transformers.CLIPSegForImageSegmentation
+            self.model = read_model(own, folder, name, torch.float32, SUCH).to(self.device).eval()
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> Image.Image:
@@ -52,11 +54,7 @@ class Segmenter:
 
 def load_segmenter(text: str, prompt: str, threshold: float, tell: Tell) -> Segmenter:
     """The model of a key, a Hub id or a folder. Raises RunError in one sentence."""
-    import transformers
-
-    quiet: Any = transformers.utils.logging
-    quiet.set_verbosity_error()
-    quiet.disable_progress_bar()
+    be_quiet()
     model = MODELS.get(text.strip(), text.strip())
     name = label_of(model)
     folder = find_model(model, name, tell, _require_clipseg)
@@ -65,22 +63,13 @@ def load_segmenter(text: str, prompt: str, threshold: float, tell: Tell) -> Segm
 
 
 def _require_clipseg(folder: Path, name: str) -> None:
-    such = f"choose one such as {MODELS['clipseg']}"
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "")
-    except FileNotFoundError:
-        raise RunError(
-            f"{name} is no model of transformers (it has no config.json); {such}", "config"
-        ) from None
-    except (ValueError, AttributeError):
-        raise RunError(f"config.json of {name} is damaged; fetch it again", "model_missing") from None
+    kind = read_config(folder, name, SUCH).get("model_type", "")
     if kind != KIND:
-        raise RunError(f"{name} is a {kind or 'model of no kind'}, not a CLIPSeg; {such}", "config")
+        raise RunError(f"{name} is a {kind or 'model of no kind'}, not a CLIPSeg; {SUCH}", "config")
 
 
 def _processor(folder: Path) -> Any:
     """Its pictures are made ready by Pillow: torchvision is not installed."""
-    import transformers
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     own: Any = transformers
@@ -89,21 +78,3 @@ def _processor(folder: Path) -> Any:
         image_processor=pictures.from_pretrained(folder, local_files_only=True),
         tokenizer=own.AutoTokenizer.from_pretrained(folder, local_files_only=True),
     )
-
-
-def _model(folder: Path, name: str) -> Any:
-    import transformers
-
-    own: Any = transformers.CLIPSegForImageSegmentation
-    model, told = own.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
-    if len(told["missing_keys"]) > MAY_LACK * len(model.state_dict()):
-        lacks = f"{len(told['missing_keys'])} of its {len(model.state_dict())} tensors"
-        raise RunError(f"The weights of {name} are not those of a CLIPSeg ({lacks} are missing)", "config")
-    return model

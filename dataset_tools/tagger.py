@@ -18,7 +18,7 @@ from PIL import Image
 
 from dataset_tools.captioners import CHARACTER_THRESHOLD, THRESHOLD, label_of, model_of
 from trainer.contract.errors import RunError
-from trainer.contract.hub import Tell, fetch, local_path, looks_like_hub_id
+from trainer.contract.hub import Tell, fetch, here_or_hub
 
 MODEL, TAGS = "model.onnx", "selected_tags.csv"
 GENERAL, CHARACTER = "0", "4"
@@ -121,13 +121,7 @@ def load_tagger(
 
 
 def _find(model: str, name: str, tell: Tell) -> Path:
-    path = local_path(model)
-    if path is None and not looks_like_hub_id(model):
-        raise RunError(
-            f"The tagger {model} does not exist on this machine and is no Hub id (owner/name); check the "
-            "spelling",
-            "model_missing",
-        )
+    path = here_or_hub(model, "The tagger")
 
     def choose(folder: Path, sizes: dict[str, int]) -> list[str]:
         _require(sizes, name)

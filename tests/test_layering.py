@@ -20,7 +20,7 @@ ALLOWED = {
     "dataset_tools": {"dataset_tools", "trainer.contract"},
     "trainer.contract": {"trainer.contract"},
 }
-TORCH_AT_WORK = {"dataset_tools.describe", "dataset_tools.segment", "dataset_tools.device"}
+TORCH_AT_WORK = {f"dataset_tools.{name}" for name in ("describe", "segment", "pretrained", "device")}
 """What a caption job imports once it has a photo for its model."""
 FOREIGN = {
     "studio": {"torch", "diffusers", "transformers", "peft", "accelerate"},

@@ -213,7 +213,7 @@ def _absolute(config: TrainConfig, beside: Path, *, with_photos: bool = True) ->
 
     ``with_photos``: whether the folders of photos have to be there.
     """
-    from .source import local_path
+    from .contract.hub import local_path
 
     def folder(text: str, setting: str) -> str:
         found = local_path(text, beside)

@@ -32,7 +32,7 @@ from .contract.blocks import Block, recounted
 from .contract.config import TEXT_RATES, TrainConfig
 from .contract.errors import RunError
 from .contract.families import Family, assistant_of, block_maps
-from .contract.hub import Tell
+from .contract.hub import Tell, local_path, looks_like_hub_id
 from .contract.lora_header import encoders_in, read_lora_header
 from .contract.placing import Placing, of_a_guide, placing
 from .contract.randomness import derived_seed
@@ -45,7 +45,7 @@ from .hub import fetch_lora
 from .lora_file import read_lora
 from .losses import require_prediction
 from .offload import offload
-from .source import BaseModel, local_path, looks_like_hub_id, resolve
+from .source import BaseModel, resolve
 
 Split = Callable[[nn.Module, Collection[nn.Parameter], torch.device], None]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from .contract.errors import RunError
 from .contract.families import CATALOGUE, DEMO_BASE, first_base
-from .contract.hub import Tell, local_path, looks_like_hub_id
+from .contract.hub import Tell, here_or_hub
 from .families.identify import (
     VAE,
     Header,
@@ -123,14 +123,8 @@ def _find(
     if base == DEMO_BASE:
         check(DEMO_FOLDER)
         return BaseModel(base, DEMO_FOLDER, DEMO_FOLDER, own_vae)
-    path = local_path(base, beside)
+    path = here_or_hub(base, "the base model", beside)
     if path is None:
-        if not looks_like_hub_id(base):
-            raise RunError(
-                f"the base model {base} does not exist on this machine and is no Hub id (owner/name); "
-                "check the spelling",
-                "model_missing",
-            )
         folder = fetch_pipeline(base, revision, tell=on_download, check=check)
         return BaseModel(base, folder, folder, own_vae)
     if path.is_dir():
@@ -174,14 +168,8 @@ def _refuse_pickle(path: Path) -> None:
 
 def _resolve_vae(vae: str, beside: Path | None, on_download: Tell) -> Path:
     """A folder with config.json, or a single file that holds a VAE, alone or in a checkpoint."""
-    path = local_path(vae, beside)
+    path = here_or_hub(vae, "the VAE", beside)
     if path is None:
-        if not looks_like_hub_id(vae):
-            raise RunError(
-                f"the VAE {vae} does not exist on this machine and is no Hub id (owner/name); "
-                "check the spelling",
-                "model_missing",
-            )
         path = fetch_pipeline(vae, tell=on_download, parts=("vae",))
     if path.is_file():
         _refuse_pickle(path)

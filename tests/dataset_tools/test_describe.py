@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset_tools import describe
+from dataset_tools import describe, pretrained
 from dataset_tools.__main__ import main
 from dataset_tools.captioners import CAPTIONERS, PROMPT
 from dataset_tools.dataset import load_dataset, read_caption
@@ -235,7 +235,7 @@ def test_of_a_repository_only_what_loading_takes_is_fetched(
             choose(blip, dict.fromkeys(others, 1))
         return blip
 
-    monkeypatch.setattr(describe, "fetch", fetch)
+    monkeypatch.setattr(pretrained, "fetch", fetch)
     assert load("blip-large").name == "BLIP large"
 
 

@@ -74,6 +74,18 @@ def looks_like_hub_id(text: str) -> bool:
     )
 
 
+def here_or_hub(text: str, what: str, beside: Path | None = None) -> Path | None:
+    """Where a model is on this machine; None where it is the Hub's. ``what`` it is, to begin a sentence with.
+    Raises RunError(model_missing) for what is neither."""
+    path = local_path(text, beside)
+    if path is None and not looks_like_hub_id(text):
+        raise RunError(
+            f"{what} {text} does not exist on this machine and is no Hub id (owner/name); check the spelling",
+            "model_missing",
+        )
+    return path
+
+
 @contextmanager
 def told(repo: str, revision: str) -> Iterator[None]:
     """What goes wrong with the Hub, as one sentence with its cause."""
