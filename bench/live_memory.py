@@ -42,11 +42,13 @@ class Meter(TorchDispatchMode):
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = self._result(func, args, kwargs or {})
-        if func is not torch.ops.prim.device.default:
-            for leaf in (result,) if isinstance(result, Tensor) else tree_leaves(result):
-                if isinstance(leaf, Tensor):
-                    self._count(leaf)
+        kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:
+            return func(*args, **kwargs)
+        result = self._result(func, args, kwargs)
+        for leaf in (result,) if isinstance(result, Tensor) else tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf)
         return result
 
     def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -78,8 +80,6 @@ class _FakeMeter(Meter):
     """Of tensors without content, where code may ask for the content of small ones."""
 
     def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if func is torch.ops.prim.device.default:
-            return func(*args, **kwargs)
         try:
             result = func(*_rows_by_number(func, args), **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):

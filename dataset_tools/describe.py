@@ -6,7 +6,6 @@ This imports torch: it is imported by a caption job alone, when there is a photo
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ class Describer:
         self.max_tokens = max_tokens
         self.device = pick_device()
         self.dtype = pick_dtype("auto", self.device)
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_config(folder, name, FITS)
         with enough_memory(name, self.device), loads(name):
             self.processor = _processor(folder, config)
             auto: Any = transformers.AutoModelForImageTextToText

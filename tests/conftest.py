@@ -37,9 +37,6 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     if not session.config.pluginmanager.hasplugin("dsession"):  # which runs no tests, but has others do so
         forks.prepare()
     gc.freeze()
-    gc.set_threshold(
-        700, 10, 50
-    )  # what lives then is little, so that all of it would be looked through often
     gc.enable()
 
 

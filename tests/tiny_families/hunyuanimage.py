@@ -28,8 +28,6 @@ HUNYUAN = "hunyuanvideo-community/HunyuanImage-2.1-Diffusers"
 _EVERY = 20 * 12 + 40 * 5
 TARGETS = {HUNYUAN: {"attention": 20 * 8 + 40 * 3, "transformer": _EVERY, "transformer+conv": _EVERY}}
 READ_BY_DIFFUSERS = ()  # its pipeline loads no LoRAs
-
-
 TOLD_BY = {"blocks": 20}  # by their number a LoRA is told from FLUX.1's
 
 

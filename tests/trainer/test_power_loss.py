@@ -25,7 +25,6 @@ from .power import cut_at
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for open files")
 
 IDENTITY = {"settings": {"train.unlearn": False}, "pictures": "p", "base": "b"}
-
 KEPT = (None, 0, 1)
 """Changes to folders that survive a power cut though they were not fsynced; None for all of them."""
 
