@@ -42,16 +42,16 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random-weight SDXL folder, 64 px native, with one layer a block: what most of a short run's time goes
-    by is how many layers there are, not how large they are."""
+    """A random-weight SDXL folder, 64 px native, with fewer blocks than SDXL and one layer in each: what most
+    of a short run's time goes by is how many layers there are, not how large they are."""
     from .tiny import tiny_sdxl
 
-    return tiny_sdxl(tmp_path_factory.mktemp("tiny") / "tiny-sdxl", layers=1)
+    return tiny_sdxl(tmp_path_factory.mktemp("tiny") / "tiny-sdxl", layers=1, blocks=2)
 
 
 @pytest.fixture(scope="session")
 def deeper_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with the two layers a block that SDXL has, for what takes more to be learnt."""
+    """The same with all blocks of SDXL and two layers in each, for what takes more to be learnt."""
     from .tiny import tiny_sdxl
 
     return tiny_sdxl(tmp_path_factory.mktemp("deeper") / "tiny-sdxl")

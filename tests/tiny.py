@@ -127,10 +127,13 @@ def qwen_vae_encode(vae: AutoencoderKLQwenImage, pixels_BCHW: torch.Tensor) -> t
     return latents
 
 
-def tiny_sdxl(folder: Path, *, prediction: str = "epsilon", seed: int = 0, layers: int = 2) -> Path:
+def tiny_sdxl(
+    folder: Path, *, prediction: str = "epsilon", seed: int = 0, layers: int = 2, blocks: int = 3
+) -> Path:
     """An SDXL pipeline folder with SDXL's block structure: 64 px native, latents of 8x8.
 
-    ``layers``: of each block, and of the transformers in the deepest ones.
+    ``layers``: of each block, and of the transformers in the deepest ones. ``blocks``: on the way down; with
+    two the deepest is missing.
     """
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer(folder / "tokenizer")
@@ -139,11 +142,11 @@ def tiny_sdxl(folder: Path, *, prediction: str = "epsilon", seed: int = 0, layer
     two = CLIPTextModelWithProjection(clip_config(16, tokens, 16))
     unet = UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(16, 32, 32),
+        block_out_channels=(16, 32, 32)[:blocks],
         layers_per_block=layers,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 1, layers),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")[:blocks],
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")[-blocks:],
+        transformer_layers_per_block=(1, 1, layers)[-blocks:],
         attention_head_dim=8,
         cross_attention_dim=32,
         use_linear_projection=True,
