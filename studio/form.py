@@ -1,8 +1,8 @@
-"""The form of a recipe: field records -> widgets -> TrainConfig.
+"""The form of a recipe: field records -> a page's inputs -> TrainConfig.
 
-One widget per setting, made from its record, with a line below it for what is wrong, what the linter
-says and how it differs from the preset. Handlers get the widgets as a *set* (Gradio then passes a dict),
-so no value is ever found by its position.
+One input per setting, made from its record, with a line below it for what is wrong, what the linter says and
+how it differs from the preset. It is HTML of our own (static/recipe.js fills and reads it): as components of
+Gradio, 150 settings take seconds to open, and every key costs a walk over all of them.
 
 Numbers are text boxes: a number box of the browser throws away what it cannot read, knows no numbers
 beyond 2**53 and shows 1e-4 as 0.0001. What is typed stays, and the sentence beside it says what to do.
@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
-
-import gradio as gr
-from gradio.components import Component
 
 from trainer.contract.config import TrainConfig, go_with_family
 from trainer.contract.errors import ConfigError
@@ -53,10 +51,11 @@ WIDE = {"model.base", "adapter.block_ranks", "adapter.block_alphas", "adapter.bl
 UNSET = {"train.epochs": "by steps", "machine.price_per_hour": "none", "machine.budget": "none"}
 """What stands in an empty box that is not filled automatically."""
 
-Maker = Callable[[Record, dict[str, Any]], Component]
+Maker = Callable[[Record, str], str]
+"""(record, attributes of its input) -> the HTML of that input."""
 
 
-# Values to what widgets show, and back --------------------------------------------------------------
+# Values to what inputs show, and back ----------------------------------------------------------------
 
 
 def number_text(value: float) -> str:
@@ -69,7 +68,7 @@ def number_text(value: float) -> str:
 
 
 def shown(record: Record, value: Any) -> Any:
-    """What the widget of a setting shows for a value."""
+    """What the input of a setting shows for a value."""
     if record.kind == "switch":
         return bool(value)
     if record.kind == "lines":
@@ -80,7 +79,7 @@ def shown(record: Record, value: Any) -> Any:
 
 
 def typed(record: Record, raw: Any) -> Any:
-    """What was typed into a widget, as a value for :func:`trainer.contract.fields.parse`.
+    """What was typed into an input, as a value for :func:`trainer.contract.fields.parse`.
 
     Texts that are no numbers stay texts: parse has the sentence for them.
     """
@@ -93,7 +92,7 @@ def typed(record: Record, raw: Any) -> Any:
 
 
 def read(raw: Mapping[str, Any], config: TrainConfig | None = None) -> TrainConfig:
-    """Widget values by dotted name -> TrainConfig; settings without a widget are taken from ``config``.
+    """What inputs show, by dotted name -> TrainConfig; settings without one are taken from ``config``.
 
     Raises ConfigError, whose ``problems`` name the settings to put the sentences beside.
     """
@@ -195,7 +194,8 @@ def known_settings(text: str) -> dict[str, Any]:
 
 
 def known_text(known: Mapping[str, Any], settled: Mapping[str, str]) -> str:
-    """``Merged.known`` as JSON, with what was settled for the family, which stays said."""
+    """``Merged.known`` as JSON, with what was settled for the family, which stays said. The browser passes it
+    on as it is: a script knows no whole numbers beyond 2**53."""
     return json.dumps({**known, "settled": settled})
 
 
@@ -228,112 +228,43 @@ def elsewhere_findings(elsewhere: Mapping[str, Any]) -> list[Finding]:
     ]
 
 
-# The widgets ----------------------------------------------------------------------------------------
+def raw_values(values: Any, paths: Collection[str]) -> dict[str, Any]:
+    """What the inputs of ``paths`` show, as the browser sent it: texts, and for switches true or false."""
+    if not isinstance(values, Mapping):
+        return {}
+    return {
+        path: values[path] is True if RECORDS[path].kind == "switch" else str(values[path])
+        for path in paths
+        if path in values
+    }
 
 
-def widget(record: Record, options: dict[str, Any]) -> Component:
-    """The widget of a record. ``options`` are common to all kinds (label, info, elem_id, …)."""
-    if record.kind == "switch":
-        return gr.Checkbox(**options)
-    if record.kind == "choice":
-        choices = [(choice.replace("_", " "), choice) for choice in record.choices]
-        return gr.Dropdown(choices=choices, filterable=False, **options)
-    if record.kind == "lines":
-        return gr.Textbox(lines=4, max_lines=12, placeholder="one per line", **options)
-    if record.kind == "text":
-        return gr.Textbox(max_lines=3, **options)
-    decimal = "decimal" if record.kind == "number" else "numeric"
-    return gr.Textbox(
-        max_lines=1,
-        placeholder=UNSET.get(record.path, "automatic") if record.optional else None,
-        html_attributes=gr.InputHTMLAttributes(autocorrect="off", spellcheck=False),
-        elem_classes=["number-field", decimal],
-        **options,
-    )
+def filled(config: TrainConfig, paths: Iterable[str]) -> dict[str, Any]:
+    """{setting: what its input shows}."""
+    values = flatten(config)
+    return {path: shown(RECORDS[path], values[path]) for path in paths}
 
 
-@dataclass(frozen=True)
-class Field:
-    """One setting on the page."""
-
-    record: Record
-    widget: Component
-
-    @property
-    def note(self) -> str:
-        """The element id of the line below it."""
-        return f"{self.widget.elem_id}-note"  # type: ignore[attr-defined]
+# What stands below an input -------------------------------------------------------------------------
 
 
-class Form:
-    """The widgets of a recipe, by dotted name."""
-
-    def __init__(self, fields: dict[str, Field]) -> None:
-        self.fields = fields
-
-    @property
-    def widgets(self) -> list[Component]:
-        return [field.widget for field in self.fields.values()]
-
-    @property
-    def inputs(self) -> set[Component]:
-        """For ``inputs=`` of an event: the handler then gets a dict by component."""
-        return set(self.widgets)
-
-    @property
-    def changes(self) -> list[Any]:
-        """For ``triggers=`` of ``gr.on``: a widget has another value, by whomever.
-
-        Not ``.input``: in Gradio 6.31 a text box fires that from key presses alone, so it misses
-        Backspace, paste, undo and most keyboards of phones.
-        """
-        return [field.widget.change for field in self.fields.values()]  # type: ignore[attr-defined]
-
-    def raw(self, data: Mapping[Any, Any]) -> dict[str, Any]:
-        """The widget values by dotted name, out of what such a handler got."""
-        return {path: data[field.widget] for path, field in self.fields.items()}
-
-    def filled(self, config: TrainConfig) -> dict[Component, Any]:
-        """The value of every widget for a recipe."""
-        values = flatten(config)
-        return {field.widget: shown(field.record, values[path]) for path, field in self.fields.items()}
-
-    def patched(self, values: Mapping[str, Any]) -> dict[Component, Any]:
-        """The values of some widgets, from settings by dotted name; names without a widget are left out."""
-        return {
-            self.fields[path].widget: shown(RECORDS[path], value)
-            for path, value in values.items()
-            if path in self.fields
-        }
-
-    def annotated(
-        self,
-        config: TrainConfig,
-        problems: Mapping[str, str],
-        findings: Iterable[Finding],
-        reference: TrainConfig | None,
-    ) -> dict[str, str]:
-        """{element id: the line below that widget}: what is wrong, what the linter says, how to go back to
-        the preset.
-
-        static/recipe.js puts them in. As components of Gradio they would cost a second at every key: it
-        renders all outputs of an event anew, several times.
-        """
-        usual = {path: value for path, value in _ways_back(config, reference).items() if path not in problems}
-        by_field: dict[str, list[Finding]] = {}
-        for finding in findings:
-            # Of a setting that is wrong the linter saw what it was before, which nobody is looking at.
-            if not (finding.rule and finding.field in problems):
-                by_field.setdefault(finding.field, []).append(finding)
-        return {
-            field.note: note_html(
-                field.record,
-                problems.get(path),
-                by_field.get(path, ()),
-                usual.get(path, ...),
-            )
-            for path, field in self.fields.items()
-        }
+def annotated(
+    config: TrainConfig,
+    problems: Mapping[str, str],
+    findings: Iterable[Finding],
+    reference: TrainConfig | None,
+) -> dict[str, str]:
+    """{setting: the HTML below its input}: what is wrong, what the linter says, the way back to a preset."""
+    usual = {path: value for path, value in _ways_back(config, reference).items() if path not in problems}
+    by_field: dict[str, list[Finding]] = {}
+    for finding in findings:
+        # Of a setting that is wrong the linter saw what it was before, which nobody is looking at.
+        if not (finding.rule and finding.field in problems):
+            by_field.setdefault(finding.field, []).append(finding)
+    return {
+        path: note_html(record, problems.get(path), by_field.get(path, ()), usual.get(path, ...))
+        for path, record in RECORDS.items()
+    }
 
 
 def _ways_back(config: TrainConfig, reference: TrainConfig | None) -> dict[str, Any]:
@@ -350,7 +281,7 @@ def _ways_back(config: TrainConfig, reference: TrainConfig | None) -> dict[str, 
 
 
 def note_html(record: Record, problem: str | None, findings: Iterable[Finding], usual: Any = ...) -> str:
-    """What stands below a widget. ``usual`` is the preset's value, ``...`` where nothing differs from it."""
+    """What stands below an input. ``usual`` is the preset's value, ``...`` where nothing differs from it."""
     parts = []
     if problem:
         inside = f"{record.path}."  # of the tables that a setting lists
@@ -395,43 +326,84 @@ def set_attribute(values: Mapping[str, Any]) -> str:
     return f'data-set="{html.escape(json.dumps(dict(values), ensure_ascii=False), quote=True)}"'
 
 
-def build_form(
-    *, hidden: Collection[str] = (), own: Mapping[str, Maker] | None = None, prefix: str = "recipe"
-) -> Form:
-    """Make the widgets, inside the current Blocks: basic ones first, the others in sections that unfold.
+# The inputs -----------------------------------------------------------------------------------------
 
-    ``hidden`` settings get no widget; ``own`` makes those that are not the usual ones. The widget of
-    ``train.steps`` has the element id ``<prefix>-train-steps``. Notes, folding and finding are
-    static/recipe.js; what is folded is in the page all the same.
+
+def form_html(paths: Collection[str], own: Mapping[str, Maker] | None = None) -> str:
+    """The inputs of settings: basic ones first, the others in sections that unfold.
+
+    ``own`` makes those that are not the usual ones. The input of ``train.steps`` is in the element
+    ``recipe-train-steps``, the line below it is ``recipe-train-steps-note``. What is folded is in the page
+    all the same.
     """
-    made: dict[str, Field] = {}
 
-    def sections(basic: bool) -> None:
+    def sections(basic: bool) -> str:
+        parts = []
         for name, model in SECTIONS.items():
             records = [
                 record
                 for record in RECORDS.values()
-                if record.section == name and record.basic == basic and record.path not in hidden
+                if record.section == name and record.basic == basic and record.path in paths
             ]
             if not records:
                 continue
             wide = not basic or any(_is_wide(record) for record in records)
             columns = MAX_COLUMNS if wide else min(len(records), MAX_COLUMNS)
             title = html.escape(SECTION_TITLES.get(name, name.capitalize()))
+            head = f"<h3>{title}</h3>" if basic else _fold_html(title, model.__doc__ or "")
+            makers = own or {}
+            fields = "".join(_field_html(one, makers.get(one.path, input_html)) for one in records)
             kind = f"span-{columns}" if basic else "folded"
-            with gr.Column(elem_classes=["form-section", kind], min_width=0):
-                head = f"<h3>{title}</h3>" if basic else _fold_html(title, model.__doc__ or "")
-                gr.HTML(head, apply_default_css=False)
-                with gr.Row(elem_classes=["form-grid"]):
-                    for record in records:
-                        made[record.path] = _field(record, (own or {}).get(record.path, widget), prefix)
+            parts.append(
+                f'<section class="form-section {kind}">{head}<div class="form-grid">{fields}</div></section>'
+            )
+        return "".join(parts)
 
-    with gr.Row(elem_classes=["form-sections"]):
-        sections(basic=True)
-    with gr.Column(elem_id=f"{prefix}-advanced", elem_classes=["form-advanced"]):
-        gr.HTML(_FIND, apply_default_css=False)
-        sections(basic=False)
-    return Form({path: made[path] for path in RECORDS if path in made})
+    return (
+        f'<div class="form-sections">{sections(basic=True)}</div>'
+        f'<div class="form-advanced" id="recipe-advanced">{_FIND}{sections(basic=False)}</div>'
+    )
+
+
+def input_html(record: Record, attributes: str) -> str:
+    """The input of a record, by its kind."""
+    if record.kind == "switch":
+        return f'<input type="checkbox" {attributes}>'
+    if record.kind == "choice":
+        options = "".join(option_html(choice, choice.replace("_", " ")) for choice in record.choices)
+        return f"<select {attributes}>{options}</select>"
+    if record.kind == "lines":
+        return f'<textarea rows="4" placeholder="one per line" {attributes}></textarea>'
+    if record.kind == "text":
+        return f'<input type="text" {attributes}>'
+    mode = "decimal" if record.kind == "number" else "numeric"
+    empty = UNSET.get(record.path, "automatic") if record.optional else ""
+    return (
+        f'<input type="text" inputmode="{mode}" autocorrect="off" spellcheck="false" '
+        f'placeholder="{empty}" {attributes}>'
+    )
+
+
+def option_html(value: str, label: str) -> str:
+    return f'<option value="{html.escape(value, quote=True)}">{html.escape(label)}</option>'
+
+
+def _field_html(record: Record, make: Maker) -> str:
+    element = f"recipe-{record.section}-{record.name.replace('_', '-')}"
+    label = f"{record.label} ({record.unit})" if unit_is_news(record) else record.label
+    asked = make(
+        record,
+        f'id="{element}-input" data-setting="{record.path}" autocomplete="off" '
+        f'aria-describedby="{element}-help {element}-note"',
+    )
+    described = re.sub(r"--\w+", r"<code>\g<0></code>", html.escape(record.help))
+    kind = " wide" if _is_wide(record) else " switch" if record.kind == "switch" else ""
+    return (
+        f'<div class="form-field{kind}"><div id="{element}">'
+        f'<label for="{element}-input">{html.escape(label)}</label>{asked}'
+        f'<p class="info-text" id="{element}-help">{described}</p></div>'
+        f'<div class="form-note" id="{element}-note"></div></div>'
+    )
 
 
 _FIND = """<div class="find"><h3>Advanced</h3>
@@ -456,19 +428,5 @@ def unit_is_news(record: Record) -> bool:
 
 
 def _is_wide(record: Record) -> bool:
-    """Whether a widget takes a whole row: lists and long names."""
+    """Whether an input takes a whole row: lists and long names."""
     return record.kind == "lines" or record.path in WIDE
-
-
-def _field(record: Record, make: Maker, prefix: str) -> Field:
-    element = f"{prefix}-{record.section}-{record.name.replace('_', '-')}"
-    wide = ["wide"] if _is_wide(record) else []
-    with gr.Column(elem_classes=["form-field", *wide], min_width=0):
-        options: dict[str, Any] = {
-            "label": f"{record.label} ({record.unit})" if unit_is_news(record) else record.label,
-            "info": record.help,
-            "value": shown(record, record.default),
-            "elem_id": element,
-            "interactive": True,
-        }
-        return Field(record, make(record, options))

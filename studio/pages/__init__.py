@@ -1,4 +1,4 @@
-"""The five pages. Each module has ``build(studio, project_id) -> Page``: widgets first, handlers below.
+"""The five pages. Each module has ``build(studio)``: what Gradio needs to know first, handlers below.
 
 What a script asks of Python is a function of ``(studio, message)``, bound for its panel by :func:`served`.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import html
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
@@ -19,20 +18,6 @@ from trainer.contract.errors import UserError
 from trainer.contract.runs import RunFolder
 
 Message = Mapping[str, Any]
-
-
-@dataclass
-class Page:
-    """What the shell needs to know of a page.
-
-    Attributes:
-        outputs: the components that ``refresh`` fills.
-        refresh: project id -> values for ``outputs`` (one value, or a tuple in their order). Called when
-            the page's tab is opened, when the project changes, and for the opened tab on load.
-    """
-
-    outputs: list[Any] = field(default_factory=list)
-    refresh: Callable[[str], Any] = lambda project_id: None
 
 
 def shows_errors(handler: Callable[..., Any]) -> Callable[..., Any]:

@@ -26,13 +26,12 @@ from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError
 from trainer.contract.presets import load_presets
 
-from . import Message, Page, project_of, served, text_of
+from . import Message, project_of, served, text_of
 
 MAX_TEXTS = 5000
 
 
-def build(studio: Studio, project_id: Any) -> Page:
-    """The page has nothing for Gradio to fill."""
+def build(studio: Studio) -> None:
     with gr.Column(elem_id="captions-page"):
         gr.HTML(
             html_template="",
@@ -54,7 +53,6 @@ def build(studio: Studio, project_id: Any) -> Page:
                 stop_captions,
             ),
         )
-    return Page()
 
 
 def about(studio: Studio, message: Message) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from studio.theme import scripts
 from trainer.contract.errors import UserError
 from trainer.contract.presets import load_presets
 
-from . import Message, Page, project_of, served, text_of
+from . import Message, project_of, served, text_of
 
 if TYPE_CHECKING:
     from dataset_tools.ingest import IngestReport
@@ -29,8 +29,7 @@ SHOWN_SKIPPED = 100
 MAX_COUNTED = 10_000
 
 
-def build(studio: Studio, project_id: Any) -> Page:
-    """The page has nothing for Gradio to fill."""
+def build(studio: Studio) -> None:
     with gr.Column(elem_id="photos-page"):
         drop = gr.File(
             label="Photos",
@@ -83,16 +82,14 @@ def build(studio: Studio, project_id: Any) -> Page:
 
     drop.upload(
         add,
-        [drop, project_id],
         [drop, outcome],
-        js="(files, project) => [files, studio.droppedInto(project)]",
+        [drop, outcome],
+        js="(files) => [files, studio.droppedInto()]",
         show_progress="full",
         show_progress_on=[progress_bar],
         api_visibility="private",
         concurrency_limit=4,
     ).success(None, outcome, None, js="(outcome) => studio.uploaded(JSON.parse(outcome))")
-
-    return Page()
 
 
 def report_of(came: IngestReport) -> dict[str, Any]:

@@ -1,18 +1,17 @@
 """The Recipe page: a preset, the settings with what the linter says beside them, and Start.
 
-Every change is checked at once and kept as the project's draft, so a refresh or another tab finds it.
-Buttons inside our own HTML (presets, fixes, "back to the preset") reach Python through one hub.
+Every change is checked at once and kept as the project's draft, so a refresh or another tab finds it. It is
+one panel (static/recipe.js), which asks the functions below one question at a time. What its inputs show goes
+along with each; what differs from ``known``, where form and disk agreed last, was typed here.
 """
 
 from __future__ import annotations
 
+import functools
 import html
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from secrets import token_hex
-from time import monotonic
 from typing import Any, get_args
 
 import gradio as gr
@@ -24,16 +23,20 @@ from studio.bring import take as take_brought
 from studio.context import Studio
 from studio.curve import curve_svg
 from studio.form import (
-    Form,
     Merged,
-    build_form,
+    annotated,
     elsewhere_findings,
+    filled,
     finding_html,
+    form_html,
     in_a_line,
+    input_html,
     known_settings,
     known_text,
     merge_typed,
+    option_html,
     put_in,
+    raw_values,
     set_attribute,
     settled_before,
 )
@@ -62,50 +65,34 @@ from trainer.contract.foreign.importing import ENDINGS
 from trainer.contract.hardware import CARDS, missing_gib, nearest_card
 from trainer.contract.presets import Pace, Preset, load_presets
 
-from . import Message, Page, project_of, served, shows_errors
+from . import Message, project_of, served, text_of
 
 HIDDEN = ("dataset.path", "dataset.trigger", "model.family")
 """Settings that this page does not ask for: they follow from the project and from the base model."""
+ASKED = tuple(path for path in RECORDS if path not in HIDDEN)
 MAX_OTHERS = 12
 """Projects that are offered as further concepts."""
 
-PATIENCE = 20.0
-"""Seconds after which a form that was to be replaced is taken to be in use still: the answer was lost."""
+presets_here = functools.cache(load_presets)
+gpu = Gpu()
 
 
-def base_widget(record: Record, options: dict[str, Any]) -> gr.Dropdown:
-    """The catalogue's bases by name; anything else may be typed."""
-    choices = [(base.label, base.id) for family in CATALOGUE.values() for base in family.bases]
-    return gr.Dropdown(choices=choices, allow_custom_value=True, **options)
-
-
-def build(studio: Studio, project_id: Any) -> Page:
-    gpu = Gpu()
-    presets = load_presets()
+def build(studio: Studio) -> None:
+    """What static/recipe.js fills, and the drop zone, whose files Gradio uploads."""
     with gr.Column(elem_id="recipe-page"):
-        hub = gr.HTML(  # its value is what stands beside the settings, see `judged`
-            "{}",
-            html_template="",
-            elem_id="recipe-hub",
-            head=scripts("live.js", "frame.js", "recipe.js"),
-            js_on_load="studio.panels.recipe(server, (message) => trigger('select', message), props, watch)",
-            server_functions=served(studio, export, export_kohya),
-        )
-        cards = gr.HTML("", elem_id="recipe-presets", apply_default_css=False)
-        report = gr.HTML("", elem_id="recipe-report", apply_default_css=False)
+        gr.HTML('<div id="recipe-presets"></div><div id="recipe-report"></div>', apply_default_css=False)
         with gr.Row(elem_id="recipe-columns"):
-            with gr.Column(scale=7, min_width=320, elem_id="recipe-form"):
-                form = build_form(hidden=HIDDEN, own={"model.base": base_widget})
+            with gr.Column(scale=7, min_width=320):
+                form = form_html(ASKED, own={"model.base": base_html})
+                gr.HTML(f'<div id="recipe-form" inert>{form}</div>', apply_default_css=False)
             with gr.Column(scale=4, min_width=280, elem_id="recipe-side"):
-                summary = gr.HTML("", elem_id="recipe-summary", apply_default_css=False)
-                start = gr.Button("Start training", variant="primary", size="lg", elem_id="recipe-start")
-                answer = gr.HTML("", elem_id="recipe-answer", apply_default_css=False)
-                with gr.Row(elem_id="recipe-files"):
-                    gr.HTML(
-                        '<button type="button" class="btn quiet" data-export>Export recipe.toml</button>'
-                        '<button type="button" class="btn quiet" data-export="kohya">For kohya</button>',
-                        apply_default_css=False,
-                    )
+                gr.HTML(
+                    SIDE,
+                    apply_default_css=False,
+                    head=scripts("live.js", "frame.js", "recipe.js"),
+                    js_on_load="studio.panels.recipe(server)",
+                    server_functions=served(studio, open_recipe, check, press, launch, export, export_kohya),
+                )
                 bring = gr.File(
                     label="Bring your recipe",
                     show_label=False,
@@ -114,177 +101,108 @@ def build(studio: Studio, project_id: Any) -> Page:
                     elem_id="recipe-import",
                     height=120,
                 )
-        started = gr.Textbox(visible="hidden", elem_id="recipe-started")
-        # Gradio puts an answer into the page piece by piece, and checks what it meets half-way. The first and
-        # the last piece of a recipe are its project with a mark: they are alike when all of it is there.
-        opening = gr.Textbox(visible="hidden", elem_id="recipe-opening")
-        opened = gr.Textbox(visible="hidden", elem_id="recipe-opened")
-        # The settings as form and disk agreed on them last: what differs from these was typed here.
-        known = gr.Textbox(visible="hidden", elem_id="recipe-known")
+                brought = gr.Textbox(visible="hidden")
 
-    shown = [cards, summary, start, hub, known]
-    outputs = [opening, *form.widgets, *shown, answer, report, opened]
+    def dropped(files: list[str] | None, project_id: str) -> tuple[None, str]:
+        return None, look(studio, files or (), project_id)
 
-    def judged(
-        project: Project, merged: Merged, told: Mapping[str, str], ask: bool = False
-    ) -> dict[Any, Any]:
-        """Everything on the page but the widgets; ``told`` is what was settled for the family. With ``ask``
-        recipe.js asks for widgets that have to be filled."""
-        config, problems = merged.config, merged.problems
-        judgement = verdict(project, config, presets, gpu.state())
-        findings = [*elsewhere_findings(merged.elsewhere), *judgement.findings]
-        notes = form.annotated(config, problems, findings, judgement.reference)
-        base = form.fields["model.base"].note
-        notes[base] = base_html(config) + settled_html(config, told) + notes[base]
-        notes[form.fields["dataset.subsets"].note] += concepts_html(project, config)
-        notes[form.fields["machine.price_per_hour"].note] += rents_html(config, gpu.state())
-        notes[form.fields["adapter.block_weights"].note] += block_map_html(config)
-        return {
-            cards: presets_html(presets, judgement, project.damaged_recipe)
-            + memory_html(merged.config, project.memory_gib, gpu.state()),
-            summary: summary_html(config, judgement, problems, form),
-            start: gr.update(interactive=not problems and not judgement.blockers),
-            known: known_text(merged.known, told),
-            hub: json.dumps({"notes": {note: said for note, said in notes.items() if said}, "ask": ask}),
-        }
+    bring.upload(
+        dropped,
+        [bring, brought],
+        [bring, brought],
+        js="(files) => [files, studio.project()]",
+        show_progress="hidden",
+        api_visibility="private",
+        queue=False,
+    ).then(None, brought, None, js="(report) => studio.brought(report)")
 
-    def page_of(project: Project, config: TrainConfig) -> dict[Any, Any]:
-        mark = f"{project.id} {token_hex(4)}"
-        merged = Merged(config, {}, flatten(config), {})
-        return {
-            opening: mark,
-            **form.filled(config),
-            **judged(project, merged, {}),
-            answer: "",
-            report: "",
-            opened: mark,
-        }
 
-    # Marks of forms that a preset or a file has just replaced, and when. What was typed into one of them
-    # milliseconds before may come in later than that, and must not be written over it.
-    replaced: dict[str, float] = {}
+SIDE = """<div id="recipe-summary"></div>
+<button type="button" class="btn primary big" id="recipe-start" disabled>Start training</button>
+<div id="recipe-answer"></div>
+<div id="recipe-files"><button type="button" class="btn quiet" data-export>Export recipe.toml</button>
+<button type="button" class="btn quiet" data-export="kohya">For kohya</button></div>"""
 
-    def replace_form(mark: str, project: Project, config: TrainConfig) -> dict[Any, Any]:
-        for old in [old for old, when in replaced.items() if monotonic() - when > PATIENCE]:
-            del replaced[old]
-        replaced[mark] = monotonic()
-        return page_of(project, config)
 
-    def is_whole(data: dict[Any, Any]) -> bool:
-        mark = data[opened]
-        there = bool(mark) and mark == data[opening]
-        return there and monotonic() - replaced.get(mark, -PATIENCE) >= PATIENCE
-
-    def take_in(data: dict[Any, Any]) -> tuple[Project, Merged, dict[str, str]]:
-        """Keep what was typed as the draft; with them, what :func:`judged` is told."""
-        if not is_whole(data):
-            raise UserError("The recipe is just being opened; try again in a moment.")
-        project = studio.workspace.project(data[opened].split()[0])
-        with changing:
-            told = project.damaged_recipe
-            disk = draft(project, presets, gpu.state())
-            merged = merge_typed(with_family(form.raw(data)), known_settings(data[known]), disk)
-            if merged.config != disk:
-                project.save_config(merged.config)
-                if project.damaged_recipe == told:  # and not found damaged just now
-                    project.set_damaged_recipe("")
-        return project, merged, {**settled_before(data[known], merged.config), **merged.settled}
-
-    @shows_errors
-    def check(data: dict[Any, Any]) -> Any:
-        """Something was typed: keep what is right, and say what is not."""
-        if not is_whole(data):
-            return gr.skip()
-        project, merged, told = take_in(data)
-        if not merged.settled:
-            return judged(project, merged, told)
-        # The form shows them as they were: until it has been filled it agrees with the disk on nothing new.
-        return {**judged(project, merged, told, ask=True), known: data[known]}
-
-    @shows_errors
-    def press(data: dict[Any, Any], event: gr.EventData) -> dict[Any, Any]:
-        """A preset, or a button that puts settings in."""
-        message = event._data or {}
-        with changing:
-            project, merged, told = take_in(data)
-            if (recipe := message.get("recipe")) is not None:
-                before = taken_html(merged.config, project.preset, bool(message.get("undo")))
-                preset = str(message.get("preset", ""))
-                known_preset = any(one.key == preset for one in presets)
-                config = take_brought(project, sent(recipe), preset if known_preset else "")
-                return {**replace_form(data[opened], project, config), report: before}
-            if (memory_gib := message.get("card")) in (0, *CARDS):
-                config = choose_card(project, merged.config, presets, int(memory_gib))
-                return replace_form(data[opened], project, config)
-            if key := message.get("preset"):
-                config = choose_preset(project, merged.config, presets, str(key))
-                return replace_form(data[opened], project, config)
-            settable = {*form.fields, "model.family"}
-            given = {path: value for path, value in (message.get("set") or {}).items() if path in settable}
-            values = with_family(given)
-            config, settled = put_in(merged.config, values)
-            keep_draft(project, config)
-        kept = flatten(config)
-        asked = merged.settled if message.get("ask") else {}
-        values = {path: kept[path] for path in {**values, **settled, **asked}}
-        merged = Merged(
-            config,
-            {path: text for path, text in merged.problems.items() if path not in values},
-            {**merged.known, **values},
-            {path: value for path, value in merged.elsewhere.items() if path not in values},
-        )
-        told = {path: why for path, why in {**told, **settled}.items() if path not in given}
-        return {**form.patched(values), **judged(project, merged, told)}
-
-    def launch(data: dict[Any, Any]) -> dict[Any, Any]:
-        """Start. What is in the way is said below the button, where one is looking."""
-        try:
-            project, merged, _ = take_in(data)
-            if merged.problems:
-                raise UserError("Correct the settings marked in red first.")
-            if merged.elsewhere:
-                page = page_of(project, merged.config)
-                return {**page, answer: notice_html(other_tab(merged.elsewhere), "warn"), started: ""}
-            run = studio.jobs.start(project, merged.config)
-        except UserError as error:
-            return {answer: notice_html(str(error), "bad"), started: ""}
-        return {answer: "", started: run.id}
-
-    @shows_errors
-    def look(files: list[str], mark: str) -> dict[Any, Any]:
-        """Something was dropped: what it says, and nothing is changed yet."""
-        project = studio.workspace.project(mark.partition(" ")[0])
-        paths = [Path(file) for file in files or ()]
-        try:
-            with studio.uploads.taken(paths):
-                brought = read_brought(paths, draft(project, presets, gpu.state()))
-        except UserError as error:
-            return {report: notice_html(str(error), "bad"), bring: None}
-        return {report: brought_html(brought), bring: None}
-
-    def refresh(project: str) -> list[Any]:
-        opened = studio.workspace.project(project)
-        values = page_of(opened, draft(opened, presets, gpu.state()))
-        return [values[component] for component in outputs]
-
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
-    # Nothing can be typed while an answer is out that fills the form: it would overwrite what was typed.
-    hold, release = "(...values) => studio.recipe.hold(values)", "() => studio.recipe.release()"
-    inputs: set[Any] = form.inputs | {opening, opened, known}
-    gr.on(
-        form.changes,
-        check,
-        inputs,
-        shown,
-        trigger_mode="always_last",
-        **quiet,
+def base_html(record: Record, attributes: str) -> str:
+    """The catalogue's bases by name; anything else may be typed. The list puts its choice into the box."""
+    groups = "".join(
+        f'<optgroup label="{html.escape(family.label, quote=True)}">'
+        + "".join(option_html(base.id, base.label) for base in family.bases)
+        + "</optgroup>"
+        for family in CATALOGUE.values()
     )
-    hub.select(press, inputs, outputs, **quiet).then(None, js=release)  # recipe.js holds it
-    start.click(launch, inputs, [*outputs, started], js=hold, **quiet).then(
-        None, started, None, js="(run) => { studio.recipe.release(); if (run) studio.go('train'); }"
+    return (
+        f'<div class="base"><select data-fills="{record.path}" autocomplete="off" aria-label="Known bases">'
+        f"{option_html('', 'Another base')}{groups}</select>{input_html(record, attributes)}</div>"
     )
-    bring.upload(look, [bring, opened], [report, bring], **quiet)
-    return Page(outputs=outputs, refresh=refresh)
+
+
+# Called by the panel ----------------------------------------------------------------------------------
+
+
+def open_recipe(studio: Studio, message: Message) -> dict[str, Any]:
+    """The whole page of a project."""
+    project = project_of(studio, message)
+    return _page(project, _draft(project))
+
+
+def check(studio: Studio, message: Message) -> dict[str, Any]:
+    """Something was typed: keep what is right, and say what is not."""
+    project, merged, told = _take_in(studio, message)
+    values = flatten(merged.config)
+    return _shown(project, merged, told, {path: values[path] for path in merged.settled})
+
+
+def look(studio: Studio, files: Sequence[str], project_id: str) -> str:
+    """Something was dropped: what it says, as HTML, and nothing is changed yet."""
+    paths = [Path(file) for file in files]
+    try:
+        project = studio.workspace.project(project_id)
+        with studio.uploads.taken(paths):
+            return brought_html(read_brought(paths, _draft(project)))
+    except UserError as error:
+        return notice_html(str(error), "bad")
+
+
+def press(studio: Studio, message: Message) -> dict[str, Any]:
+    """A preset, or a button that puts settings in."""
+    with changing:
+        project, merged, told = _take_in(studio, message)
+        if (recipe := message.get("recipe")) is not None:
+            before = taken_html(merged.config, project.preset, bool(message.get("undo")))
+            preset = str(message.get("preset", ""))
+            known_preset = any(one.key == preset for one in presets_here())
+            config = take_brought(project, sent(recipe), preset if known_preset else "")
+            return {**_page(project, config), "report": before}
+        if (memory_gib := message.get("card")) in (0, *CARDS):
+            return _page(project, choose_card(project, merged.config, presets_here(), int(memory_gib)))
+        if key := message.get("preset"):
+            return _page(project, choose_preset(project, merged.config, presets_here(), str(key)))
+        put = message.get("set")
+        settable = {*ASKED, "model.family"}
+        given = {path: value for path, value in put.items() if path in settable} if put else {}
+        values = with_family(given)
+        config, settled = put_in(merged.config, values)
+        keep_draft(project, config)
+    kept = flatten(config)
+    changed = {path: kept[path] for path in {**values, **settled, **merged.settled}}
+    told = {path: why for path, why in {**told, **settled}.items() if path not in given}
+    return _shown(project, Merged(config, merged.problems, merged.known, merged.elsewhere), told, changed)
+
+
+def launch(studio: Studio, message: Message) -> dict[str, Any]:
+    """Start. What is in the way is said below the button, where one is looking."""
+    try:
+        project, merged, _ = _take_in(studio, message)
+        if merged.problems:
+            raise UserError("Correct the settings marked in red first.")
+        if merged.elsewhere:
+            said = notice_html(other_tab(merged.elsewhere), "warn")
+            return {**_page(project, merged.config), "answer": said}
+        return {"run": studio.jobs.start(project, merged.config).id, "answer": ""}
+    except UserError as error:
+        return {"answer": notice_html(str(error), "bad")}
 
 
 def export(studio: Studio, message: Message) -> dict[str, Any]:
@@ -296,6 +214,58 @@ def export_kohya(studio: Studio, message: Message) -> dict[str, Any]:
     """The draft as files for kohya's scripts."""
     files, said = kohya_files(project_of(studio, message))
     return {"files": files, "said": said}
+
+
+def _draft(project: Project) -> TrainConfig:
+    return draft(project, presets_here(), gpu.state())
+
+
+def _take_in(studio: Studio, message: Message) -> tuple[Project, Merged, dict[str, str]]:
+    """Keep what was typed as the draft; with it, {setting: why} of what was settled for the family."""
+    project = project_of(studio, message)
+    known = text_of(message, "known")
+    with changing:
+        damaged = project.damaged_recipe
+        disk = _draft(project)
+        raw = with_family(raw_values(message.get("values"), ASKED))
+        merged = merge_typed(raw, known_settings(known), disk)
+        if merged.config != disk:
+            project.save_config(merged.config)
+            if project.damaged_recipe == damaged:  # and not found damaged just now
+                project.set_damaged_recipe("")
+    return project, merged, {**settled_before(known, merged.config), **merged.settled}
+
+
+def _page(project: Project, config: TrainConfig) -> dict[str, Any]:
+    """All of the page, with nothing that was only typed, or said before."""
+    values = flatten(config)
+    whole = _shown(project, Merged(config, {}, values, {}), {}, values)
+    return {"project": project.id, "answer": "", "report": "", **whole}
+
+
+def _shown(
+    project: Project, merged: Merged, told: Mapping[str, str], changed: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the panel shows from now on; ``changed`` settings are put into its inputs, and agreed on."""
+    config = merged.config
+    problems = {path: text for path, text in merged.problems.items() if path not in changed}
+    elsewhere = {path: value for path, value in merged.elsewhere.items() if path not in changed}
+    judgement = verdict(project, config, presets_here(), gpu.state())
+    findings = [*elsewhere_findings(elsewhere), *judgement.findings]
+    notes = annotated(config, problems, findings, judgement.reference)
+    notes["model.base"] = about_base_html(config) + settled_html(config, told) + notes["model.base"]
+    notes["dataset.subsets"] += concepts_html(project, config)
+    notes["machine.price_per_hour"] += rents_html(config, gpu.state())
+    notes["adapter.block_weights"] += block_map_html(config)
+    return {
+        "values": filled(config, [path for path in changed if path in ASKED]),
+        "known": known_text({**merged.known, **changed}, told),
+        "notes": {path: said for path, said in notes.items() if said},
+        "presets": presets_html(presets_here(), judgement, project.damaged_recipe)
+        + memory_html(config, project.memory_gib, gpu.state()),
+        "summary": summary_html(config, judgement, problems),
+        "ready": not problems and not judgement.blockers,
+    }
 
 
 # What it looks like -----------------------------------------------------------------------------------
@@ -431,7 +401,7 @@ def concepts_html(project: Project, config: TrainConfig) -> str:
     return f'<p class="say">Add a project as a concept of its own:{buttons}</p>' if buttons else ""
 
 
-def base_html(config: TrainConfig) -> str:
+def about_base_html(config: TrainConfig) -> str:
     """Below the base: what a download brings with it; for one that was typed, a choice of family."""
     model = config.model
     base = known_base(model.family, model.base)
@@ -459,13 +429,13 @@ def base_html(config: TrainConfig) -> str:
     return "".join(said)
 
 
-def summary_html(config: TrainConfig, judgement: Verdict, problems: dict[str, str], form: Form) -> str:
-    """The recipe in words, the learning-rate curve, the fit, and what concerns no widget of the page."""
+def summary_html(config: TrainConfig, judgement: Verdict, problems: Mapping[str, str]) -> str:
+    """The recipe in words, the learning-rate curve, the fit, and what concerns no setting of the page."""
     parts = ["<h3>In words</h3>", *(f"<p>{html.escape(line)}</p>" for line in judgement.words)]
     parts.append(curve_svg(judgement.whole))
     parts.append("<h3>On this machine</h3>")
     parts += [f'<p class="{line.kind}">{html.escape(line.text)}</p>' for line in judgement.machine]
-    elsewhere = [one for one in judgement.findings if one.field not in form.fields]
+    elsewhere = [one for one in judgement.findings if one.field not in ASKED]
     parts += [finding_html(one) for one in elsewhere]
     if problems:
         parts.append(notice_html("Correct the settings marked in red; then it can start.", "bad"))

@@ -22,12 +22,12 @@ from trainer.contract.prompt import prompts_of
 from trainer.contract.runs import RunFolder
 from trainer.contract.verdict import verdict
 
-from . import Message, Page, project_of, run_of, served, text_of
+from . import Message, project_of, run_of, served, text_of
 
 DRAWINGS_SHOWN = 60
 
 
-def build(studio: Studio, project_id: gr.Textbox) -> Page:
+def build(studio: Studio) -> None:
     gr.HTML(
         html_template="",
         elem_id="studio-results",
@@ -38,7 +38,6 @@ def build(studio: Studio, project_id: gr.Textbox) -> Page:
             studio, runs, detail, star, draw, stop_drawing, drawings, publish, publish_status
         ),
     )
-    return Page()
 
 
 # Called by the script ----------------------------------------------------------------------------

@@ -1,8 +1,7 @@
 """The frame around the five pages: project picker, run bar, stepper, and the memory of where one was.
 
 What is shown lives in the address (``?project=<id>&step=<step>``), so a refresh, a second tab or a
-bookmark opens the same place. The project id travels in a hidden text box rather than in ``gr.State``:
-the browser keeps it, and it survives a restart of the studio.
+bookmark opens the same place; the pages' scripts hear of it from static/shell.js.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from trainer.contract.runs import RunFolder
 
 from . import (
     Message,
-    Page,
     captions,
     photos,
     project_of,
@@ -51,7 +49,6 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private",
 def build_app(studio: Studio) -> gr.Blocks:
     """The whole page. ``root`` carries news from Python to the scripts, its ``select`` event the way back."""
     with gr.Blocks(title="LoRA Studio", analytics_enabled=False) as app:
-        project_id = gr.Textbox(visible="hidden", elem_id="studio-project")
         root = gr.HTML(
             value="{}",
             html_template="",
@@ -69,34 +66,13 @@ def build_app(studio: Studio) -> gr.Blocks:
         _panel("runbar", "live.js", "frame.js", functions=served(studio, stop, hurry))
         _panel("stepper", "live.js", "frame.js")
         _panel("welcome", "live.js", "frame.js")
-        pages: dict[str, Page] = {}
         with gr.Tabs(selected="photos", elem_id="steps"):
             for step, (label, module) in STEPS.items():
-                with gr.Tab(label, id=step, elem_id=f"tab-{step}") as tab:
-                    pages[step] = module.build(studio, project_id)
-                if pages[step].outputs:
-                    tab.select(
-                        _open(pages[step]),
-                        project_id,
-                        pages[step].outputs,
-                        **QUIET,
-                    ).then(None, js=f"() => studio.filled('{step}')")
-
-        slots = [component for page in pages.values() for component in page.outputs]
-        app.load(
-            _load(studio, pages),
-            project_id,
-            [project_id, root, *slots],
-            js="() => location.search",
-            **QUIET,
-        )
-        root.select(
-            _choose(studio, pages),
-            None,
-            [project_id, root, *slots],
-            trigger_mode="multiple",  # a pick counts also while the one before is on its way
-            **QUIET,
-        )
+                with gr.Tab(label, id=step, elem_id=f"tab-{step}"):
+                    module.build(studio)
+        app.load(_load(studio), root, root, js="() => location.search", **QUIET)
+        # A pick counts also while the one before is on its way.
+        root.select(_choose(studio), None, root, trigger_mode="multiple", **QUIET)
     return app
 
 
@@ -115,68 +91,41 @@ def _panel(name: str, *needs: str, functions: list[Any] | None = None) -> gr.HTM
 # Opening a place ---------------------------------------------------------------------------------
 
 
-def _open(page: Page) -> Any:
-    """Handler of a tab's ``select``: fill the page that was opened."""
-
-    @shows_errors
-    def open_page(project_id: str) -> Any:
-        return page.refresh(project_id) if project_id else gr.skip()
-
-    return open_page
-
-
-def _filled(pages: dict[str, Page], step: str, project_id: str) -> list[Any]:
-    """Values for the outputs of all pages: those of ``step`` refreshed, the others left as they are."""
-    values: list[Any] = []
-    for name, page in pages.items():
-        if name != step or not project_id or not page.outputs:
-            values += [gr.skip()] * len(page.outputs)
-            continue
-        fresh = page.refresh(project_id)
-        values += list(fresh) if len(page.outputs) > 1 else [fresh]
-    return values
-
-
-def _place(studio: Studio, pages: dict[str, Page], project_id: str, step: str) -> str:
-    """What the scripts need to know: where we are, the projects, and which pages are filled from here."""
+def _place(studio: Studio, project_id: str, step: str) -> str:
+    """What the scripts need to know: where we are, and the projects."""
     projects = [{"id": project.id, "name": project.name} for project in studio.workspace.list_projects()]
     return json.dumps(
         {
             "project": project_id,
             "step": step,
             "projects": projects,
-            "refreshed": [name for name, page in pages.items() if page.outputs],
             "password": studio.has_password,
         }
     )
 
 
-def _load(studio: Studio, pages: dict[str, Page]) -> Any:
+def _load(studio: Studio) -> Any:
     """The first event of a tab: from the address to a project and a step."""
 
     @shows_errors
-    def load(search: str) -> list[Any]:
+    def load(search: str) -> str:
         query = {key: values[-1] for key, values in parse_qs(search.removeprefix("?")).items()}
         known = [project.id for project in studio.workspace.list_projects()]
         wanted = [query.get("project", ""), studio.start_project, *known]
         project_id = next((project for project in wanted if project in known), "")
         step = query.get("step", "photos")
-        step = step if step in STEPS else "photos"
-        # Other tabs than the first are filled by their own select event, when the script opens them.
-        first = "photos" if step == "photos" else ""
-        return [project_id, _place(studio, pages, project_id, step), *_filled(pages, first, project_id)]
+        return _place(studio, project_id, step if step in STEPS else "photos")
 
     return load
 
 
-def _choose(studio: Studio, pages: dict[str, Page]) -> Any:
+def _choose(studio: Studio) -> Any:
     """Another project was picked."""
 
     @shows_errors
-    def choose(event: gr.EventData) -> list[Any]:
+    def choose(event: gr.EventData) -> str:
         project = studio.workspace.project(str(event.project))
-        step = event.step if event.step in STEPS else "photos"
-        return [project.id, _place(studio, pages, project.id, step), *_filled(pages, step, project.id)]
+        return _place(studio, project.id, event.step if event.step in STEPS else "photos")
 
     return choose
 

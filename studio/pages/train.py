@@ -19,10 +19,10 @@ from trainer.contract.families import known_base
 from trainer.contract.length import length_in_words
 from trainer.contract.presets import load_presets
 
-from . import Message, Page, project_of, run_of, served, text_of
+from . import Message, project_of, run_of, served, text_of
 
 
-def build(studio: Studio, project_id: gr.Textbox) -> Page:
+def build(studio: Studio) -> None:
     """The page has nothing for Gradio to fill: its script follows the run that the tab's poller follows."""
     gr.HTML(
         html_template="",
@@ -32,7 +32,6 @@ def build(studio: Studio, project_id: gr.Textbox) -> Page:
         js_on_load="studio.panels.train(element, server)",
         server_functions=served(studio, act, plan, queue, fix),
     )
-    return Page()
 
 
 def act(studio: Studio, message: Message) -> dict[str, Any]:

@@ -43,8 +43,8 @@
   for (const happening of ["drop", "change"]) {
     document.addEventListener(happening, (event) => { if (event.target.closest?.("#photos-drop")) target = studio.project(); }, true);
   }
-  studio.droppedInto = (open) => {
-    const project = target ?? open;
+  studio.droppedInto = () => {
+    const project = target ?? studio.project();
     target = null;
     return project;
   };

@@ -1,4 +1,5 @@
-// The Recipe page: buttons inside our HTML (presets, fixes, back to the preset), the export, folding, finding.
+// The Recipe page: what the form shows and what is typed into it, presets and fixes, Start, the export, folding,
+// finding.
 (() => {
   "use strict";
   if (studio.panels.recipe) return;
@@ -10,24 +11,12 @@
     setTimeout(() => URL.revokeObjectURL(url), 10000);
   }
 
-  // While an answer is out that fills the form, nothing can be typed into it.
-  let patience = 0;
-  studio.recipe = {
-    hold(values) {
-      document.querySelector("#recipe-form").inert = true;
-      clearTimeout(patience);
-      patience = setTimeout(studio.recipe.release, 20000); // no answer: better to type than to wait for ever
-      return values;
-    },
-    release() {
-      clearTimeout(patience);
-      document.querySelector("#recipe-form").inert = false;
-    },
-  };
-
-  // Folding, finding, and the other small things that Python need not know of -------------------------
-
+  const one = (selector) => document.querySelector(selector);
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const settings = () => all("#recipe-form [data-setting]");
+
+  // Folding and finding, which Python need not know of -------------------------------------------------
+
   const flip = (button, state) => {
     const on = button.getAttribute(state) !== "true";
     button.setAttribute(state, String(on));
@@ -39,13 +28,13 @@
   }
 
   function jumpTo(field) {
-    const name = field.querySelector('[data-testid="block-info"], .label-text').textContent.trim();
-    return studio.h("button.link", { type: "button", onclick: () => field.querySelector("input, textarea").focus() }, name);
+    const name = field.querySelector("label").textContent.trim();
+    return studio.h("button.link", { type: "button", onclick: () => field.querySelector("[data-setting]").focus() }, name);
   }
 
   // Only the settings with all the words in their name or help, or only those that are changed.
   function find() {
-    const advanced = document.querySelector("#recipe-advanced");
+    const advanced = one("#recipe-advanced");
     const words = advanced.querySelector(".find input").value.toLowerCase().split(/\s+/).filter(Boolean);
     const changed = advanced.querySelector("[data-changed]").getAttribute("aria-pressed") === "true";
     const searching = words.length > 0 || changed;
@@ -71,55 +60,158 @@
     ".form-field .info-text": (help) => help.classList.toggle("whole"),
   };
 
-  // What stands below the settings, by element: {id: HTML}. It may come before the form does.
-  let waiting = 0;
-  function annotate(notes, patience = 50) {
-    clearTimeout(waiting);
-    for (const field of all("#recipe-form .form-field")) {
-      const id = `${field.querySelector("[id]").id}-note`;
-      let note = document.getElementById(id);
-      if (!note) field.append(note = studio.h("div.form-note", { id }));
-      const said = notes[id] ?? "";
-      if (note.said !== said) note.innerHTML = note.said = said;
+  // What the form shows --------------------------------------------------------------------------------
+
+  // A list of known values beside a box: it shows which of them the box has.
+  function mirror(input) {
+    const list = one(`#recipe-form [data-fills="${input.dataset.setting}"]`);
+    if (!list) return;
+    list.value = input.value.trim();
+    if (list.selectedIndex < 0) list.value = "";
+  }
+
+  /** Show a value. A box may show less than it was given, a line instead of several: what it had is kept. */
+  function put(input, value) {
+    if (input.type === "checkbox") input.checked = value;
+    else input.value = value;
+    input.given = value;
+    input.had = input.value;
+    mirror(input);
+  }
+
+  const shownIn = (input) => {
+    if (input.type === "checkbox") return input.checked;
+    return input.value === input.had ? input.given : input.value;
+  };
+
+  function say(element, html = "") {
+    if (element.said !== html) element.innerHTML = element.said = html;
+  }
+
+  // Asking Python, one question at a time --------------------------------------------------------------
+
+  let server, project = "", known = "";
+  let line = Promise.resolve();
+  let holding = 0, checking = false;
+
+  function take(answer) {
+    for (const input of answer.values ? settings() : []) {
+      if (input.dataset.setting in answer.values) put(input, answer.values[input.dataset.setting]);
     }
-    if (patience && Object.keys(notes).some((id) => !document.getElementById(id))) {
-      waiting = setTimeout(() => annotate(notes, patience - 1), 100);
+    if (answer.project) one("#recipe-form").dataset.project = project = answer.project;
+    if (answer.report !== undefined) say(one("#recipe-report"), answer.report);
+    if (answer.answer !== undefined) say(one("#recipe-answer"), answer.answer);
+    if (answer.known === undefined) return;
+    known = answer.known;
+    for (const input of settings()) {
+      say(document.getElementById(input.id.replace(/input$/, "note")), answer.notes[input.dataset.setting]);
+    }
+    say(one("#recipe-presets"), answer.presets);
+    say(one("#recipe-summary"), answer.summary);
+    one("#recipe-start").disabled = !answer.ready;
+  }
+
+  /** Ask once the questions before it are answered, so with what they have changed. */
+  function ask(name, more) {
+    const asked = line.then(async () => {
+      const values = Object.fromEntries(settings().map((input) => [input.dataset.setting, shownIn(input)]));
+      const answer = await studio.call(server[name]({ project, values, known, ...more }));
+      if (answer) take(answer);
+      return answer;
+    });
+    line = asked.catch(() => {});
+    return asked;
+  }
+
+  /** The same where the answer fills the form: until it has, nothing can be typed that it would write over. */
+  async function fill(name, more) {
+    one("#recipe-form").inert = Boolean(++holding);
+    try {
+      return await ask(name, more);
+    } finally {
+      one("#recipe-form").inert = Boolean(--holding) || !project;
     }
   }
 
-  studio.panels.recipe = (server, send, props, watch) => {
-    const tell = (message) => { studio.recipe.hold(); send(message); };
-    const arrive = () => {
-      const news = JSON.parse(props.value || "{}");
-      annotate(news.notes ?? {});
-      if (news.ask) send({ ask: true });
-    };
-    watch("value", arrive);
-    arrive();
+  /** What was typed is checked as soon as the answer to what was typed before is there. */
+  function check() {
+    if (checking || !project) return;
+    checking = true;
+    line = line.then(() => { checking = false; });
+    ask("check");
+  }
+
+  async function open() {
+    const wanted = studio.project();
+    if (!wanted || studio.step() !== "recipe") return;
+    line = line.then(() => {
+      if (wanted === project) return;
+      project = ""; // what is typed from here on is another's
+      delete one("#recipe-form").dataset.project;
+    });
+    if (await fill("open_recipe", { project: wanted })) studio.refreshBadges?.(); // the first time it makes one
+  }
+
+  async function start() {
+    const answer = await fill("launch");
+    if (answer?.run) studio.go("train");
+  }
+
+  async function files(kind) {
+    await line; // what was typed is in them
+    const answer = await studio.call((kind ? server.export_kohya : server.export)({ project }));
+    for (const [name, text] of Object.entries(answer?.files ?? {})) download(name, text);
+    if (answer?.said) studio.toast(answer.said, "info");
+  }
+
+  studio.brought = (report) => say(one("#recipe-report"), report);
+
+  studio.panels.recipe = (functions) => {
+    server = functions;
     // The stepper tells of the recipe too; it follows when typing pauses.
     let timer = 0;
     const soon = () => { clearTimeout(timer); timer = setTimeout(() => studio.refreshBadges?.(), 1500); };
-    document.addEventListener("input", (event) => {
-      if (event.target.closest("#recipe-page .find")) return find();
-      if (event.target.closest("#recipe-page")) soon();
+    const typed = (input) => { mirror(input); check(); soon(); };
+    document.addEventListener("input", ({ target }) => {
+      if (target.closest("#recipe-page .find")) return find();
+      // A base is looked up as a whole, not letter by letter.
+      if (target.matches("#recipe-form [data-setting]") && !target.closest(".base")) typed(target);
     });
-    document.addEventListener("click", async (event) => {
+    document.addEventListener("change", ({ target }) => {
+      const box = target.closest("#recipe-form .base")?.querySelector("[data-setting]");
+      if (!box) return;
+      if (target !== box && !target.value) return box.select();
+      if (target !== box) box.value = target.value;
+      typed(box);
+    });
+    document.addEventListener("click", (event) => {
       for (const [selector, act] of Object.entries(SMALL)) {
         const found = event.target.closest(`#recipe-page ${selector}`);
         if (found) return act(found);
       }
-      const button = event.target.closest("#recipe-page :is([data-set], [data-preset], [data-card], [data-recipe], [data-export])");
+      const button = event.target.closest("#recipe-page :is(#recipe-start, [data-set], [data-preset], [data-card], [data-recipe], [data-export])");
       if (!button) return;
       soon();
-      if (button.dataset.recipe === "") { button.closest(".brought").remove(); return; }
-      if (button.dataset.recipe) return tell(JSON.parse(button.dataset.recipe));
-      if (button.dataset.card) return tell({ card: Number(button.dataset.card) });
-      if (button.dataset.preset) return tell({ preset: button.dataset.preset });
-      if (button.dataset.set) return tell({ set: JSON.parse(button.dataset.set) });
-      const ask = button.dataset.export ? server.export_kohya : server.export;
-      const answer = await studio.call(ask({ project: studio.project() }));
-      for (const [name, text] of Object.entries(answer?.files ?? {})) download(name, text);
-      if (answer?.said) studio.toast(answer.said, "info");
+      if (button.id === "recipe-start") return start();
+      if (button.dataset.export !== undefined) return files(button.dataset.export);
+      if (button.dataset.recipe === "") return button.closest(".brought").remove();
+      if (button.dataset.recipe) return fill("press", JSON.parse(button.dataset.recipe));
+      if (button.dataset.card) return fill("press", { card: Number(button.dataset.card) });
+      if (button.dataset.preset) return fill("press", { preset: button.dataset.preset });
+      return fill("press", { set: JSON.parse(button.dataset.set) });
+    });
+    // One may come to another step and another project at once.
+    let due = false;
+    const opens = () => {
+      if (!due) queueMicrotask(() => { due = false; open(); });
+      due = true;
+    };
+    studio.on("step", opens);
+    studio.on("project", opens);
+    let away = false;
+    studio.on("live", ({ online }) => {
+      if (online && away) project ? check() : open(); // what was typed meanwhile was not taken
+      away = !online;
     });
   };
 })();

@@ -6,7 +6,7 @@
 
   const STEPS = ["photos", "captions", "recipe", "train", "results"];
   const LABELS = { photos: "Photos", captions: "Captions", recipe: "Recipe", train: "Train", results: "Results" };
-  const place = { project: "", step: "photos", projects: [], password: false, refreshed: [] };
+  const place = { project: "", step: "photos", projects: [], password: false };
   const listeners = {};
   let choose = () => {};
   let booted = false;
@@ -144,18 +144,16 @@
 
   /** Call a function of the server that a panel was given; toasts what went wrong; null then. */
   async function call(promise) {
-    let answer;
-    try {
-      answer = await promise;
-    } catch {
+    const answer = await Promise.resolve(promise).catch(() => null);
+    if (!answer) { // Gradio keeps what went wrong to itself; an answer is an object always
       toast("The studio did not answer. It may be restarting; try again in a moment.", "bad");
       return null;
     }
-    if (answer && answer.error) {
+    if (answer.error) {
       toast(answer.error, "bad");
       return null;
     }
-    return answer ?? {};
+    return answer;
   }
 
   // Saying things ---------------------------------------------------------------------------------
@@ -193,30 +191,6 @@
     history.replaceState(null, "", `?${query}`);
   }
 
-  /** Keep the page that opens untouched until it is filled: the answer would overwrite what is typed. */
-  let awaited = "";
-  let askedFor = "";
-  let patience = 0;
-  function hold(step) {
-    [awaited, askedFor] = [step, place.project];
-    clearTimeout(patience);
-    document.querySelector("#steps").inert = true;
-    patience = setTimeout(() => filled(step), 20000); // no answer: better to type than to wait for ever
-  }
-  function filled(step) {
-    if (step !== awaited) return;
-    awaited = "";
-    clearTimeout(patience);
-    document.querySelector("#steps").inert = false;
-    window.studio.refreshBadges?.(); // opening a page may make what it shows: a recipe
-    if (askedFor !== place.project) fillAgain(); // another project came before the answer for the first
-  }
-  /** Pages must show the project that the header names, whichever of two answers came first. */
-  function fillAgain() {
-    askedFor = place.project;
-    if (place.refreshed.includes(place.step)) choose(place.project, place.step);
-  }
-
   function go(step) {
     if (!STEPS.includes(step)) return;
     if (!booted) { // nothing can be opened yet: kept until it can, and shown in the stepper
@@ -226,13 +200,9 @@
     const changed = step !== place.step;
     place.step = step;
     keepAddress();
-    // Gradio's own tab bar is hidden but alive: a click on it shows the page and runs its refresh.
+    // Gradio's own tab bar is hidden but alive: a click on it shows the page.
     const button = document.querySelector(`#tab-${step}-button`);
-    if (button && button.getAttribute("aria-selected") !== "true") {
-      hold(step);
-      button.click();
-      if (!place.refreshed.includes(step)) filled(step);
-    }
+    if (button && button.getAttribute("aria-selected") !== "true") button.click();
     if (changed) {
       window.scrollTo({ top: 0 });
       emit("step", step);
@@ -258,7 +228,7 @@
       const news = JSON.parse(props.value || "{}");
       if (news.project === undefined) return;
       const moved = news.project !== place.project;
-      Object.assign(place, { project: news.project, projects: news.projects, password: news.password, refreshed: news.refreshed });
+      Object.assign(place, { project: news.project, projects: news.projects, password: news.password });
       document.querySelector("#studio-root").dataset.project = place.project;
       document.body.classList.toggle("no-project", !place.project);
       if (!booted) {
@@ -271,7 +241,6 @@
       keepAddress();
       emit("projects", place.projects);
       if (moved) emit("project", place.project);
-      if (moved && news.step !== place.step) fillAgain(); // one went to another step meanwhile
     };
     watch("value", arrive);
     arrive();
@@ -300,7 +269,7 @@
   applyTheme();
 
   window.studio = {
-    STEPS, LABELS, panels: {}, format, h, icon, on, emit, boot, go, filled, open, renamed, toast, call, fetchJSON, post, dataset, Unreachable,
+    STEPS, LABELS, panels: {}, format, h, icon, on, emit, boot, go, open, renamed, toast, call, fetchJSON, post, dataset, Unreachable,
     toggleTheme, copy,
     project: () => place.project,
     step: () => place.step,

@@ -41,10 +41,15 @@ def page(context: BrowserContext, console: Console) -> Page:
 def open_page(page: Page, server: StudioProcess, step: str, project: str = "luna") -> None:
     page.goto(f"{server.url}/?project={project}&step={step}")
     expect(page.locator("body.booted")).to_have_count(1, timeout=PATIENT)
-    expect(page.locator("#steps")).not_to_have_js_property("inert", True, timeout=PATIENT)
     if step == "recipe":
-        opened = page.locator("#recipe-opened :is(input, textarea)")
-        expect(opened).to_have_value(re.compile(project), timeout=PATIENT)
+        expect_recipe(page, project)
+
+
+def expect_recipe(page: Page, project: str) -> None:
+    """The form has been filled with the project's recipe, and can be typed into."""
+    form = page.locator("#recipe-form")
+    expect(form).to_have_attribute("data-project", project, timeout=PATIENT)
+    expect(form).to_have_js_property("inert", False, timeout=PATIENT)
 
 
 class Held:
@@ -71,6 +76,7 @@ class Held:
 
 
 EVENTS = "**/gradio_api/run/predict**"
+ASKED = "**/gradio_api/component_server**"
 
 
 @pytest.mark.parametrize(
@@ -112,8 +118,7 @@ def test_a_step_that_is_clicked_before_the_page_has_started_is_opened(
     expect(button).to_have_attribute("aria-current", "step")
     start.release()
     expect(page).to_have_url(re.compile("project=luna&step=recipe"), timeout=PATIENT)
-    opened = page.locator("#recipe-opened :is(input, textarea)")
-    expect(opened).to_have_value(re.compile("luna"), timeout=PATIENT)
+    expect_recipe(page, "luna")
     expect(page.locator("#recipe-train-steps input")).to_be_visible()
 
 
@@ -122,7 +127,7 @@ def test_nothing_can_be_typed_that_a_preset_would_overwrite(page: Page, server: 
     steps = page.locator("#recipe-train-steps input")
     steps.fill("77")
     expect(page.locator("#recipe-summary")).to_contain_text("77 steps")
-    answer = Held(page, EVENTS)
+    answer = Held(page, ASKED)
     page.locator('[data-preset="sdxl-style"]').first.click()
     answer.wait()
     expect(page.locator("#recipe-form")).to_have_js_property("inert", True)
@@ -137,6 +142,55 @@ def test_nothing_can_be_typed_that_a_preset_would_overwrite(page: Page, server: 
     expect(steps).to_have_value("88")
     open_page(page, server, "recipe")
     expect(steps).to_have_value("88")
+
+
+def test_what_is_typed_while_answers_are_out_goes_where_it_was_typed(
+    page: Page, server: StudioProcess
+) -> None:
+    """Also what was typed last before one went to another project."""
+    open_page(page, server, "recipe", "luna")
+    steps, rank = page.locator("#recipe-train-steps input"), page.locator("#recipe-adapter-rank input")
+    answer = Held(page, ASKED)
+    steps.fill("61")
+    answer.wait()
+    steps.fill("612")
+    rank.fill("3")
+    page.get_by_label("Project", exact=True).select_option("milo")
+    expect(page).to_have_url(re.compile("project=milo"))
+    expect(page.locator("#recipe-form")).to_have_js_property("inert", True)
+    answer.release()
+    expect_recipe(page, "milo")
+    expect(rank).not_to_have_value("3")
+    kept = [Workspace(server.workspace).project(name).config() for name in ("luna", "milo")]
+    assert (kept[0].train.steps, kept[0].adapter.rank) == (612, 3)
+    assert (kept[1].train.steps, kept[1].adapter.rank) != (612, 3)
+
+
+def test_a_recipe_that_does_not_come_leaves_nothing_to_type_into(page: Page, server: StudioProcess) -> None:
+    """What is typed would be the other project's. Coming back asks for it again."""
+    open_page(page, server, "recipe", "luna")
+    page.route(ASKED, lambda route: route.abort())
+    page.get_by_label("Project", exact=True).select_option("milo")
+    expect(page.locator(".toasts")).to_contain_text("The studio did not answer")
+    expect(page.locator("#recipe-form")).to_have_js_property("inert", True)
+    page.unroute(ASKED)
+    steps = page.get_by_role("navigation", name="Steps")
+    for step in ("Photos", "Recipe"):
+        steps.get_by_role("button", name=re.compile(f"^{step}")).click()
+    expect_recipe(page, "milo")
+
+
+def test_what_is_typed_without_a_connection_is_kept_once_it_is_back(
+    page: Page, context: BrowserContext, server: StudioProcess
+) -> None:
+    open_page(page, server, "recipe", "luna")
+    context.set_offline(True)
+    expect(page.locator(".machine .offline")).to_contain_text("Reconnecting")
+    page.locator("#recipe-train-steps input").fill("613")
+    expect(page.locator(".toasts")).to_contain_text("The studio did not answer")
+    context.set_offline(False)
+    expect(page.locator("#recipe-summary")).to_contain_text("613 steps")
+    assert Workspace(server.workspace).project("luna").config().train.steps == 613
 
 
 def test_two_tabs_keep_each_others_changes(
@@ -269,10 +323,10 @@ def test_a_base_settles_what_its_family_cannot_have(page: Page, server: StudioPr
     rate = page.locator("#recipe-train-text-encoder-lr input")
     rate.fill("0.002")
     expect(page.locator("#recipe-train-text-encoder-lr-note")).to_contain_text("↺ 0.001")
-    base = page.locator("#recipe-model-base input").first
-    base.click()
-    base.fill("black-forest-labs/FLUX.1-dev")
-    base.press("Enter")
+    bases = page.get_by_label("Known bases")
+    base = page.get_by_label("Base model", exact=True)
+    bases.select_option(label="FLUX.1 dev")
+    expect(base).to_have_value("black-forest-labs/FLUX.1-dev")
     expect(rate).to_have_value("0")
     note = page.locator("#recipe-model-base-note")
     expect(note).to_contain_text("Text encoder learning rate was set to 0: FLUX.1 can train no text encoder.")
@@ -280,3 +334,9 @@ def test_a_base_settles_what_its_family_cannot_have(page: Page, server: StudioPr
     page.locator("#recipe-train-seed input").fill("5")
     expect(page.locator("#recipe-train-seed-note")).to_contain_text("↺ 42")
     expect(note).to_contain_text("FLUX.1 can train no text encoder.")
+    bases.select_option(label="Another base")
+    expect(base).to_be_focused()
+    base.fill("someone/else")
+    base.press("Enter")
+    expect(note).to_contain_text("Trained as FLUX.1.")
+    expect(bases).to_have_value("")

@@ -2,59 +2,49 @@
 
 from __future__ import annotations
 
-import json
 from html import unescape
-from types import SimpleNamespace
 from typing import Any
 
-from running import functions_of
-
 from studio.context import Studio
-from studio.pages import recipe
+from studio.pages import recipe, served
 from studio.projects import Project
+from trainer.contract.fields import RECORDS
+
+SETTINGS = {path.replace("_", "-").replace(".", "-"): path for path in RECORDS}
+FUNCTIONS = ("open_recipe", "check", "press", "launch")
 
 
 class RecipePage:
-    """The Recipe page, driven as Gradio would."""
+    """The Recipe page of one tab, driven as static/recipe.js does."""
 
     def __init__(self, studio: Studio, project: Project) -> None:
-        self.page, self.handlers, _ = functions_of(recipe.build, studio)
-        values = dict(zip(self.page.outputs, self.page.refresh(project.id), strict=True))
-        self.values = values
-        self.by_id = {component.elem_id: component for component in values}
+        functions = [getattr(recipe, name) for name in FUNCTIONS]
+        self._server = dict(zip(FUNCTIONS, served(studio, *functions), strict=True))
+        self._project = project.id
+        self.values: dict[str, Any] = {}
+        self.said: dict[str, Any] = {"known": ""}
+        self.call("open_recipe")
 
-    def call(self, name: str, *, event: Any = None, **typed: Any) -> Any:
-        """Call a handler with the widgets' values, some of them changed (ids with _ for -)."""
-        function = self.handlers[name]
+    def call(self, name: str, message: dict[str, Any] | None = None, **typed: Any) -> dict[str, Any]:
+        """What a function answers, with some settings changed before (names with _ for . and -)."""
         for key, value in typed.items():
-            self.values[self.by_id["recipe-" + key.replace("_", "-")]] = value
-        data = {component: self.values[component] for component in function.inputs}
-        assert function.inputs_as_dict, "inputs are a set, not a list"
-        answer = function.fn(data) if event is None else function.fn(data, SimpleNamespace(_data=event))
-        if isinstance(answer, dict):
-            self.values.update({c: v for c, v in answer.items() if c in self.values})
-        if name == "check" and self.said()["ask"]:  # as recipe.js does
-            self.call("press", event={"ask": True})
+            self.values[SETTINGS[key.replace("_", "-")]] = value
+        asked = {"project": self._project, "values": dict(self.values), "known": self.said["known"]}
+        answer: dict[str, Any] = self._server[name]({**asked, **(message or {})})
+        self.values.update(answer.get("values", {}))
+        self.said.update(answer)
         return answer
-
-    def answer(self, name: str, *given: Any) -> dict[str, Any]:
-        """What a handler of an upload answers, by the components' ids."""
-        mark = self.values[self.by_id["recipe-opened"]]
-        return {component.elem_id: value for component, value in self.handlers[name].fn(*given, mark).items()}
 
     @property
     def cards(self) -> str:
-        return unescape(str(self.values[self.by_id["recipe-presets"]]))
+        return unescape(self.said["presets"])
 
     def shows(self, name: str) -> Any:
-        return self.values[self.by_id[f"recipe-{name}"]]
+        """An input's value, by its element's name."""
+        return self.values[SETTINGS[name]]
 
     def note(self, name: str) -> str:
         return unescape(self.raw_note(name))
 
     def raw_note(self, name: str) -> str:
-        return str(self.said()["notes"].get(f"recipe-{name}-note", ""))
-
-    def said(self) -> dict[str, Any]:
-        told: dict[str, Any] = json.loads(self.values[self.by_id["recipe-hub"]])
-        return told
+        return str(self.said["notes"].get(SETTINGS[name], ""))

@@ -75,15 +75,10 @@ def logged_in(studio: Running) -> httpx.Client:
     return client
 
 
-def functions_of(build: Callable[..., Any], studio: Any) -> tuple[Any, dict[str, Any], Any]:
-    """(page, handler by name, project box) of a page built in Blocks of its own."""
+def functions_of(build: Callable[[Any], None], studio: Any) -> dict[str, Any]:
+    """The handlers by name of a page built in Blocks of its own."""
     import gradio as gr
 
     with gr.Blocks() as blocks:
-        project_id = gr.Textbox()
-        page = build(studio, project_id)
-    handlers: dict[str, Any] = {}
-    for function in blocks.fns.values():
-        if function.fn is not None:
-            handlers[function.fn.__name__] = function
-    return page, handlers, project_id
+        build(studio)
+    return {function.fn.__name__: function for function in blocks.fns.values() if function.fn is not None}

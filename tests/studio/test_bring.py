@@ -58,27 +58,26 @@ def test_a_recipe_of_another_program_is_shown_taken_and_undone(
     page.call("check", train_steps="900", adapter_rank="8")
     before, preset = project.config(), project.preset
     files = dropped(studio, train__sh=KOHYA)
-    answer = page.answer("look", files)
-    report = str(answer["recipe-report"])
+    report = recipe.look(studio, files, project.id)
     assert "train.sh: kohya sd-scripts" in report and "1 unknown" in report
     assert "does nothing for a LoRA" in report and "&lt;b&gt;3" in report and "<b>3</b>" not in report
     assert project.config() == before, "nothing is changed yet"
     assert not Path(files[0]).exists(), "uploads do not stay"
-    page.call("press", event=buttons(report)[0])
+    page.call("press", buttons(report)[0])
     taken = project.config()
     assert (taken.adapter.rank, taken.adapter.alpha, taken.train.steps) == (32, 16.0, 700)
     assert taken.model.base == "stabilityai/stable-diffusion-xl-base-1.0" and project.preset == ""
     assert Path(taken.dataset.path) == project.root and taken.dataset.trigger == "zwx cat"
     assert page.shows("train-steps") == "700"
-    page.call("press", event=buttons(str(page.shows("report")))[0])
+    page.call("press", buttons(page.said["report"])[0])
     assert project.config() == before and project.preset == preset, "and put back, with what was typed"
-    assert "as it was before" in str(page.shows("report")) and "Redo" in str(page.shows("report"))
+    assert "as it was before" in page.said["report"] and "Redo" in page.said["report"]
 
 
 def test_the_draft_goes_to_kohya_as_files(page: RecipePage, project: Project, studio: Studio) -> None:
     with pytest.raises(UserError, match="cannot load the included demo model"):
         recipe.export_kohya(studio, {"project": project.id})
-    page.call("press", event={"preset": "sdxl-person"})
+    page.call("press", {"preset": "sdxl-person"})
     answer = recipe.export_kohya(studio, {"project": project.id})
     name = project.id
     assert set(answer["files"]) == {f"{name}.toml", f"{name}.dataset.toml", f"{name}.prompts.txt"}
@@ -89,8 +88,8 @@ def test_the_draft_goes_to_kohya_as_files(page: RecipePage, project: Project, st
 def test_a_part_of_a_recipe_changes_what_it_says(page: RecipePage, project: Project, studio: Studio) -> None:
     page.call("check", train_steps="900")
     prompts = "zwx cat on a boat --w 256 --h 192\na boat\n"
-    report = str(page.answer("look", dropped(studio, prompts__txt=prompts))["recipe-report"])
-    page.call("press", event=buttons(report)[0])
+    report = recipe.look(studio, dropped(studio, prompts__txt=prompts), project.id)
+    page.call("press", buttons(report)[0])
     assert project.config().samples.prompts == ("zwx cat on a boat", "a boat")
     assert (project.config().samples.width, project.config().train.steps) == (256, 900)
 
@@ -132,8 +131,8 @@ def test_files_that_a_recipe_names_are_dropped_with_it(studio: Studio, tmp_path:
 def test_what_is_no_recipe_is_said(page: RecipePage, project: Project, studio: Studio) -> None:
     before = project.config()
     for name, text in (("a__json", "{}"), ("a__yaml", "x: !!python/name:os.system"), ("a__toml", "x = [")):
-        report = str(page.answer("look", dropped(studio, **{name: text}))["recipe-report"])
+        report = recipe.look(studio, dropped(studio, **{name: text}), project.id)
         assert 'class="notice bad"' in report and "data-recipe" not in report
     for text in ('{"train": {"steps": "many"}}', "[" * 9, "7", 7):
-        page.call("press", event={"recipe": text})
+        page.call("press", {"recipe": text})
     assert project.config() == before

@@ -39,11 +39,11 @@ def test_a_button_adds_another_project(studio: Studio, luna: Project, mia: Proje
     note = page.note("dataset-subsets")
     assert "Add a project as a concept" in note and "&lt;b&gt;" in page.raw_note("dataset-subsets")
     assert unescape(note).count("../") == len(studio.workspace.list_projects()) - 1
-    page.call("press", event={"set": {"dataset.subsets": [f"../{mia.id}"]}})
+    page.call("press", {"set": {"dataset.subsets": [f"../{mia.id}"]}})
     assert page.shows("dataset-subsets") == f"../{mia.id}"
     assert luna.config().dataset.subsets[0].path == f"../{mia.id}"
     assert f'"../{mia.id}"]' not in page.note("dataset-subsets")
-    said = re.sub(r"<[^>]+>", "|", unescape(str(page.shows("summary"))))
+    said = re.sub(r"<[^>]+>", "|", unescape(page.said["summary"]))
     assert "qrt cat: 3 photos = 3 looks an epoch (43%)" in said
 
 

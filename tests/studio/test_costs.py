@@ -39,7 +39,7 @@ def test_the_price_of_a_card_is_put_in_from_the_list(studio: Studio, luna: Proje
     note = page.note("machine-price-per-hour")
     assert "What cards were rented out for in 2026" in note and note.count("<button") == len(RENTS)
     assert ">RTX 4090 $0.69<" in note and '"machine.price_per_hour": 0.69' in note
-    page.call("press", event={"set": {"machine.price_per_hour": 0.69, "machine.currency": "$"}})
+    page.call("press", {"set": {"machine.price_per_hour": 0.69, "machine.currency": "$"}})
     assert luna.config().machine.price_per_hour == 0.69
     assert "rented out" not in page.note("machine-price-per-hour")
     four = rents_html(TrainConfig(), {"name": "NVIDIA GeForce RTX 4090", "count": 4})

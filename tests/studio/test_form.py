@@ -1,17 +1,27 @@
-"""The form: every setting has a widget, nothing typed is lost, sentences land beside their field."""
+"""The form: every setting has an input, nothing typed is lost, sentences land beside their field."""
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from html import unescape
+from html.parser import HTMLParser
 from typing import Any
 
-import gradio as gr
 import pytest
 
-from studio.form import Form, build_form, note_html, number_text, read, read_what_is_right, shown, typed
+from studio.form import (
+    annotated,
+    filled,
+    form_html,
+    note_html,
+    number_text,
+    raw_values,
+    read,
+    read_what_is_right,
+    shown,
+    typed,
+)
 from trainer.contract.config import TrainConfig
 from trainer.contract.errors import ConfigError
 from trainer.contract.fields import RECORDS, flatten, nest, parse
@@ -54,39 +64,79 @@ def away_from_default() -> TrainConfig:
     return config
 
 
-@functools.cache
-def made(hidden: tuple[str, ...] = ()) -> Form:
-    """A form in Blocks of its own; making one takes a second."""
-    with gr.Blocks():
-        return build_form(hidden=hidden)
-
-
-def test_round_trip_through_the_widgets_is_the_identity() -> None:
-    form = made()
-    assert set(form.fields) == set(RECORDS)
+def test_round_trip_through_the_inputs_is_the_identity() -> None:
     for config in (away_from_default(), TrainConfig()):
-        values = form.filled(config)
-        # What the browser sends back and Gradio's preprocessing hands to a handler:
-        sent = {
-            component: component.preprocess(component.postprocess(value))
-            for component, value in values.items()
-        }
-        assert read(form.raw(sent)) == config
+        sent = json.loads(json.dumps(filled(config, RECORDS)))
+        assert read(raw_values(sent, RECORDS)) == config
+        backwards = dict(reversed(list(sent.items())))
+        assert read(raw_values(backwards, RECORDS)) == config
 
 
-def test_handlers_get_a_set_and_the_order_does_not_matter() -> None:
-    form = made()
-    assert isinstance(form.inputs, set) and form.inputs == set(form.widgets)
-    values = form.filled(away_from_default())
-    backwards = dict(reversed(list(values.items())))
-    assert read(form.raw(backwards)) == away_from_default()
-
-
-def test_settings_without_a_widget_come_from_the_recipe() -> None:
-    form = made(hidden=("dataset.path", "model.family"))
-    assert "dataset.path" not in form.fields
+def test_settings_without_an_input_come_from_the_recipe() -> None:
     config = away_from_default()
-    assert read(form.raw(form.filled(config)), config) == config
+    asked = [path for path in RECORDS if path not in ("dataset.path", "model.family")]
+    sent = filled(config, RECORDS)
+    assert set(raw_values(sent, asked)) == set(asked)
+    assert read(raw_values(sent, asked), config) == config
+
+
+def test_nonsense_from_a_browser_is_text_or_nothing() -> None:
+    assert raw_values(None, RECORDS) == raw_values(["train.steps"], RECORDS) == {}
+    sent = {"train.steps": None, "samples.prompts": 7, "dataset.flip": "yes", "evil": 1}
+    raw = {"train.steps": "None", "samples.prompts": "7", "dataset.flip": False}
+    assert raw_values(sent, RECORDS) == raw
+
+
+class Inputs(HTMLParser):
+    """Of a form: {setting: (tag, attributes)}, labels by what they are for, options by setting."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.inputs: dict[str, tuple[str, dict[str, str | None]]] = {}
+        self.labels: dict[str, str] = {}
+        self.options: dict[str, list[str]] = {}
+        self.ids: set[str] = set()
+        self._label = self._setting = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, pairs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(pairs)
+        if identity := attributes.get("id"):
+            assert identity not in self.ids
+            self.ids.add(identity)
+        if setting := attributes.get("data-setting"):
+            assert setting not in self.inputs
+            self.inputs[setting] = (tag, attributes)
+        if tag == "select":
+            self._setting = setting or ""
+        if tag == "option":
+            self.options.setdefault(self._setting, []).append(attributes["value"] or "")
+        self._label = attributes["for"] or "" if tag == "label" and "for" in attributes else ""
+
+    def handle_data(self, data: str) -> None:
+        if self._label:
+            self.labels[self._label] = data
+            self._label = ""
+
+
+def test_every_setting_has_an_input_of_its_kind() -> None:
+    form = Inputs(form_html(RECORDS))
+    assert set(form.inputs) == set(RECORDS)
+    kinds = {"switch": "checkbox", "text": "text", "integer": "text", "number": "text"}
+    tags = {"choice": "select", "lines": "textarea"}
+    for path, record in RECORDS.items():
+        tag, attributes = form.inputs[path]
+        assert (tag, attributes.get("type")) == (tags.get(record.kind, "input"), kinds.get(record.kind))
+        assert form.labels[attributes["id"] or ""].startswith(record.label)
+        assert set((attributes["aria-describedby"] or "").split()) <= form.ids
+        if record.kind == "choice":
+            assert form.options[path] == list(record.choices)
+
+
+def test_settings_that_are_not_asked_for_have_no_input() -> None:
+    asked = [path for path in RECORDS if not path.startswith("notify.")]
+    text = form_html(asked)
+    assert set(Inputs(text).inputs) == set(asked) and "Webhooks" not in text
 
 
 @pytest.mark.parametrize(
@@ -136,21 +186,19 @@ def test_several_settings_that_do_not_go_with_the_others_are_all_told() -> None:
 
 
 def test_sentences_land_below_their_field_with_its_name() -> None:
-    form = made()
     config, problems = read_what_is_right({"train.learning_rate": "fast"}, TrainConfig())
     finding = Finding("warning", "train.steps", "Too few.", {"train.steps": 600}, "Use 600 steps")
-    notes = form.annotated(config, problems, [finding], None)
-    rate = notes[form.fields["train.learning_rate"].note]
+    notes = annotated(config, problems, [finding], None)
+    rate = notes["train.learning_rate"]
     assert unescape(rate).count("Learning rate = 'fast' is not allowed; give a number above 0") == 1
     assert 'role="alert"' in rate
-    steps = notes[form.fields["train.steps"].note]
+    steps = notes["train.steps"]
     assert "Too few." in steps and "Use 600 steps" in steps
     assert [note for note in notes.values() if note] == [rate, steps] or [steps, rate]
     assert sum(bool(note) for note in notes.values()) == 2
 
 
 def test_beside_a_wrong_value_nothing_is_said_of_the_one_before() -> None:
-    form = made()
     lines = ["../mia | resolution = 20", "../mia | keep_token = 2"]
     for line, sentence in zip(
         lines,
@@ -163,9 +211,7 @@ def test_beside_a_wrong_value_nothing_is_said_of_the_one_before() -> None:
         config, problems = read_what_is_right({"dataset.subsets": line}, TrainConfig())
         old = Finding("warning", "dataset.subsets", "Of before.", rule="some_rule")
         elsewhere = Finding("warning", "dataset.subsets", "Changed in another tab.")
-        note = unescape(
-            form.annotated(config, problems, [old, elsewhere], None)[form.fields["dataset.subsets"].note]
-        )
+        note = unescape(annotated(config, problems, [old, elsewhere], None)["dataset.subsets"])
         assert sentence in note and "Of before." not in note and "Changed in another tab." in note
 
 
@@ -176,22 +222,19 @@ def test_the_button_of_a_fix_carries_its_values() -> None:
     assert attribute
     values = json.loads(unescape(attribute[1]))
     assert values == {"samples.prompts": ['a "b" <c> & d', "e"], "dataset.resolution": None}
-    form = made()
-    patched = form.patched(values)
-    assert patched[form.fields["samples.prompts"].widget] == 'a "b" <c> & d\ne'
-    assert patched[form.fields["dataset.resolution"].widget] == ""
-    assert form.patched({"no.such": 1}) == {}
+    record = RECORDS["samples.prompts"]
+    assert shown(record, values["samples.prompts"]) == 'a "b" <c> & d\ne'
+    assert shown(RECORDS["dataset.resolution"], None) == ""
 
 
 def test_a_changed_setting_shows_the_way_back_to_the_preset() -> None:
-    form = made()
     reference = TrainConfig()
     config = parse({"train": {"steps": 5}, "dataset": {"flip": True}})
-    notes = form.annotated(config, {}, [], reference)
-    marked = {path for path, field in form.fields.items() if notes[field.note]}
+    notes = annotated(config, {}, [], reference)
+    marked = {path for path, said in notes.items() if said}
     assert marked == {"train.steps", "dataset.flip"}
-    assert "↺ 1000" in notes[form.fields["train.steps"].note]
-    assert "↺ off" in notes[form.fields["dataset.flip"].note]
+    assert "↺ 1000" in notes["train.steps"]
+    assert "↺ off" in notes["dataset.flip"]
 
 
 def test_what_users_type_is_escaped() -> None:
@@ -200,5 +243,4 @@ def test_what_users_type_is_escaped() -> None:
     note = note_html(RECORDS["train.steps"], problems["train.steps"], [], usual=5)
     assert "<img" not in note
     config = parse({"samples": {"prompts": [evil]}})
-    form = made()
-    assert "<img" not in "".join(form.annotated(TrainConfig(), {}, [], config).values())
+    assert "<img" not in "".join(annotated(TrainConfig(), {}, [], config).values())

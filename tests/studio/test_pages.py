@@ -49,7 +49,7 @@ def test_every_skipped_file_gets_its_sentence() -> None:
 
 def upload(studio: Studio, files: list[Path], project: str) -> tuple[dict[str, Any], list[str]]:
     """What the panel is told, and what the progress bar said."""
-    _, handlers, _ = functions_of(photos.build, studio)
+    handlers = functions_of(photos.build, studio)
     said: list[str] = []
     cleared, outcome = handlers["add"].fn(
         [str(file) for file in files], project, progress=lambda *_, desc: said.append(desc)

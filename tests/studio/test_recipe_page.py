@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import gradio as gr
 import pytest
 from recipe_driver import RecipePage
 
 from studio.bring import bring, take
 from studio.context import Studio
-from studio.form import Form, build_form, merge_typed
+from studio.form import annotated, merge_typed
 from studio.pages import recipe
 from studio.projects import Project
 from studio.recipes import draft, export_text, rename_trigger, verdict
@@ -165,17 +163,16 @@ def test_typing_is_checked_and_kept(page: RecipePage, project: Project) -> None:
     page.call("check", train_steps="abc", train_batch_size="4")
     assert "Steps = 'abc' is not allowed; give a whole number from 1 to 1000000" in page.note("train-steps")
     assert (project.config().train.steps, project.config().train.batch_size) == (900, 4), "the rest is kept"
-    start = page.values[page.by_id["recipe-start"]]
-    assert start["interactive"] is False
-    assert "Correct the settings marked in red" in str(page.values[page.by_id["recipe-summary"]])
+    assert page.said["ready"] is False
+    assert "Correct the settings marked in red" in page.said["summary"]
 
 
 def test_a_fix_and_the_way_back(page: RecipePage, project: Project) -> None:
     rank = project.config().adapter.rank
     page.call("check", adapter_alpha="64")
     assert f"Alpha 64 at rank {rank}" in page.note("adapter-alpha")
-    page.call("press", event={"set": {"adapter.alpha": float(rank), "output.evil": 1}})
-    assert page.values[page.by_id["recipe-adapter-alpha"]] == str(rank)
+    page.call("press", {"set": {"adapter.alpha": float(rank), "output.evil": 1}})
+    assert page.shows("adapter-alpha") == str(rank)
     assert project.config().adapter.alpha == rank and page.note("adapter-alpha") == ""
 
 
@@ -196,7 +193,7 @@ def test_two_tabs_write_only_what_was_changed_in_them(
         "train-learning-rate"
     ), "a wrong value stays where it was typed"
 
-    page.call("press", event={"set": {"adapter.rank": 5}})  # the button "Show it here"
+    page.call("press", {"set": {"adapter.rank": 5}})  # the button "Show it here"
     assert page.shows("adapter-rank") == "5" and "another tab" not in page.note("adapter-rank")
     page.call("check", samples_prompts="a ship")
     assert "another tab" not in page.note("samples-prompts"), "who types over it has decided"
@@ -215,7 +212,7 @@ def test_a_start_shows_first_what_another_tab_changed(
     )
     RecipePage(studio, project).call("check", adapter_rank="5", train_steps="900")
     answer = page.call("launch", train_seed="7")
-    assert "Another tab changed Rank, Steps; look at what is shown now" in str(list(answer.values()))
+    assert "Another tab changed Rank, Steps; look at what is shown now" in answer["answer"]
     assert not started and (page.shows("adapter-rank"), page.shows("train-seed")) == ("5", "7")
     page.call("launch")
     assert (started[0].adapter.rank, started[0].train.steps, started[0].train.seed) == (5, 900, 7)
@@ -223,71 +220,51 @@ def test_a_start_shows_first_what_another_tab_changed(
 
 def test_what_the_browser_sends_as_known_is_not_trusted(page: RecipePage, project: Project) -> None:
     for nonsense in ("", "[]", "{", '{"output.evil": 1, "train.steps": "x"}', '{"train.steps": {}}'):
-        page.values[page.by_id["recipe-known"]] = nonsense
+        page.said["known"] = nonsense
         page.call("check", train_steps="901")
         assert project.config().output.name and "evil" not in (project.root / "recipe.toml").read_text()
 
 
 def test_a_preset_fills_the_form(page: RecipePage, project: Project) -> None:
     page.call("check", train_restarts="9")
-    page.call("press", event={"preset": "sdxl-style"})
-    assert page.values[page.by_id["recipe-train-restarts"]] == "3"
+    page.call("press", {"preset": "sdxl-style"})
+    assert page.shows("train-restarts") == "3"
     assert project.config().adapter.targets == "transformer+conv" and project.preset == "sdxl-style"
-    assert 'data-preset="sdxl-style" aria-pressed="true"' in str(page.values[page.by_id["recipe-presets"]])
+    assert 'data-preset="sdxl-style" aria-pressed="true"' in page.said["presets"]
 
 
 def test_a_card_is_put_over_every_goal(page: RecipePage, project: Project) -> None:
-    page.call("press", event={"preset": "sdxl-style"})
+    page.call("press", {"preset": "sdxl-style"})
     page.call("check", train_seed="7")
-    page.call("press", event={"card": 8})
+    page.call("press", {"card": 8})
     config = project.config()
     assert (config.train.batch_size, config.train.gradient_accumulation) == (1, 2)
     assert (config.model.quantize, config.train.seed) == ("int8", 7), "and what was typed stays"
     assert 'data-card="0" aria-pressed="true">8 GB' in page.cards and "Made to fit 8 GB" in page.cards
     assert "1 setting is changed" in page.cards, "only the seed"
-    page.call("press", event={"preset": "sdxl-person"})
+    page.call("press", {"preset": "sdxl-person"})
     assert project.config().model.quantize == "int8", "another goal is made to fit too"
-    page.call("press", event={"preset": "flux-subject"})
+    page.call("press", {"preset": "flux-subject"})
     assert "does not fit 8 GB" in page.cards
-    page.call("press", event={"preset": "sdxl-style"})
-    page.call("press", event={"card": 0})
+    page.call("press", {"preset": "sdxl-style"})
+    page.call("press", {"card": 0})
     config = project.config()
     assert (config.train.batch_size, config.model.quantize) == (2, "none")
     assert "is changed" not in page.cards and "Made to fit" not in page.cards
-    page.call("press", event={"card": "8"})
+    page.call("press", {"card": "8"})
     assert project.memory_gib == 0, "no card of that name"
 
 
 def test_a_goal_has_one_card_and_its_paces(page: RecipePage, project: Project) -> None:
     assert page.cards.count('class="preset" data-preset="sdxl-person') == 1
-    page.call("press", event={"preset": "sdxl-person"})
+    page.call("press", {"preset": "sdxl-person"})
     assert 'data-preset="sdxl-person-careful" aria-pressed="false">Careful' in page.cards
-    page.call("press", event={"preset": "sdxl-person-careful"})
+    page.call("press", {"preset": "sdxl-person-careful"})
     assert page.cards.count('class="preset" data-preset="sdxl-person') == 1
     assert 'data-preset="sdxl-person-careful" aria-pressed="true">Careful' in page.cards
     assert '<details class="guides"><summary>From guides (6)' in page.cards
-    page.call("press", event={"preset": "sd35-guide-rank128"})
+    page.call("press", {"preset": "sd35-guide-rank128"})
     assert '<details class="guides" open>' in page.cards and 'aria-label="Pace"' not in page.cards
-
-
-@pytest.mark.parametrize("mark", ["", "luna", "other 01234567"])
-def test_nothing_is_kept_before_the_whole_recipe_is_there(
-    project: Project, page: RecipePage, mark: str
-) -> None:
-    """While another recipe opens, some widgets still show the last one's: they must not be saved."""
-    page.values[page.by_id["recipe-opened"]] = mark
-    before = project.config()
-    page.call("check", train_steps="5")
-    page.call("press", event={"preset": "sdxl-style"})
-    assert "just being opened" in str(list(page.call("launch").values()))
-    assert project.config() == before and project.preset == "demo"
-
-
-def test_a_recipe_opens_between_its_two_marks(studio: Studio, project: Project, page: RecipePage) -> None:
-    """Gradio applies an answer in this order."""
-    ids = [component.elem_id for component in page.page.outputs]
-    assert (ids[0], ids[-1]) == ("recipe-opening", "recipe-opened")
-    assert page.shows("opening") == page.shows("opened") != RecipePage(studio, project).shows("opened")
 
 
 def test_start_says_what_is_in_the_way(
@@ -298,15 +275,15 @@ def test_start_says_what_is_in_the_way(
 
     monkeypatch.setattr(studio.jobs, "start", refuse)
     answer = page.call("launch")
-    assert "20260101-cat is being trained now" in str(list(answer.values()))
+    assert "20260101-cat is being trained now" in answer["answer"]
     started: list[Any] = []
     monkeypatch.setattr(
         studio.jobs, "start", lambda *arguments: started.append(arguments) or SimpleNamespace(id="run-1")
     )
     answer = page.call("launch", train_steps="50")
-    assert "run-1" in answer.values() and started[0][1].train.steps == 50
+    assert answer["run"] == "run-1" and started[0][1].train.steps == 50
     answer = page.call("launch", train_steps="")
-    assert len(started) == 1 and "Correct the settings" in str(list(answer.values()))
+    assert len(started) == 1 and "Correct the settings" in answer["answer"]
 
 
 def test_the_curve_is_drawn_for_every_scheduler() -> None:
@@ -388,7 +365,7 @@ def test_a_base_that_is_typed_keeps_the_family_and_offers_others(page: RecipePag
     assert project.config().model.family == "flux"
     assert "Trained as FLUX.1." in page.note("model-base")
     assert '"model.family": "sd15"' in page.note("model-base")
-    page.call("press", event={"set": {"model.family": "sd15"}})
+    page.call("press", {"set": {"model.family": "sd15"}})
     assert project.config().model.family == "sd15" and project.config().model.base == "me/my-own-<b>model"
     page.call("check", train_steps="77")  # and stays so
     assert project.config().model.family == "sd15"
@@ -401,14 +378,14 @@ def test_what_the_new_family_cannot_have_is_settled_and_said(page: RecipePage, p
     train = project.config().train
     assert (train.text_encoder_lr, train.text_encoder_2_lr, train.steps) == (0, 0, 77)
     assert (page.shows("train-text-encoder-lr"), page.shows("train-text-encoder-2-lr")) == ("0", "0")
-    assert page.shows("start")["interactive"] is True and project.config().model.family == "flux"
+    assert page.said["ready"] is True and project.config().model.family == "flux"
     why = "FLUX.1 can train no text encoder."
     assert f"Text encoder learning rate was set to 0: {why}" in page.note("model-base")
     page.call("check", train_seed="5")
     assert f"Second encoder's rate was set to 0: {why}" in page.note("model-base"), "it stays said"
     page.call("check", model_base="demo", train_text_encoder_2_lr="1e-5")
     assert project.config().train.text_encoder_2_lr == 1e-5 and why not in page.note("model-base")
-    page.call("press", event={"set": {"model.base": DEV}})
+    page.call("press", {"set": {"model.base": DEV}})
     assert page.shows("train-text-encoder-2-lr") == "0" and why in page.note("model-base")
 
 
@@ -416,56 +393,26 @@ def test_what_is_typed_against_the_family_is_told(page: RecipePage, project: Pro
     page.call("check", model_base=DEV)
     page.call("check", train_text_encoder_lr="1e-5")
     assert "FLUX.1 can train no text encoder; set it to 0" in page.note("train-text-encoder-lr")
-    assert page.shows("start")["interactive"] is False and page.shows("train-text-encoder-lr") == "1e-5"
+    assert page.said["ready"] is False and page.shows("train-text-encoder-lr") == "1e-5"
     page.call("check", train_text_encoder_lr="0")
-    assert page.shows("start")["interactive"] is True
+    assert page.said["ready"] is True
 
 
 def test_every_preset_leads_to_every_base(page: RecipePage, project: Project) -> None:
     """Whatever a preset sets, choosing a base after it leaves nothing that cannot be."""
     for preset in {preset.family: preset for preset in PRESETS}.values():
         for base in ("demo", *(row.bases[-1].id for row in CATALOGUE.values())):
-            page.call("press", event={"preset": preset.key})
+            page.call("press", {"preset": preset.key})
             page.call("check", model_base=base)
-            assert "cannot" not in str(page.shows("summary")), (preset.key, base)
-            assert page.shows("start")["interactive"] is True and project.config().model.base == base
+            assert "cannot" not in page.said["summary"], (preset.key, base)
+            assert page.said["ready"] is True and project.config().model.base == base
 
 
 def test_the_way_back_to_a_value_that_cannot_be_is_not_offered(page: RecipePage, project: Project) -> None:
     reference = parse({"train": {"text_encoder_lr": 1e-3, "steps": 5}})
-    form, config = recipe_form(), parse({"model": {"family": "flux", "base": DEV}})
-    notes = form.annotated(config, {}, [], reference)
-    assert "reset" in notes[form.fields["train.steps"].note]
-    assert "reset" not in notes[form.fields["train.text_encoder_lr"].note]
-
-
-def recipe_form() -> Form:
-    with gr.Blocks():
-        return build_form()
-
-
-def test_what_was_typed_just_before_a_preset_does_not_come_back(page: RecipePage, project: Project) -> None:
-    """The check of the last keys is on its way while the preset is chosen, and comes in after it."""
-    late = RecipePage.__new__(RecipePage)
-    late.__dict__ = {**page.__dict__, "values": dict(page.values)}
-    page.call("press", event={"preset": "sdxl-style"}, train_steps="77")
-    chosen = project.config()
-    late.call("check", train_steps="778")
-    assert project.config() == chosen
-    page.call("check", train_seed="9")
-    assert project.config().train.seed == 9 and "another tab" not in page.note("train-steps")
-
-
-def test_a_form_whose_replacement_never_came_is_used_again(
-    page: RecipePage, project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    late = RecipePage.__new__(RecipePage)
-    late.__dict__ = {**page.__dict__, "values": dict(page.values)}
-    page.call("press", event={"preset": "sdxl-style"})
-    now = time.monotonic()
-    monkeypatch.setattr(recipe, "monotonic", lambda: now + recipe.PATIENCE + 1)
-    late.call("check", train_seed="778")
-    assert project.config().train.seed == 778
+    notes = annotated(parse({"model": {"family": "flux", "base": DEV}}), {}, [], reference)
+    assert "reset" in notes["train.steps"]
+    assert "reset" not in notes["train.text_encoder_lr"]
 
 
 def test_every_base_of_the_catalogue_can_be_chosen(page: RecipePage, project: Project) -> None:
