@@ -6,6 +6,7 @@ Each module has
   embeddings and modulations must not be zero, or pictures could not tell models apart;
 - ``TARGETS``: {base id: {``adapter.targets``: number of modules}} that a LoRA gets at full size;
 - ``READ_BY_DIFFUSERS``: the export formats that diffusers' ``load_lora_weights`` reads for this family;
+- ``TOLD_BY`` (optional): arguments of ``build``, for a model with all that the names in files are told by;
 - ``PROMPT_INPUTS`` (optional): more arguments of the pipeline's call with a prompt; None leaves one out;
 - ``encode(vae, pixels)`` (optional): what the VAE itself gives, where that is not a plain posterior's mode;
 - ``drawn(family, latents)`` (optional): what the pipeline gives as "latent", as it takes latents;

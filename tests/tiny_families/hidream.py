@@ -53,7 +53,7 @@ def build(folder: Path, seed: int = 0) -> Path:
             patch_size=2,
             in_channels=4,
             num_layers=1,
-            num_single_layers=2,
+            num_single_layers=1,
             attention_head_dim=8,
             num_attention_heads=4,
             caption_channels=[24, 16],
@@ -62,7 +62,7 @@ def build(folder: Path, seed: int = 0) -> Path:
             num_activated_experts=2,
             axes_dims_rope=(4, 2, 2),
             max_resolution=(8, 8),
-            llama_layers=[0, 1, 1],
+            llama_layers=[0, 1],
         ),
     ).save_pretrained(folder)
     return folder

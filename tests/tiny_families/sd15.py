@@ -28,7 +28,9 @@ def build(folder: Path, seed: int = 0, second: bool = False, layers: int = 1) ->
     tokenizer = tiny_tokenizer(folder / "tokenizer")
     unet = UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(16, 32, 32, 32),
+        block_out_channels=(16, 32, 32),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=layers,
         attention_head_dim=8,
         cross_attention_dim=16,

@@ -14,10 +14,11 @@ SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 TARGETS = {SDXL: {"attention": 560, "transformer": 722, "transformer+conv": 722 + 17 * 3 + 11 + 4}}
 PROMPT_INPUTS = {"negative_prompt": None}  # for which the pipeline has zeros
 READ_BY_DIFFUSERS = ("kohya", "diffusers")
+TOLD_BY = {"layers": 2}  # which is what the original code's numbers of blocks go by
 
 
-def build(folder: Path, seed: int = 0) -> Path:
-    return tiny_sdxl(folder, seed=seed)
+def build(folder: Path, seed: int = 0, layers: int = 1) -> Path:
+    return tiny_sdxl(folder, seed=seed, layers=layers)
 
 
 def original(folder: Path) -> dict[str, Tensor] | None:

@@ -29,7 +29,7 @@ from trainer.contract.lora_header import families_of
 from trainer.contract.runs import RunFolder
 from trainer.contract.settings.adapter import AdapterSettings
 from trainer.export import FORMATS, Format, save_lora, tensors_in
-from trainer.families.base import Geometry, ModelFamily, family_class, load_family
+from trainer.families.base import Geometry, ModelFamily, TextEmbeds, family_class, load_family
 from trainer.lora_file import read_lora
 from trainer.losses import mse
 from trainer.source import resolve
@@ -39,14 +39,15 @@ from .test_offload import one_step, take_away
 
 CPU = torch.device("cpu")
 PROMPT, SIDE = "a red fox", 64
+CAPTIONS = ["a fox", "two longer captions, of different length"]
 
 everywhere = pytest.mark.parametrize("key", KEYS)
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The small model of a family, built when it is first asked for; ``named``, with as many blocks as its
-    LoRAs are told by."""
+    """The small model of a family, built when it is first asked for; ``named``, with all that its files are
+    told by."""
     made: dict[tuple[str, bool], Path] = {}
 
     def base(key: str, named: bool = False) -> Path:
@@ -57,6 +58,21 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return made[at]
 
     return base
+
+
+@pytest.fixture(scope="module")
+def encoded(bases: Any) -> Any:
+    """Two captions and two pictures as a family encodes them, when they are first asked for."""
+    made: dict[str, tuple[list[TextEmbeds], torch.Tensor]] = {}
+
+    def of(key: str) -> tuple[list[TextEmbeds], torch.Tensor]:
+        if key not in made:
+            family = opened(key, bases(key))
+            pixels = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2)) * 2 - 1
+            made[key] = family.encode_captions(CAPTIONS), family.encode_images(pixels)
+        return made[key]
+
+    return of
 
 
 def whole_pipeline(family: ModelFamily, base: Path) -> Any:
@@ -146,18 +162,16 @@ def test_a_lora_with_text_encoders_that_cannot_be_trained_is_told_so(bases: Any,
 
 
 @everywhere
-def test_the_prediction_is_what_the_sampler_follows(key: str, bases: Any) -> None:
+def test_the_prediction_is_what_the_sampler_follows(key: str, bases: Any, encoded: Any) -> None:
     """Two Euler steps by ``predict`` end where the pipeline's own two steps end: timestep scale, sign,
     packing, guidance embedding, masks. (U-Nets predict noise or v: test_sdxl.py has their formulas.)"""
     family = opened(key, bases(key))
     if family.denoiser_part == "unet":
         pytest.skip("no rectified flow")
-    embeds = family.encode_captions([PROMPT, ""])
+    embeds, latents = encoded(key)
     denoiser = family.load_denoiser()
-    pipeline = family.pipeline(denoiser)
-    pipeline.set_progress_bar_config(disable=True)
-    latents = family.encode_images(torch.zeros(1, 3, SIDE, SIDE))
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(4))
+    pipeline = _prepared(family, denoiser)
+    noise = torch.randn(latents[:1].shape, generator=torch.Generator().manual_seed(4))
     final = pipeline(
         **family.pipeline_inputs(embeds[0], embeds[1]),
         latents=family.to_pipeline(noise),
@@ -178,24 +192,21 @@ def test_the_prediction_is_what_the_sampler_follows(key: str, bases: Any) -> Non
 
 
 @everywhere
-def test_the_trainer_is_told_process_and_tokens(key: str, bases: Any) -> None:
+def test_the_trainer_is_told_process_and_tokens(key: str, bases: Any, encoded: Any) -> None:
     """The catalogue's word for the process, and the side of a token in latents (``noise.timesteps``)."""
     family, row = opened(key, bases(key)), CATALOGUE[key]
     assert (family.noise.prediction == "velocity") == (row.process == "flow")
     if row.size_multiple <= 16:  # the small VAEs of the others compress less than the published ones
-        latents = family.encode_images(torch.zeros(1, 3, SIDE, SIDE))
+        _, latents = encoded(key)
         assert SIDE // latents.shape[-1] * family.patch == row.size_multiple
 
 
 @everywhere
-def test_a_sample_is_the_same_alone_and_in_a_batch(key: str, bases: Any) -> None:
+def test_a_sample_is_the_same_alone_and_in_a_batch(key: str, bases: Any, encoded: Any) -> None:
     """Captions of different length: padding and masks must not reach into a sample."""
-    family = opened(key, bases(key))
-    embeds = family.encode_captions(["a fox", "two longer captions, of different length"])
+    family, (embeds, latents) = opened(key, bases(key)), encoded(key)
     denoiser = family.load_denoiser()
-    generator = torch.Generator().manual_seed(6)
-    latents = family.encode_images(torch.zeros(1, 3, SIDE, SIDE))
-    noisy = torch.randn((2, *latents.shape[1:]), generator=generator)
+    noisy = torch.randn(latents.shape, generator=torch.Generator().manual_seed(6))
     t_B, sizes = torch.tensor([0.3, 0.8]), [Geometry.whole(SIDE, SIDE)] * 2
     with torch.no_grad():
         both = family.predict(denoiser, noisy, t_B, embeds, sizes)
@@ -210,7 +221,7 @@ def test_checkpointing_in_half_precision_as_on_a_gpu(key: str, bases: Any) -> No
     """What a GPU does by default, on a processor: a base in bf16 under autocast, activations recomputed."""
     family = load_family(key, resolve(key, str(bases(key))), CPU, torch.bfloat16)
     clean = family.encode_images(torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2)))
-    embeds = family.encode_captions(["a fox", "two longer captions, of different length"])
+    embeds = family.encode_captions(CAPTIONS)
     denoiser = family.load_denoiser()
     add_lora(denoiser, AdapterSettings(rank=2, alpha=2), family.targets["transformer"], 0)
     parameters = lora_parameters({"": denoiser}).values()
@@ -230,13 +241,10 @@ def test_checkpointing_in_half_precision_as_on_a_gpu(key: str, bases: Any) -> No
 
 
 @everywhere
-def test_it_overfits_one_batch(key: str, bases: Any) -> None:
-    family = opened(key, bases(key))
-    generator = torch.Generator().manual_seed(2)
-    clean = family.encode_images(torch.rand(2, 3, SIDE, SIDE, generator=generator) * 2 - 1)
-    noise = torch.randn(clean.shape, generator=generator)
+def test_it_overfits_one_batch(key: str, bases: Any, encoded: Any) -> None:
+    family, (embeds, clean) = opened(key, bases(key)), encoded(key)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
     t_B = family.noise.sample_t(torch.tensor([0.3, 0.6]))
-    embeds = family.encode_captions(["a fox", "two longer captions, of different length"])
     sizes = [Geometry.whole(SIDE, SIDE)] * 2
     denoiser = family.load_denoiser()
     add_lora(denoiser, AdapterSettings(rank=8, alpha=8), family.targets["transformer"], 0)
@@ -244,13 +252,13 @@ def test_it_overfits_one_batch(key: str, bases: Any) -> None:
     optimizer = torch.optim.AdamW(parameters, lr=2e-2)
     mixed, target = family.noise.mix(clean, noise, t_B), family.noise.target(clean, noise, t_B)
     losses = []
-    for _ in range(12):
+    for _ in range(8):
         loss = mse(family.predict(denoiser, mixed, t_B, embeds, sizes), target).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.85 * losses[0], losses
+    assert losses[-1] < 0.9 * losses[0], losses
     touched = [p.grad is not None for p in parameters]
     assert all(touched), f"{touched.count(False)} of {len(touched)} LoRA matrices never get a gradient"
 
@@ -273,7 +281,7 @@ def test_a_run_and_its_files(key: str, bases: Any, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "runs" / "r")
     config = recipe(
         base,
-        draw_masked_project(tmp_path / "photos"),
+        draw_masked_project(tmp_path / "photos", 3),
         model={"family": key},
         dataset={"resolution": SIDE},
         loss={"mask": "normalised"},
@@ -288,12 +296,8 @@ def test_a_run_and_its_files(key: str, bases: Any, tmp_path: Path) -> None:
 
     family = opened(key, base)
     prompt = inputs_for(key, "zwx")
-    plain = draw(family, whole_pipeline(family, base), **prompt)
-    model = family.load_denoiser()
-    merged = with_lora(family, model, weights)
-    inputs = family.pipeline_inputs(*family.encode_captions(["zwx", ""]))
-    trained = draw(family, _prepared(family, merged), **inputs)
-    assert np.abs(trained - plain).max() > 5e-3, "the LoRA does nothing"
+    pipeline = whole_pipeline(family, base)
+    drawn = {"plain": draw(family, pipeline, **prompt)}
     for format in FORMATS:
         file = tmp_path / f"{format}.safetensors"
         save_lora(
@@ -317,9 +321,15 @@ def test_a_run_and_its_files(key: str, bases: Any, tmp_path: Path) -> None:
             again = back[name].up.flatten(1) @ back[name].down.flatten(1) * back[name].scale
             assert torch.allclose(delta, again, atol=1e-5), (format, name)
         if format in tiny(key).READ_BY_DIFFUSERS:
-            pipeline = whole_pipeline(family, base)
             pipeline.load_lora_weights(tmp_path, weight_name=file.name)
-            assert np.abs(draw(family, pipeline, **prompt) - trained).max() < 5e-3, format
+            drawn[format] = draw(family, pipeline, **prompt)
+            pipeline.unload_lora_weights()
+    with_lora(family, getattr(pipeline, family.denoiser_part), weights)
+    trained = draw(family, pipeline, **prompt)
+    assert np.abs(trained - drawn.pop("plain")).max() > 5e-3, "the LoRA does nothing"
+    assert set(drawn) == set(tiny(key).READ_BY_DIFFUSERS)
+    for format, picture in drawn.items():
+        assert np.abs(picture - trained).max() < 5e-3, format
 
 
 def with_lora(family: ModelFamily, denoiser: nn.Module, weights: Any) -> nn.Module:
@@ -371,7 +381,7 @@ def test_a_checkpoint_in_one_file(
     key: str, bases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The original code's layout is recognised, and gives the same prediction as the folder."""
-    base = bases(key)
+    base = bases(key, named=True)
     tensors = tiny(key).original(base)
     if tensors is None:
         pytest.skip("no such file, or tested elsewhere")
@@ -396,7 +406,7 @@ def test_a_comfyui_file_fits_the_original_checkpoint(
     key: str, bases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Merged into a checkpoint of the original layout by its own names, it is the LoRA that was trained."""
-    base = bases(key)
+    base = bases(key, named=True)
     tensors = tiny(key).original(base)
     if tensors is None:
         pytest.skip("no such file, or tested elsewhere")
@@ -423,24 +433,26 @@ def test_a_comfyui_file_fits_the_original_checkpoint(
 
 
 @everywhere
-@pytest.mark.parametrize("quantization", ["int8", "nf4"])
-def test_a_quantised_base_trains(key: str, quantization: str, bases: Any) -> None:
-    pytest.importorskip({"int8": "torchao", "nf4": "bitsandbytes"}[quantization])
-    plain, family = opened(key, bases(key)), opened(key, bases(key), quantized=quantization)
-    embeds = family.encode_captions([PROMPT])
-    latents = family.encode_images(torch.zeros(1, 3, SIDE, SIDE))
-    inputs = (torch.randn(latents.shape, generator=torch.Generator().manual_seed(3)), torch.tensor([0.5]))
-    denoiser = family.load_denoiser()
+def test_a_quantised_base_trains(key: str, bases: Any, encoded: Any) -> None:
+    embeds, latents = encoded(key)
+    inputs = (torch.randn(latents[:1].shape, generator=torch.Generator().manual_seed(3)), torch.tensor([0.5]))
+    step = (*inputs, embeds[:1], [Geometry.whole(SIDE, SIDE)])
+    plain = opened(key, bases(key))
     with torch.no_grad():
-        exact = plain.predict(plain.load_denoiser(), *inputs, embeds, [Geometry.whole(SIDE, SIDE)])
-        rough = family.predict(denoiser, *inputs, embeds, [Geometry.whole(SIDE, SIDE)])
-    error = ((rough - exact).norm() / exact.norm()).item()
-    assert 0 < error < {"int8": 0.05, "nf4": 0.5}[quantization]
-    add_lora(denoiser, AdapterSettings(rank=2, alpha=2), family.targets["transformer"], 0)
-    family.predict(denoiser, *inputs, embeds, [Geometry.whole(SIDE, SIDE)]).sum().backward()
-    ups = [p for n, p in lora_parameters({"": denoiser}).items() if "lora_B" in n]
-    assert ups and all(p.grad is not None and bool(p.grad.isfinite().all()) for p in ups)
-    assert len(lora_weights({"": denoiser})) == len(ups)
+        exact = plain.predict(plain.load_denoiser(), *step)
+    for quantization, library, most in (("int8", "torchao", 0.05), ("nf4", "bitsandbytes", 0.5)):
+        pytest.importorskip(library)
+        family = opened(key, bases(key), quantized=quantization)
+        denoiser = family.load_denoiser()
+        with torch.no_grad():
+            rough = family.predict(denoiser, *step)
+        error = ((rough - exact).norm() / exact.norm()).item()
+        assert 0 < error < most, quantization
+        add_lora(denoiser, AdapterSettings(rank=2, alpha=2), family.targets["transformer"], 0)
+        family.predict(denoiser, *step).sum().backward()
+        ups = [p for n, p in lora_parameters({"": denoiser}).items() if "lora_B" in n]
+        assert ups and all(p.grad is not None and bool(p.grad.isfinite().all()) for p in ups), quantization
+        assert len(lora_weights({"": denoiser})) == len(ups), quantization
 
 
 def test_diffusers_is_the_version_that_was_tried() -> None:
@@ -448,21 +460,20 @@ def test_diffusers_is_the_version_that_was_tried() -> None:
 
 
 @everywhere
-def test_blocks_can_lie_in_ram(key: str, bases: Any, photos: Path) -> None:
+def test_blocks_can_lie_in_ram(key: str, bases: Any, encoded: Any, photos: Path) -> None:
     """What a step reads of them is fetched; the same comes out."""
     found = []
+    family, model_settings = opened(key, bases(key)), {"family": key, "base": str(bases(key))}
+    embeds, _ = encoded(key)
     for in_ram in (False, True):
-        model_settings = {"family": key, "base": str(bases(key))}
         adapter = {"rank": 2, "targets": "transformer"}
         config = recipe(
             bases(key), photos, model=model_settings, adapter=adapter, machine={"offload": in_ram}
         )
-        family = opened(key, bases(key))
-        embeds = family.encode_captions([PROMPT])
         model = assemble(family, config, Path())
         count = take_away(model)
         assert bool(count) is in_ram
-        found.append(one_step(family, model, embeds))
+        found.append(one_step(family, model, embeds[:1]))
     whole, fetched = found
     for name, expected in whole.items():
         assert torch.allclose(fetched[name], expected, rtol=1e-3, atol=1e-5), name
