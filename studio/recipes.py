@@ -109,12 +109,18 @@ def _plain_photos(folder: Path, stamps: tuple[tuple[str, int], ...]) -> Photos:
     return load_photos(folder)
 
 
+def preset_of(project: Project, presets: list[Preset]) -> Preset | None:
+    """The one that the draft started from."""
+    key = project.preset
+    return next((preset for preset in presets if preset.key == key), None)
+
+
 def verdict(
     project: Project, config: TrainConfig, presets: list[Preset], gpu: dict[str, Any] | None
 ) -> Verdict:
     facts = facts_of(project, config, gpu)
     findings = lint(config, facts)
-    preset = next((preset for preset in presets if preset.key == project.preset), None)
+    preset = preset_of(project, presets)
     reference = fitted(project, preset.apply(config)) if preset else None
     changed = 0
     if reference:
@@ -303,7 +309,7 @@ def choose_preset(project: Project, config: TrainConfig, presets: list[Preset], 
 
 def choose_card(project: Project, config: TrainConfig, presets: list[Preset], memory_gib: int) -> TrainConfig:
     """Make the draft fit a card, or as the preset has it with 0; all but the memory settings stay."""
-    preset = next((preset for preset in presets if preset.key == project.preset), None)
+    preset = preset_of(project, presets)
     with changing:
         project.set_memory_gib(memory_gib)
         config = fitted(project, memory_of(config, preset.apply(config)) if preset else config)
@@ -327,7 +333,7 @@ def rename_trigger(project: Project, presets: list[Preset], old: str, new: str) 
         except ConfigError:
             return  # the Recipe page will say so
         prompts = config.samples.prompts
-        preset = next((preset for preset in presets if preset.key == project.preset), None)
+        preset = preset_of(project, presets)
         if preset and prompts == preset.prompts_for(old):
             renamed = preset.prompts_for(new)
         elif old and new:

@@ -21,9 +21,10 @@ from studio.context import Studio
 from studio.jobs import Supervisor
 from studio.processes import REPOSITORY
 from studio.projects import Project, Workspace
+from tests.forks import ForkedAside
 from trainer.contract.errors import UserError
 
-STAND_IN = Path(__file__).with_name("stand_in_trainer.py")
+STAND_IN = (sys.executable, "-m", "tests.studio.stand_in_trainer")
 STUDIO = (
     "import sys, time; from pathlib import Path; from studio.jobs import Supervisor;"
     "from studio.projects import Workspace; from studio.stopping import Patience;"
@@ -82,13 +83,14 @@ def luna(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pro
 
 @pytest.fixture
 def supervise(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Supervisor]]:
-    """Supervisors whose trainer is the stand-in; whatever they started and still lives is ended."""
+    """Supervisors whose trainer is a fork of the stand-in; what they started and still lives is ended."""
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setattr("studio.processes.subprocess.Popen", ForkedAside)
 
     made: list[Supervisor] = []
 
     def make(behave: str = "train", steps: int = 40, **options: Any) -> Supervisor:
-        argv = (sys.executable, str(STAND_IN), "--behave", behave, "--steps", str(steps))
+        argv = (*STAND_IN, "--behave", behave, "--steps", str(steps))
         made.append(Supervisor(workspace, trainer=argv, **{"gpus": tuple, **options}))
         return made[-1]
 

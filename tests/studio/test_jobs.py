@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from subprocess import Popen
 
 import psutil
 import pytest
@@ -43,8 +44,9 @@ def test_start_freezes_the_recipe_and_trains_to_the_end(supervise, project) -> N
     assert explain(jobs.status(run)) is None
 
 
-def test_trainer_is_detached_and_leaves_no_zombie(supervise, project) -> None:
+def test_trainer_is_detached_and_leaves_no_zombie(supervise, project, monkeypatch) -> None:
     jobs = supervise(steps=500)
+    monkeypatch.setattr("studio.processes.subprocess.Popen", Popen)  # a fork has its parent's numbers open
     run = jobs.start(project, project.config())
     pid = read_json(run.launch)["pid"]
     assert os.getsid(pid) == pid != os.getsid(0)

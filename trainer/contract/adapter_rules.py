@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .families import CATALOGUE, assistant_of, block_maps
-from .placing import block_map, of_a_guide, placing
+from .placing import block_map, by_block, of_a_guide, placing
 from .settings.adapter import AdapterSettings
 from .settings.model import ModelSettings
 
@@ -84,9 +84,10 @@ def _base(model: ModelSettings, adapter: AdapterSettings) -> Iterator[Problem]:
 
 
 def _blocks(model: ModelSettings, adapter: AdapterSettings, trains_text: bool) -> Iterator[Problem]:
-    maps = block_maps(model.family, model.base)
+    if not by_block(adapter):
+        return
     trains = []
-    for blocks in maps:
+    for blocks in block_maps(model.family, model.base):
         told = of_a_guide(adapter, blocks)  # the linter converts them; a run refuses them
         plain = adapter.model_copy(update={name: each for name, (each, _) in told.items()})
         try:

@@ -8,6 +8,8 @@ from .blocks import Block, block_of, block_values, guide_list
 from .settings.adapter import AdapterSettings
 
 MAX_RANK = 1024
+LISTS = ("block_ranks", "block_alphas", "block_weights")
+"""Settings that have a value for each block."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,7 @@ class Placing:
         """Whether no module differs from the others."""
         adapter = self.adapter
         convolutions = (adapter.conv_rank or adapter.rank, adapter.conv_alpha or adapter.alpha)
-        lists = (adapter.block_ranks, adapter.block_alphas, adapter.block_weights)
-        return convolutions == (adapter.rank, adapter.alpha) and not any(lists)
+        return convolutions == (adapter.rank, adapter.alpha) and not by_block(adapter)
 
     def of_block(self, number: int | None, wide: bool = False) -> Placement:
         """In a block, or outside of all; ``wide``: in a convolution that looks at more than one pixel, which
@@ -60,13 +61,18 @@ class Placing:
         return self.of_block(block_of(module, self.blocks), wide)
 
 
+def by_block(adapter: AdapterSettings) -> bool:
+    """Whether the recipe names any blocks."""
+    return any(getattr(adapter, name) for name in LISTS)
+
+
 def placing(adapter: AdapterSettings, blocks: tuple[Block, ...]) -> Placing:
     """The recipe's settings for a denoiser of these blocks.
 
     Raises ValueError("setting", sentence) for a list that does not fit them.
     """
     lists: dict[str, tuple[float | None, ...]] = {}
-    for name in ("block_ranks", "block_alphas", "block_weights"):
+    for name in LISTS:
         text = getattr(adapter, name)
         try:
             values = block_values(text, blocks)
@@ -84,16 +90,12 @@ def placing(adapter: AdapterSettings, blocks: tuple[Block, ...]) -> Placing:
 
 def alike(adapter: AdapterSettings) -> Placing:
     """The recipe's settings where nothing differs by block: in text encoders."""
-    lists = ("block_ranks", "block_alphas", "block_weights")
-    return placing(adapter.model_copy(update=dict.fromkeys(lists, "")), ())
+    return placing(adapter.model_copy(update=dict.fromkeys(LISTS, "")), ())
 
 
 def of_a_guide(adapter: AdapterSettings, blocks: tuple[Block, ...]) -> dict[str, tuple[str, str]]:
     """{setting: (the list that it stands for, why)} of those that have another U-Net's length."""
-    found = {
-        name: guide_list(getattr(adapter, name), blocks)
-        for name in ("block_ranks", "block_alphas", "block_weights")
-    }
+    found = {name: guide_list(getattr(adapter, name), blocks) for name in LISTS if getattr(adapter, name)}
     return {name: each for name, each in found.items() if each}
 
 
@@ -129,6 +131,8 @@ def block_map(adapter: AdapterSettings, blocks: tuple[Block, ...]) -> list[Block
 
 def mean_rank(adapter: AdapterSettings, blocks: tuple[Block, ...]) -> float:
     """The rank that has as many parameters in every block as the recipe's have together, about."""
+    if not by_block(adapter):
+        return float(adapter.rank)
     placed = placing(adapter, blocks)
     shares = [block.share if block.holds == "all" else 0.0 for block in blocks]
     ranks = [placed.of_block(number).rank for number in range(len(blocks))]
