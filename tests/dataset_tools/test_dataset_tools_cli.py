@@ -59,16 +59,18 @@ def test_from_photos_to_captions(source: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.network
-def test_cropping_by_command(source: Path, tmp_path: Path, face_model: Path) -> None:
+def test_cropping_by_command(
+    source: Path, tmp_path: Path, face_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     project = tmp_path / "projects" / "p"
-    run("ingest", source, project)
+    assert main(["ingest", str(source), str(project)]) == 0
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / FACE_MODEL_FILE).write_bytes(face_model.read_bytes())
     done = run("crop", project, "--resolution", "128")
     assert (done.returncode, done.stderr) == (0, ""), "native chatter stays out"
     assert "3 cropped" in done.stdout and "152x104" in done.stdout
     assert all(record.bucket == (152, 104) for record in load_dataset(project).images)
-    assert "0 cropped" in run("crop", project).stdout
+    assert main(["crop", str(project)]) == 0 and "0 cropped" in capsys.readouterr().out
 
 
 def test_crops_are_those_that_the_recipe_trains_at(source: Path, tmp_path: Path) -> None:
@@ -86,11 +88,11 @@ def test_crops_are_those_that_the_recipe_trains_at(source: Path, tmp_path: Path)
         assert main(["crop", str(project), "--all", *models]) == 1
 
 
-def test_failures_are_one_line_and_one(tmp_path: Path) -> None:
+def test_failures_are_one_line_and_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for verb in ("crop", "caption", "check"):
-        done = run(verb, tmp_path / "nowhere")
-        assert done.returncode == 1 and done.stdout == ""
-        assert done.stderr.count("\n") == 1 and "is no project" in done.stderr
+        assert main([verb, str(tmp_path / "nowhere")]) == 1
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and "is no project" in err
     project = tmp_path / "p"
     project.mkdir()
     (project / "dataset.json").write_text("{}")

@@ -8,22 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 from running import wait_for
 
 from studio.processes import REPOSITORY
+from tests.forks import Program, run
 
-
-def start_app(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "app.py", *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 
 
 def read_until(process: subprocess.Popen[str], word: str, seconds: float = 60) -> list[str]:
@@ -45,7 +38,12 @@ def test_app_serves_until_ctrl_c_and_a_training_goes_on(
 ) -> None:
     run = supervise(steps=100_000).start(project, project.config())
     wait_for(run.alive)
-    process = start_app("--port", "0", "--workspace", str(workspace.root))
+    process = subprocess.Popen(
+        [sys.executable, "app.py", "--port", "0", "--workspace", str(workspace.root)],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        **PIPES,
+    )
     try:
         line = read_until(process, "ready at")[-1]
         url = line.split("ready at ")[1].split()[0]
@@ -65,7 +63,8 @@ def test_app_serves_until_ctrl_c_and_a_training_goes_on(
 
 
 def test_app_beyond_loopback_always_has_a_password(tmp_path: Path) -> None:
-    process = start_app("--host", "0.0.0.0", "--port", "0", "--workspace", str(tmp_path))
+    words = ("app", "--host", "0.0.0.0", "--port", "0", "--workspace", tmp_path)
+    process = Program(*words, cwd=REPOSITORY, **PIPES)
     try:
         lines = read_until(process, "ready at")
         password = next(line for line in lines if line.startswith("Password")).split(": ")[1].strip()
@@ -93,9 +92,8 @@ def test_app_refuses_in_one_sentence(tmp_path: Path) -> None:
             (("--password-file", str(tmp_path / "none")), "cannot be read"),
             (("--port", "99999"), "is no port"),
         ):
-            process = start_app(*arguments)
-            output, _ = process.communicate(timeout=60)
-            assert process.returncode == 2 and sentence in output and "Traceback" not in output, output
+            done = run("app", *arguments, cwd=REPOSITORY)
+            assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr, done
 
 
 def test_default_port_moves_on_when_taken() -> None:
@@ -111,14 +109,14 @@ def test_default_port_moves_on_when_taken() -> None:
 
 def test_studio_never_loads_torch_and_loads_fast() -> None:
     code = (
-        "import sys, time; t = time.time(); import app, studio.server, studio.pages.shell, studio.demo;"
+        "import sys, time; t = time.time(); import studio.listen, studio.jobs, studio.auth;"
+        "print('gradio' in sys.modules); import app, studio.server, studio.pages.shell, studio.demo;"
         "heavy = {'torch', 'diffusers', 'transformers', 'peft', 'accelerate', 'cv2', 'mediapipe'};"
         "print(sorted(heavy & set(sys.modules)), time.time() - t)"
     )
     output = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
     )
-    assert output.stdout.startswith("[] "), output
-    listening = "import sys, studio.listen, studio.jobs, studio.auth; print('gradio' in sys.modules)"
-    output = subprocess.run([sys.executable, "-c", listening], cwd=REPOSITORY, capture_output=True, text=True)
-    assert output.stdout == "False\n", "a taken port is told before Gradio is loaded"
+    early, _, loaded = output.stdout.partition("\n")
+    assert early == "False", "a taken port is told before Gradio is loaded"
+    assert loaded.startswith("[] "), output

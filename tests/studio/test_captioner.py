@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +18,9 @@ from studio.pages import captions, served
 from studio.processes import REPOSITORY
 from studio.projects import Project, Workspace
 from studio.queue import Job
+from tests.forks import ForkedAside
 
-CAPTIONER = (sys.executable, str(Path(__file__).with_name("stand_in_captioner.py")))
+CAPTIONER = (sys.executable, "-m", "tests.studio.stand_in_captioner")
 WATCHES = (
     "import sys, time; from pathlib import Path; from studio.jobs import Supervisor;"
     "from studio.projects import Workspace;"
@@ -31,6 +31,7 @@ WATCHES = (
 @pytest.fixture
 def jobs(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setattr("studio.processes.subprocess.Popen", ForkedAside)
     made = Supervisor(workspace, tools=CAPTIONER, gpus=tuple)
     made.watch()
     yield made
