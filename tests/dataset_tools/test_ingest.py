@@ -10,11 +10,11 @@ import signal
 import stat
 import struct
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ from dataset_tools.ingest import ingest, remove_images
 from trainer.contract import files as contract_files
 from trainer.contract.errors import UserError
 
+from ..forks import Program
 from .pictures import encoded, photo, picture, tree
 
 
@@ -344,11 +345,7 @@ def test_a_killed_ingest_leaves_a_sound_project(tmp_path: Path, project: Path) -
     source = tmp_path / "source"
     for index in range(40):
         photo(source / f"{index:02}.png", index, (400, 300))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dataset_tools", "ingest", str(source), str(project)],
-        stdout=subprocess.DEVNULL,
-        cwd=Path(__file__).parents[2],
-    )
+    process = Program("dataset_tools", "ingest", source, project, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 20
     while not (project / "dataset.json").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -400,15 +397,8 @@ def test_two_tabs_uploading_at_once_both_succeed(tmp_path: Path, project: Path) 
             photo(source / f"{index:02}.png", 100 * tab + index)
         for index in range(3):
             photo(source / f"shared{index}.png", 1000 + index)
-        workers.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "dataset_tools", "ingest", str(source), str(project)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                cwd=Path(__file__).parents[2],
-            )
-        )
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        workers.append(Program("dataset_tools", "ingest", source, project, **pipes))
     told = [worker.communicate(timeout=60) for worker in workers]
     assert [(worker.returncode, err) for worker, (_, err) in zip(workers, told, strict=True)] == [(0, "")] * 2
     assert sum(out.count("is already in the project") for out, _ in told) == 3

@@ -45,11 +45,12 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 @pytest.fixture
-def project(workspace: Workspace, tmp_path: Path) -> Project:
-    """Three pictures with crops, two captions, a trigger."""
+def project(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Three pictures with crops, two captions, a trigger; faces are not looked for."""
     from dataset_tools.crop import crop_project
     from dataset_tools.ingest import ingest
 
+    monkeypatch.setattr("dataset_tools.crop.ensure_face_model", lambda *_, **__: None)
     made = workspace.create_project("Blob")
     photos = [draw_photo(tmp_path / f"{colour}.png", colour) for colour in ("red", "green", "blue")]
     for name in ("red", "green"):

@@ -19,6 +19,7 @@ from studio.context import Studio
 from studio.pages import captions, photos, served
 from studio.projects import Project
 from studio.trigger import trigger_hint
+from tests.forks import ForkedAside
 from trainer.contract.errors import UserError
 from trainer.contract.fields import parse
 
@@ -105,6 +106,7 @@ def test_remove_and_recrop_answer_json(
         ("https_proxy", "http://127.0.0.1:9"),
     ):
         monkeypatch.setenv(name, value)  # no face model is fetched
+    monkeypatch.setattr("studio.processes.subprocess.Popen", ForkedAside)
     remove, recrop = served(studio, photos.remove, photos.recrop)
     image = project.dataset().images[0]
     assert remove({"project": project.id, "id": image.id}) == {}
