@@ -143,6 +143,18 @@ def render_crop(image: Image.Image, box: Box, bucket: Size) -> Image.Image:
     return image.resize(bucket, Image.Resampling.LANCZOS, box=box)
 
 
+def with_whole_pictures(dataset: Dataset, buckets: Buckets) -> Dataset:
+    """The dataset with pictures that are not cropped, and of a bucket's very size, taken whole: no subject
+    has to be looked for. Drawn class pictures are such."""
+    taken = []
+    for record in dataset.images:
+        size = record.width, record.height
+        if (record.crop is None or record.bucket is None) and size in buckets.sizes(*size):
+            changes = {"bucket": size, "crop": (0, 0, *size), "reason": "of a bucket's size; nothing is cut"}
+            taken.append(record.model_copy(update=changes))
+    return dataset.with_record(*taken)
+
+
 def crop_dataset(
     root: Path,
     dataset: Dataset,

@@ -19,7 +19,7 @@ from torch import Tensor
 from dataset_tools.augment import View, variant
 from dataset_tools.buckets import Buckets
 from dataset_tools.concepts import Concept, concepts_of
-from dataset_tools.crop import crop_dataset, shown_at
+from dataset_tools.crop import crop_dataset, shown_at, with_whole_pictures
 from dataset_tools.dataset import DatasetError
 from dataset_tools.folder import load_photos
 from dataset_tools.models import ensure_face_model
@@ -132,7 +132,8 @@ def freeze_folder(
     photos = load_photos(root)
     for note in photos.notes:
         notify(note)
-    dataset, several = photos.dataset, buckets.at(concept.resolutions)
+    several = buckets.at(concept.resolutions)
+    dataset = with_whole_pictures(photos.dataset, several[0])
     uncropped = [record.id for record in dataset.images if record.crop is None or record.bucket is None]
     if uncropped:
         fetching, cropping = stages("detector", "Fetching the face detector (MB)"), stages("crop", "Cropping")

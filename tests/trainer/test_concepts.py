@@ -45,6 +45,10 @@ def picture(image_id: str, repeats: int = 1, regularisation: bool = False) -> Tr
     )
 
 
+SIZE = (64, 64)
+"""A bucket's: no subject has to be looked for in such a picture, which takes most of a second."""
+
+
 def freeze(root: Path, told: list[str] | None = None, **settings: object) -> tuple[TrainImage, ...]:
     made = DatasetSettings.model_validate({"path": str(root), **settings})
     notify = (told if told is not None else []).append
@@ -58,7 +62,7 @@ def folders(tmp_path: Path) -> Path:
     draw_project(tmp_path / "mia", count=3, trigger="qrt cat")
     (tmp_path / "mia" / "images" / "picture1.txt").unlink()
     for number in range(2):
-        draw_picture(tmp_path / "dogs" / f"{number}.png", 5 + number)
+        draw_picture(tmp_path / "dogs" / f"{number}.png", 5 + number, SIZE)
     return tmp_path
 
 
@@ -101,7 +105,7 @@ def test_every_folder_keeps_its_trigger_captions_and_repeats(folders: Path) -> N
 
 
 def test_a_folder_of_the_same_concept_takes_the_word_of_the_first(folders: Path) -> None:
-    draw_picture(folders / "more" / "0.png", 7)
+    draw_picture(folders / "more" / "0.png", 7, SIZE)
     images = freeze(folders / "rex", subsets=["../more"])
     assert images[-1].caption == images[-1].trigger == "zwx dog"
     assert freeze(folders / "rex", subsets=["../more | regularisation"])[-1].caption == ""
@@ -155,7 +159,7 @@ def copied(image: TrainImage) -> TrainImage:
 
 
 def test_kohya_folders_multiply(folders: Path) -> None:
-    draw_picture(folders / "kohya" / "10_abc man" / "0.png", 3)
+    draw_picture(folders / "kohya" / "10_abc man" / "0.png", 3, SIZE)
     images = freeze(folders / "rex", subsets=["../kohya | repeats = 3 | trigger = abc"])
     assert (images[-1].repeats, images[-1].caption, images[-1].trigger) == (30, "abc man", "abc")
 
@@ -181,7 +185,7 @@ def test_regularisation_never_outweighs(regular: list[int], repeats: list[int]) 
 
 def test_what_is_left_out_is_told(folders: Path) -> None:
     for number in range(7):
-        draw_picture(folders / "many" / f"{number}.png", number)
+        draw_picture(folders / "many" / f"{number}.png", number, SIZE)
     told: list[str] = []
     assert len(freeze(folders / "rex", told, subsets=["../many | regularisation"])) == 10
     assert any("2 regularisation pictures are not used" in sentence for sentence in told)

@@ -119,7 +119,7 @@ def test_the_class_is_no_trigger(tiny_base: Path, photos: Path, tmp_path: Path) 
     """A folder of class pictures without captions: they are of the class, and its prompts are controls."""
     folder = tmp_path / "cats"
     for number in range(2):
-        draw_picture(folder / f"{number}.png", number)
+        draw_picture(folder / f"{number}.png", number, (64, 64))
     run = RunFolder(tmp_path / "runs" / "one")
     prior = {"method": "class_pictures", "class_name": "cat", "path": str(folder)}
     samples = {"prompts": ["a cat"]}

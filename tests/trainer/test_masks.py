@@ -227,8 +227,8 @@ def run_of(home: Path, tiny_base: Path, side: str, steps: int, **loss: Any) -> t
     """A training on one photo whose mask shows its left or its right."""
     root = home / side
     if not root.exists():
-        draw_picture(root / "cat.png", 1)
-        left = left_of((96, 96))
+        draw_picture(root / "cat.png", 1, (64, 64))
+        left = left_of((64, 64))
         mask = left if side == "left" else left.point(lambda value: 255 - value)
         mask.save(root / "cat-mask.png")
     config = recipe(

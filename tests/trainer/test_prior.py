@@ -167,6 +167,7 @@ def test_class_pictures_are_drawn_once_and_trained_on(
         run.create(recipe(tiny_base, photos, **own))
         return run
 
+    monkeypatch.setattr("trainer.data.ensure_face_model", lambda *_, **__: pytest.fail("as they are drawn"))
     first = run_of("first")
     # Ended while they are drawn, and gone on with.
     script = Script(first)
@@ -184,6 +185,7 @@ def test_class_pictures_are_drawn_once_and_trained_on(
     own = [image for image in load_frozen(first.dataset) if not image.regularisation]
     assert 0 < len(regular) <= 5 and all(image.weight == 0.5 for image in regular)
     assert {image.caption for image in regular} <= {"a photo of cat", "a dog"}
+    assert {(image.bucket, image.crop) for image in regular} == {((64, 64), (0, 0, 64, 64))}
     assert own and all(image.weight == 1 for image in own)
 
     before = {file: file.stat().st_mtime_ns for file in files}
