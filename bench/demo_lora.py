@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL import Image
 
-from demo.evaluate import MODEL, evaluate_lora, load_pipeline, picture
+from demo.evaluate import MODEL, STEPS, evaluate_lora, load_pipeline, picture
 from demo.make_photos import PHOTOS, TRIGGER, make_photos, pet, stranger
 from trainer.contract.config import TrainConfig
 from trainer.contract.fields import dump_recipe, merge, parse
@@ -66,8 +66,15 @@ def train(config: TrainConfig, folder: Path, settings: tuple[str, ...] = ()) -> 
     return run.result(run.config()), seconds, steps[-1] - steps[0]
 
 
-def measure(creature: str, settings: tuple[str, ...], count: int, folder: Path, base: Path = MODEL) -> Result:
-    """Train and judge; ``count`` pictures a row."""
+def measure(
+    creature: str,
+    settings: tuple[str, ...],
+    count: int,
+    folder: Path,
+    base: Path = MODEL,
+    steps: int = STEPS,
+) -> Result:
+    """Train and judge; ``count`` pictures a row, drawn in so many ``steps``."""
     painter = {"pet": pet, "stranger": stranger}[creature]
     photos = PHOTOS
     if creature != "pet":
@@ -75,7 +82,7 @@ def measure(creature: str, settings: tuple[str, ...], count: int, folder: Path, 
         make_photos(painter, photos)
     name = "demo" if base == MODEL else str(base)
     lora, seconds, steps_seconds = train(demo_recipe(photos, TRIGGER, name), folder, settings)
-    figures, images = evaluate_lora(load_pipeline(base), lora, painter, TRIGGER, count)
+    figures, images = evaluate_lora(load_pipeline(base), lora, painter, TRIGGER, count, steps)
     return Result(seconds, steps_seconds, figures, images)
 
 

@@ -125,14 +125,16 @@ def trigger_prompts(count: int, trigger: str = TRIGGER) -> list[str]:
 Pictures = dict[str, list[Image.Image]]
 
 
-def asked_pictures(pipeline: StableDiffusionXLPipeline, trigger: str, count: int) -> Pictures:
+def asked_pictures(
+    pipeline: StableDiffusionXLPipeline, trigger: str, count: int, steps: int = STEPS
+) -> Pictures:
     """``count`` pictures each with the trigger, of another creature, and of a star; always the same seeds."""
     prompts = {
         "trigger": trigger_prompts(count, trigger),
         "creature": [OTHER_CREATURE] * count,
         "star": [STAR] * count,
     }
-    return {name: generate(pipeline, texts) for name, texts in prompts.items()}
+    return {name: generate(pipeline, texts, steps=steps) for name, texts in prompts.items()}
 
 
 def compare(base: Pictures, tuned: Pictures, painter: Painter) -> dict[str, float]:
@@ -151,12 +153,17 @@ def compare(base: Pictures, tuned: Pictures, painter: Painter) -> dict[str, floa
 
 
 def evaluate_lora(
-    pipeline: StableDiffusionXLPipeline, lora: Path, painter: Painter, trigger: str, count: int
+    pipeline: StableDiffusionXLPipeline,
+    lora: Path,
+    painter: Painter,
+    trigger: str,
+    count: int,
+    steps: int = STEPS,
 ) -> tuple[dict[str, float], Pictures]:
     """Figures of a LoRA file, and the pictures behind them."""
-    base = asked_pictures(pipeline, trigger, count)
+    base = asked_pictures(pipeline, trigger, count, steps)
     pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
-    tuned = asked_pictures(pipeline, trigger, count)
+    tuned = asked_pictures(pipeline, trigger, count, steps)
     pipeline.unload_lora_weights()
     images: Pictures = {"pet": references(painter)}
     for name in base:

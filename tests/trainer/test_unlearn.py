@@ -35,7 +35,7 @@ def test_the_limit_is_what_bounds_it() -> None:
     def after(objective: Callable[[torch.Tensor], torch.Tensor]) -> float:
         w = torch.zeros(1, requires_grad=True)
         optimizer = torch.optim.AdamW([w], lr=0.05, weight_decay=0)
-        for _ in range(2000):
+        for _ in range(800):
             objective((w - 1).square()).sum().backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -58,10 +58,10 @@ def growth(objective: Objective, samples: list[Sample]) -> float:
 
 
 @pytest.fixture(scope="module")
-def run(deeper_base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def run(tiny_base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """Pictures that are frozen and encoded."""
     adapter = {"rank": 8, "alpha": 32.0, "targets": "transformer+conv"}
-    config = recipe(deeper_base, photos, adapter=adapter, train={"steps": 1}, samples={"prompts": []})
+    config = recipe(tiny_base, photos, adapter=adapter, train={"steps": 1}, samples={"prompts": []})
     run = RunFolder(tmp_path_factory.mktemp("unlearn") / "runs" / "one")
     run.create(config)
     assert train_here(run)
@@ -72,8 +72,8 @@ def trained(run: RunFolder, train: dict[str, Any], cache: Path) -> tuple[Objecti
     """The objective over a LoRA that was trained for it."""
     config = parse(merge(to_tables(run.config()), {"train": train}))
     objective, samples = objective_of(config, run, cache)
-    optimizer = torch.optim.AdamW(objective.model.parameters().values(), lr=2e-2)
-    for epoch in range(25):
+    optimizer = torch.optim.AdamW(objective.model.parameters().values(), lr=1e-2)
+    for epoch in range(12):
         objective.losses([Sample(one.image, 100 + epoch, 0, one.seed) for one in samples]).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -84,7 +84,7 @@ def test_it_moves_away_from_the_pictures(run: RunFolder, tmp_path: Path) -> None
     learnt = growth(*trained(run, {}, tmp_path))
     objective, samples = trained(run, {"unlearn": True}, tmp_path)
     unlearnt = growth(objective, samples)
-    assert learnt < 0.97 and unlearnt > 1.05
+    assert learnt < 0.9 and unlearnt > 1.2
     # What is beyond the limit pushes no longer.
     near = parse(merge(to_tables(objective.config), {"train": {"unlearn_limit": 1.001}}))
     left = [objective.losses(samples).detach(), replace(objective, config=near).losses(samples).detach()]
