@@ -96,9 +96,8 @@ def test_wildcards() -> None:
     assert outcomes("{a|} {}", wildcards=True) == {"a {}", " {}"}
     lines = outcomes("one, two\n\n  {three|four}\n", wildcards=True, prefix="zwx,", suffix=", end")
     assert lines == {"zwx, one, two, end", "zwx, three, end", "zwx, four, end"}, "an affix is of every line"
-    counts = Counter(
-        stages("{a|b|c}", recipe(wildcards=True), Look(1, str(number))).caption for number in range(3000)
-    )
+    config = recipe(wildcards=True)
+    counts = Counter(stages("{a|b|c}", config, Look(1, str(number))).caption for number in range(3000))
     assert all(900 < counts[letter] < 1100 for letter in "abc")
 
 

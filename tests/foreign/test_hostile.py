@@ -44,7 +44,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("a.yaml", BOMB.encode(), "uses YAML anchors"),
         ("a.yaml", b"a: &a [*a]", "uses YAML anchors"),
         ("a.yaml", b"a: 1\na: 2", "has 'a' twice"),
-        ("a.yaml", b"a: " + b"[" * 20000, "is nested too deeply"),
+        ("a.yaml", b"a: " + b"[\n" * 20000, "is nested too deeply"),
         ("a.yaml", b"- 1", "holds no options"),
         ("a.yaml", b"foo: {}", "is neither a job of ai-toolkit"),
         ("a.yaml", b"config: {process: []}\njob: x", "has no process"),
