@@ -58,7 +58,9 @@ def eps(tiny_base: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def v(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("v")
-    return objective_of("sdxl", tiny_sdxl(folder / "base", prediction="v_prediction"), photos, folder)
+    return objective_of(
+        "sdxl", tiny_sdxl(folder / "base", prediction="v_prediction", layers=1, blocks=2), photos, folder
+    )
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.fixture(scope="module")
+def plain(base: Path) -> Tensor:
+    """What the base alone answers."""
+    family = opened(FAMILY, base)
+    return answer(family, family.load_denoiser())
+
+
 def answer(family: ModelFamily, denoiser: nn.Module) -> Tensor:
     """What denoiser and text encoders make of a caption and noise."""
     noise = torch.randn(1, 16, 8, 8, generator=torch.manual_seed(3))
@@ -95,6 +102,7 @@ def loaded(family: ModelFamily, format: Format, tensors: Mapping[str, Tensor]) -
 def test_a_save_gives_what_was_trained_and_a_damaged_one_is_noticed(
     kind: str,
     base: Path,
+    plain: Tensor,
     photos: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -112,8 +120,6 @@ def test_a_save_gives_what_was_trained_and_a_damaged_one_is_noticed(
     wanted = answer(family, model.denoiser)
     weights = lora_weights(model.parts)
     assert {name.partition(".")[0] for name in weights} == {family.denoiser_part, *family.trainable_text}
-    fresh = opened(FAMILY, base)
-    plain = answer(fresh, fresh.load_denoiser())
     assert (wanted - plain).norm() > 0.002 * plain.norm(), "the adapter does nothing"
 
     file = tmp_path / "x.safetensors"

@@ -186,7 +186,7 @@ def test_it_is_reported_with_its_noise_levels(straight: RunFolder) -> None:
     assert len({event["loss"] for event in events}) == 3
 
 
-@pytest.mark.parametrize("step", [3, 4, 6])
+@pytest.mark.parametrize("step", [4, 6])
 def test_a_resumed_run_measures_the_same(config: TrainConfig, straight: RunFolder, step: int) -> None:
     run = made(straight.path.with_name(f"stopped-{step}"), config)
     assert not train_here(run, Script(run, "stop", step))
@@ -227,9 +227,11 @@ def test_no_random_state_is_touched(
         assert training == [module.training for module in self.objective.model.parts.values()]
 
     monkeypatch.setattr(Validation, "measure", watched)
-    run = made(straight.path.with_name("states"), config)
+    tables = config.model_dump()
+    tables["train"]["steps"] = 4
+    run = made(straight.path.with_name("states"), TrainConfig.model_validate(tables))
     assert train_here(run)
-    assert states == [True] * 9
+    assert states == [True] * 5
 
 
 def test_the_loss_is_the_objectives_own(tiny_base: Path, tmp_path: Path, monkeypatch: Any) -> None:
