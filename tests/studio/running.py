@@ -28,12 +28,13 @@ def draw_photo(path: Path, colour: str, size: tuple[int, int] = (200, 150)) -> P
 
 
 def end_trainer(run: RunFolder) -> None:
-    """Kill the process that launch.json names, if it is ours and still there."""
+    """Kill the process that launch.json names and its children, if it is ours and still there."""
     try:
         launch = read_json(run.launch)
         process = psutil.Process(launch["pid"])
         if abs(process.create_time() - launch["started"]) < 1.0:
-            process.kill()
+            for one in (*process.children(), process):
+                one.kill()
     except (FileNotFoundError, psutil.Error):
         pass
 
