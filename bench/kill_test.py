@@ -167,7 +167,8 @@ class Bench:
             from tests.pictures import draw_project
             from tests.tiny import tiny_sdxl
 
-            self.base, self.photos = str(tiny_sdxl(folder / "base")), draw_project(folder / "photos")
+            self.base = str(tiny_sdxl(folder / "base", layers=1, blocks=2))
+            self.photos = draw_project(folder / "photos")
 
     def recipe(self, number: int, **sections: dict[str, Any]) -> Path:
         tables: dict[str, Any] = {

@@ -175,7 +175,7 @@ def test_plan_and_check(home: Path) -> None:
     keys = "vram_gib ram_gib disk_gib download_gib steps seconds_per_step fits breakdown warnings"
     assert set(plan) == set(keys.split())
     assert set(plan["vram_gib"]) == {"cache", "train", "sample"} and plan["steps"] == 6
-    checked = trainer("check", "recipe.toml", cwd=home, fresh=True)
+    checked = trainer("check", "recipe.toml", cwd=home)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "2 pictures will be copied" in checked.stdout
     (home / "photos" / "cut short.png").write_bytes((home / "photos" / "0.png").read_bytes()[:60])

@@ -61,7 +61,7 @@ def test_prompts_of_held_out_combinations_are_followed(pipeline):
     drawings = evaluate.held_out_drawings(creatures=20, shapes=12, seed=11)
     assert all(held_out(drawing.subject, drawing.backdrop) for drawing in drawings)
     prompts = [describe(drawing.subject, drawing.backdrop) for drawing in drawings]
-    counts = evaluate.following(evaluate.generate(pipeline, prompts, steps=16), drawings)
+    counts = evaluate.following(evaluate.generate(pipeline, prompts, steps=10), drawings)
     for attribute in ("background", "colour"):
         right, asked = counts[attribute]
         assert right >= 0.95 * asked, attribute

@@ -113,14 +113,14 @@ def drift(tiny_base: Path, photos: Path, folder: Path, **prior: Any) -> float:
         "dataset": {"trigger": "zwx"},
         "prior": {**KEEP, **prior},
         "samples": {"prompts": []},
-        "train": {"steps": 16, "learning_rate": 1e-2, "text_encoder_lr": 1e-2},
+        "train": {"steps": 10, "learning_rate": 1e-2, "text_encoder_lr": 1e-2},
     }
     config = recipe(tiny_base, photos, **more)
     run = RunFolder(folder / "runs" / "one")
     run.create(config)
     assert train_here(run)
     objective, samples = objective_of(config, run, folder / "cache")
-    load_adapter(run.checkpoint(16), objective.model.parameters())
+    load_adapter(run.checkpoint(10), objective.model.parameters())
     with torch.no_grad():
         kept = objective.kept(samples)
         shown = objective.texts.embeds(list(kept.values()))
