@@ -101,9 +101,10 @@ def test_a_placeholder_stands_in_until_the_page_is_there(
     expect(placeholder).to_contain_text("Loading…")
     expect(placeholder).to_have_css("background-color", ground)
     expect(placeholder.get_by_text("longer than usual")).to_be_hidden()
-    gradio.release()
-    expect(placeholder).to_have_count(0, timeout=PATIENT)
-    expect(page.locator("body.booted header.head")).to_be_visible()
+    if (scheme, chosen) == ("light", ""):  # it goes alike in all of them
+        gradio.release()
+        expect(placeholder).to_have_count(0, timeout=PATIENT)
+        expect(page.locator("body.booted header.head")).to_be_visible()
     context.close()
 
 

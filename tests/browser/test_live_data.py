@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from dataset_tools.ingest import ingest
 from studio.projects import Project, Workspace
@@ -21,6 +21,14 @@ from .conftest import CHROMIUM, Console, StudioProcess
 
 NASTY = '<img src=x onerror="window.hacked = true">'
 PROMPTS = ["a photo of zwx blob", f"{NASTY} zwx blob"]
+FILLED = {
+    "photos": "#photos-grid .tile",
+    "captions": "#captions-panel textarea",
+    "recipe": "#recipe-form[data-project]",
+    "train": "#tab-train .failure",
+    "results": "#tab-results .matrix, #tab-results .card",
+}
+"""What is on a page once its script has filled it."""
 
 
 def past_run(project: Project, state: str, steps: int, **status: Any) -> RunFolder:
@@ -86,6 +94,18 @@ def page(context: BrowserContext, console: Console) -> Page:
     return console.watch(context.new_page())
 
 
+@pytest.fixture(scope="module")
+def train_page(browser: Browser, server: StudioProcess) -> Iterator[Page]:
+    """The Train page of the failed run, for what has to do with its scripts alone."""
+    console = Console()
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    page = console.watch(context.new_page())
+    open_page(page, server, "failed", "train")
+    yield page
+    context.close()
+    assert not console.problems
+
+
 def open_page(page: Page, server: StudioProcess, project: str, step: str) -> None:
     page.goto(f"{server.url}/?project={project}&step={step}")
     page.wait_for_function("() => document.body.classList.contains('booted') && studio.live.data.run")
@@ -115,12 +135,11 @@ def random_history(rng: random.Random) -> list[dict[str, Any]]:
     return events
 
 
-def test_the_page_keeps_the_events_that_still_count(page: Page, server: StudioProcess) -> None:
+def test_the_page_keeps_the_events_that_still_count(train_page: Page) -> None:
     """The script folds a stream of events to what trainer.contract.events says is current."""
-    open_page(page, server, "failed", "train")
     for seed in range(20):
         events = random_history(random.Random(seed))
-        shown = page.evaluate(
+        shown = train_page.evaluate(
             """events => {
                 const data = studio.live.fresh("run");
                 for (const event of events) studio.live.fold(data, event);
@@ -142,7 +161,7 @@ def test_the_page_keeps_the_events_that_still_count(page: Page, server: StudioPr
             assert set(shown[f"{kind}s"]) == expected
         assert len(set(shown["validations"])) == len(shown["validations"])
 
-    marked = page.evaluate(
+    marked = train_page.evaluate(
         """prompts => {
             const data = studio.live.fresh("run"), matrix = new studio.SampleMatrix();
             for (const [prompt, text] of prompts.entries()) {
@@ -159,9 +178,8 @@ def test_the_page_keeps_the_events_that_still_count(page: Page, server: StudioPr
     assert marked == ["", "control"], "prompts without the trigger are marked"
 
 
-def test_a_flood_of_output_does_not_fill_the_page(page: Page, server: StudioProcess) -> None:
-    open_page(page, server, "failed", "train")
-    kept = page.evaluate(
+def test_a_flood_of_output_does_not_fill_the_page(train_page: Page) -> None:
+    kept = train_page.evaluate(
         """() => {
             const data = studio.live.fresh("flood");
             const fold = (text) => studio.live.foldLog(data, text);
@@ -177,9 +195,8 @@ def test_a_flood_of_output_does_not_fill_the_page(page: Page, server: StudioProc
     assert kept["lines"] == 4000
 
 
-def test_a_zoomed_chart_stays_put_while_the_run_goes_on(page: Page, server: StudioProcess) -> None:
-    open_page(page, server, "failed", "train")
-    page.evaluate(
+def test_a_zoomed_chart_stays_put_while_the_run_goes_on(train_page: Page) -> None:
+    train_page.evaluate(
         """() => {
             const data = studio.live.fresh("long");
             window.grow = (count) => {
@@ -195,30 +212,29 @@ def test_a_zoomed_chart_stays_put_while_the_run_goes_on(page: Page, server: Stud
             window.grow(10000);
         }"""
     )
-    page.wait_for_function("() => window.chart.view")
-    canvas = page.locator(".chart-canvas").first
+    train_page.wait_for_function("() => window.chart.view")
+    canvas = train_page.locator(".chart-canvas").first
     box = canvas.bounding_box()
     assert box is not None
     x, y = box["x"], box["y"] + 100
-    page.mouse.move(x + 300, y)
-    page.mouse.down()
-    page.mouse.move(x + 500, y + 20, steps=6)
-    page.mouse.up()
-    page.wait_for_function("() => window.chart.zoom")
-    zoom = page.evaluate("[window.chart.x.start, window.chart.x.end]")
+    train_page.mouse.move(x + 300, y)
+    train_page.mouse.down()
+    train_page.mouse.move(x + 500, y + 20, steps=6)
+    train_page.mouse.up()
+    train_page.wait_for_function("() => window.chart.zoom")
+    zoom = train_page.evaluate("[window.chart.x.start, window.chart.x.end]")
     assert 1000 < zoom[0] < zoom[1] < 9000
-    spent = page.evaluate(
+    spent = train_page.evaluate(
         "() => { const t = performance.now(); window.grow(50); return performance.now() - t; }"
     )
     assert spent < 250, "one update of 10,000 points must not be felt"
-    assert page.evaluate("[window.chart.x.start, window.chart.x.end]") == zoom
-    page.get_by_role("button", name="Show all").first.click()
-    assert page.evaluate("window.chart.x.end") > 10_000
+    assert train_page.evaluate("[window.chart.x.start, window.chart.x.end]") == zoom
+    train_page.get_by_role("button", name="Show all").first.click()
+    assert train_page.evaluate("window.chart.x.end") > 10_000
 
 
-def test_the_loss_on_held_out_photos_is_a_second_line(page: Page, server: StudioProcess) -> None:
-    open_page(page, server, "failed", "train")
-    page.evaluate(
+def test_the_loss_on_held_out_photos_is_a_second_line(train_page: Page) -> None:
+    train_page.evaluate(
         """() => {
             const data = studio.live.fresh("held");
             window.chart = new studio.LossChart();
@@ -231,18 +247,18 @@ def test_the_loss_on_held_out_photos_is_a_second_line(page: Page, server: Studio
                 window.fold({ kind: "step", step, loss: 0.1, lr: 1e-4 });
         }"""
     )
-    page.wait_for_function("() => window.chart.view")
-    key = page.locator(".chart").first.locator(".key", has_text="held-out photos")
+    train_page.wait_for_function("() => window.chart.view")
+    key = train_page.locator(".chart").first.locator(".key", has_text="held-out photos")
     expect(key).to_be_hidden()
-    page.evaluate(
+    train_page.evaluate(
         """() => { for (const [step, loss] of [[0, 0.9], [10, 0.3], [10, 0.3], [20, 0.7]])
             window.fold({ kind: "validation", step, loss, by_time: [loss], pictures: 2 }); }"""
     )
     expect(key).to_be_visible()
-    drawn = page.evaluate("window.chart.sources.validation.data")
+    drawn = train_page.evaluate("window.chart.sources.validation.data")
     assert drawn == {"x": [0, 10, 20], "y": [0.9, 0.3, 0.7]}
-    assert page.evaluate("window.chart.y.end") > 0.9, "it is in sight"
-    expect(page.locator(".chart-readout").first).to_contain_text("held-out photos 0.700 (step 20)")
+    assert train_page.evaluate("window.chart.y.end") > 0.9, "it is in sight"
+    expect(train_page.locator(".chart-readout").first).to_contain_text("held-out photos 0.700 (step 20)")
 
 
 def test_a_failure_says_why_and_what_to_do(page: Page, server: StudioProcess) -> None:
@@ -281,23 +297,26 @@ def test_samples_open_large_and_follow_the_arrows(page: Page, server: StudioProc
     assert page.evaluate("window.hacked") is None
 
 
-@pytest.mark.parametrize("step", ["photos", "captions", "recipe", "train", "results"])
-def test_nothing_scrolls_sideways_on_a_telephone(page: Page, server: StudioProcess, step: str) -> None:
+def test_nothing_scrolls_sideways_on_a_telephone(page: Page, server: StudioProcess) -> None:
     page.set_viewport_size({"width": 380, "height": 800})
-    open_page(page, server, "failed", step)
-    expect(page.locator(f"#tab-{step}")).to_be_visible()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 380
-    wide = page.evaluate(
-        """() => {
-            const scrolls = (element) => element && (
-                /auto|scroll/.test(getComputedStyle(element).overflowX) || scrolls(element.parentElement));
-            return [...document.querySelectorAll("main *")]
-                .filter((element) => element.getBoundingClientRect().right > 381)
-                .filter((element) => !scrolls(element.parentElement))
-                .map((element) => `${element.tagName}.${element.className}`).slice(0, 5);
-        }"""
-    )
-    assert wide == []
+    open_page(page, server, "failed", "photos")
+    for step in ("photos", "captions", "recipe", "train", "results"):
+        page.evaluate("step => studio.go(step)", step)
+        expect(page.locator(f"#tab-{step}")).to_be_visible()
+        expect(page.locator(FILLED[step]).first).to_be_attached()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 380, step
+        wide = page.evaluate(
+            """() => {
+                const overflow = (element) => getComputedStyle(element).overflowX;
+                const scrolls = (element) =>
+                    element && (/auto|scroll/.test(overflow(element)) || scrolls(element.parentElement));
+                return [...document.querySelectorAll("main *")]
+                    .filter((element) => element.getBoundingClientRect().right > 381)
+                    .filter((element) => !scrolls(element.parentElement))
+                    .map((element) => `${element.tagName}.${element.className}`).slice(0, 5);
+            }"""
+        )
+        assert wide == [], step
 
 
 def test_behind_a_password_the_page_comes_after_the_login(
