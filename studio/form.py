@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import html
 import json
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -337,6 +336,8 @@ def form_html(paths: Collection[str], own: Mapping[str, Maker] | None = None) ->
     all the same.
     """
 
+    makers = own or {}
+
     def sections(basic: bool) -> str:
         parts = []
         for name, model in SECTIONS.items():
@@ -351,7 +352,6 @@ def form_html(paths: Collection[str], own: Mapping[str, Maker] | None = None) ->
             columns = MAX_COLUMNS if wide else min(len(records), MAX_COLUMNS)
             title = html.escape(SECTION_TITLES.get(name, name.capitalize()))
             head = f"<h3>{title}</h3>" if basic else _fold_html(title, model.__doc__ or "")
-            makers = own or {}
             fields = "".join(_field_html(one, makers.get(one.path, input_html)) for one in records)
             kind = f"span-{columns}" if basic else "folded"
             parts.append(
@@ -396,12 +396,11 @@ def _field_html(record: Record, make: Maker) -> str:
         f'id="{element}-input" data-setting="{record.path}" autocomplete="off" '
         f'aria-describedby="{element}-help {element}-note"',
     )
-    described = re.sub(r"--\w+", r"<code>\g<0></code>", html.escape(record.help))
     kind = " wide" if _is_wide(record) else " switch" if record.kind == "switch" else ""
     return (
         f'<div class="form-field{kind}"><div id="{element}">'
         f'<label for="{element}-input">{html.escape(label)}</label>{asked}'
-        f'<p class="info-text" id="{element}-help">{described}</p></div>'
+        f'<p class="info-text" id="{element}-help">{html.escape(record.help)}</p></div>'
         f'<div class="form-note" id="{element}-note"></div></div>'
     )
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import functools
 import html
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -84,7 +86,7 @@ def build(studio: Studio) -> None:
         with gr.Row(elem_id="recipe-columns"):
             with gr.Column(scale=7, min_width=320):
                 form = form_html(ASKED, own={"model.base": base_html})
-                gr.HTML(f'<div id="recipe-form" inert>{form}</div>', apply_default_css=False)
+                gr.HTML(f'<div id="recipe-form">{form}</div>', apply_default_css=False)
             with gr.Column(scale=4, min_width=280, elem_id="recipe-side"):
                 gr.HTML(
                     SIDE,
@@ -179,16 +181,28 @@ def press(studio: Studio, message: Message) -> dict[str, Any]:
             return _page(project, choose_card(project, merged.config, presets_here(), int(memory_gib)))
         if key := message.get("preset"):
             return _page(project, choose_preset(project, merged.config, presets_here(), str(key)))
-        put = message.get("set")
-        settable = {*ASKED, "model.family"}
-        given = {path: value for path, value in put.items() if path in settable} if put else {}
+        given = _settings_in(text_of(message, "set"))
         values = with_family(given)
         config, settled = put_in(merged.config, values)
         keep_draft(project, config)
     kept = flatten(config)
     changed = {path: kept[path] for path in {**values, **settled, **merged.settled}}
     told = {path: why for path, why in {**told, **settled}.items() if path not in given}
-    return _shown(project, Merged(config, merged.problems, merged.known, merged.elsewhere), told, changed)
+    return _shown(project, replace(merged, config=config), told, changed)
+
+
+def _settings_in(text: str) -> dict[str, Any]:
+    """What :func:`studio.form.set_attribute` wrote into a button, which the browser passes on as it is."""
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    settable = {*ASKED, "model.family"}
+    return (
+        {path: value for path, value in values.items() if path in settable}
+        if isinstance(values, dict)
+        else {}
+    )
 
 
 def launch(studio: Studio, message: Message) -> dict[str, Any]:
@@ -240,7 +254,7 @@ def _page(project: Project, config: TrainConfig) -> dict[str, Any]:
     """All of the page, with nothing that was only typed, or said before."""
     values = flatten(config)
     whole = _shown(project, Merged(config, {}, values, {}), {}, values)
-    return {"project": project.id, "answer": "", "report": "", **whole}
+    return {"answer": "", "report": "", **whole}
 
 
 def _shown(
@@ -258,6 +272,7 @@ def _shown(
     notes["machine.price_per_hour"] += rents_html(config, gpu.state())
     notes["adapter.block_weights"] += block_map_html(config)
     return {
+        "project": project.id,
         "values": filled(config, [path for path in changed if path in ASKED]),
         "known": known_text({**merged.known, **changed}, told),
         "notes": {path: said for path, said in notes.items() if said},

@@ -24,7 +24,8 @@
   };
 
   function textOf(field) {
-    return `${field.textContent} ${field.querySelector("[id]").id.replaceAll("-", " ")}`.toLowerCase();
+    const said = all("label, .info-text, .form-note", field).map((part) => part.textContent);
+    return [...said, field.querySelector("[id]").id.replaceAll("-", " ")].join(" ").toLowerCase();
   }
 
   function jumpTo(field) {
@@ -62,106 +63,150 @@
 
   // What the form shows --------------------------------------------------------------------------------
 
-  // A list of known values beside a box: it shows which of them the box has.
-  function mirror(input) {
-    const list = one(`#recipe-form [data-fills="${input.dataset.setting}"]`);
-    if (!list) return;
-    list.value = input.value.trim();
+  // The base is looked up as a whole, not letter by letter, and has a list of known ones beside its box.
+  const isBase = (input) => Boolean(input.closest(".base"));
+  const listOf = (box) => box.closest(".base").querySelector("select");
+
+  function mirror(box) {
+    const list = listOf(box);
+    list.value = box.value.trim();
     if (list.selectedIndex < 0) list.value = "";
   }
 
-  /** Show a value. A box may show less than it was given, a line instead of several: what it had is kept. */
+  /** Show a value. A box may show less than it was given, a line instead of several: what it was given is kept. */
   function put(input, value) {
     if (input.type === "checkbox") input.checked = value;
     else input.value = value;
-    input.given = value;
-    input.had = input.value;
-    mirror(input);
+    [input.given, input.shown] = [value, input.value];
+    if (isBase(input)) mirror(input);
   }
 
-  const shownIn = (input) => {
+  function valueOf(input) {
     if (input.type === "checkbox") return input.checked;
-    return input.value === input.had ? input.given : input.value;
-  };
+    return input.value === input.shown || isBase(input) ? input.given : input.value;
+  }
 
   function say(element, html = "") {
-    if (element.said !== html) element.innerHTML = element.said = html;
+    if (element.said === html) return;
+    const open = all("details", element).map((details) => details.open);
+    element.innerHTML = element.said = html;
+    all("details", element).forEach((details, n) => { details.open ||= open[n] ?? false; });
   }
 
   // Asking Python, one question at a time --------------------------------------------------------------
 
-  let server, project = "", known = "";
-  let line = Promise.resolve();
-  let holding = 0, checking = false;
+  const PATIENCE = 20000; // ms: a laptop sleeps, a proxy drops a connection, and no answer comes ever
+  let server, project = "", known = "", ready = false;
+  let questions = Promise.resolve(); // each is asked once the one before is answered
+  let filling = 0; // answers that are out and fill the form: what is typed meanwhile would be written over
+  let checking = false; // a check waits for its turn
+  let unsent = false; // an answer was lost, and what was typed may be too
+
+  const ofAnother = () => project !== studio.project();
+
+  function lock() {
+    one("#recipe-form").inert = filling > 0;
+    one("#recipe-page").inert = ofAnother();
+    one("#recipe-start").disabled = !ready || filling > 0;
+  }
 
   function take(answer) {
-    for (const input of answer.values ? settings() : []) {
-      if (input.dataset.setting in answer.values) put(input, answer.values[input.dataset.setting]);
-    }
-    if (answer.project) one("#recipe-form").dataset.project = project = answer.project;
     if (answer.report !== undefined) say(one("#recipe-report"), answer.report);
     if (answer.answer !== undefined) say(one("#recipe-answer"), answer.answer);
-    if (answer.known === undefined) return;
-    known = answer.known;
+    if (answer.known === undefined) return; // no more than that was said
+    project = answer.project;
+    one("#recipe-form").dataset.project = project;
+    ({ known, ready } = answer);
     for (const input of settings()) {
-      say(document.getElementById(input.id.replace(/input$/, "note")), answer.notes[input.dataset.setting]);
+      const path = input.dataset.setting;
+      if (path in answer.values) put(input, answer.values[path]);
+      say(document.getElementById(input.id.replace(/input$/, "note")), answer.notes[path]);
     }
     say(one("#recipe-presets"), answer.presets);
     say(one("#recipe-summary"), answer.summary);
-    one("#recipe-start").disabled = !answer.ready;
+    if (one("#recipe-advanced").classList.contains("searching")) find();
   }
 
-  /** Ask once the questions before it are answered, so with what they have changed. */
-  function ask(name, more) {
-    const asked = line.then(async () => {
-      const values = Object.fromEntries(settings().map((input) => [input.dataset.setting, shownIn(input)]));
-      const answer = await studio.call(server[name]({ project, values, known, ...more }));
-      if (answer) take(answer);
-      return answer;
+  /** The answer, null where there is none: the question is called for when its turn comes. */
+  function ask(name, question) {
+    const turn = questions.then(async () => {
+      const asked = server[name](question());
+      const answer = await Promise.race([asked, new Promise((done) => setTimeout(done, PATIENCE))]).catch(() => null);
+      if (name !== "open_recipe") unsent = !answer;
+      return studio.call(answer);
     });
-    line = asked.catch(() => {});
-    return asked;
+    questions = turn.then((answer) => { if (answer) take(answer); lock(); });
+    return questions.then(() => turn);
   }
 
-  /** The same where the answer fills the form: until it has, nothing can be typed that it would write over. */
-  async function fill(name, more) {
-    one("#recipe-form").inert = Boolean(++holding);
-    try {
-      return await ask(name, more);
-    } finally {
-      one("#recipe-form").inert = Boolean(--holding) || !project;
-    }
+  const typed = (more) => () => {
+    const values = Object.fromEntries(settings().map((input) => [input.dataset.setting, valueOf(input)]));
+    return { project, values, known, ...more };
+  };
+
+  async function fill(name, question) {
+    filling += 1;
+    lock();
+    const answer = await ask(name, question);
+    filling -= 1;
+    lock();
+    return answer;
   }
 
   /** What was typed is checked as soon as the answer to what was typed before is there. */
   function check() {
-    if (checking || !project) return;
+    if (checking) return;
     checking = true;
-    line = line.then(() => { checking = false; });
-    ask("check");
+    ask("check", () => {
+      checking = false;
+      return typed()();
+    });
   }
 
+  /** Show the project that is open; before that, what was typed and never taken is sent once more. */
   async function open() {
     const wanted = studio.project();
     if (!wanted || studio.step() !== "recipe") return;
-    line = line.then(() => {
-      if (wanted === project) return;
-      project = ""; // what is typed from here on is another's
-      delete one("#recipe-form").dataset.project;
-    });
-    if (await fill("open_recipe", { project: wanted })) studio.refreshBadges?.(); // the first time it makes one
+    lock();
+    if (unsent && !await fill("check", typed())) return;
+    if (await fill("open_recipe", () => ({ project: wanted }))) studio.refreshBadges?.(); // the first time it makes one
   }
 
   async function start() {
-    const answer = await fill("launch");
+    if (filling) return;
+    const answer = await fill("launch", typed());
     if (answer?.run) studio.go("train");
   }
 
   async function files(kind) {
-    await line; // what was typed is in them
+    if (!await ask("check", typed())) return;
     const answer = await studio.call((kind ? server.export_kohya : server.export)({ project }));
     for (const [name, text] of Object.entries(answer?.files ?? {})) download(name, text);
     if (answer?.said) studio.toast(answer.said, "info");
+  }
+
+  /** A button of our HTML that Python has to know of. */
+  async function press(button, byKeys) {
+    const { recipe, card, preset, set } = button.dataset;
+    if (recipe === "") return say(one("#recipe-report"));
+    if (recipe && filling) return undefined; // twice would make the way back one to what it has just brought
+    const more = recipe ? JSON.parse(recipe) : card ? { card: Number(card) } : preset ? { preset } : { set };
+    await fill("press", typed(more));
+    // The button may be another now, or none: keys go on from where it was.
+    if (!byKeys) return undefined;
+    const there = set ? `[data-setting="${Object.keys(JSON.parse(set))[0]}"]` : preset && `[data-preset="${preset}"]`;
+    return there && one(`#recipe-page ${there}`)?.focus();
+  }
+
+  /** Another base was chosen from the list, or typed. */
+  function choose(control) {
+    const box = control.closest(".base").querySelector("[data-setting]");
+    if (control !== box && !control.value) return box.select();
+    if (control !== box) box.value = control.value;
+    mirror(box);
+    if (box.value === box.shown) return undefined;
+    box.given = box.shown = box.value;
+    return fill("check", typed());
   }
 
   studio.brought = (report) => say(one("#recipe-report"), report);
@@ -171,18 +216,30 @@
     // The stepper tells of the recipe too; it follows when typing pauses.
     let timer = 0;
     const soon = () => { clearTimeout(timer); timer = setTimeout(() => studio.refreshBadges?.(), 1500); };
-    const typed = (input) => { mirror(input); check(); soon(); };
     document.addEventListener("input", ({ target }) => {
       if (target.closest("#recipe-page .find")) return find();
-      // A base is looked up as a whole, not letter by letter.
-      if (target.matches("#recipe-form [data-setting]") && !target.closest(".base")) typed(target);
+      if (!target.matches("#recipe-form [data-setting]") || isBase(target)) return;
+      check();
+      soon();
+    });
+    // Arrow keys go through the list of bases one by one: the one they end at is chosen.
+    let passing = false;
+    const inBase = (target) => target.closest?.("#recipe-form .base :is(select, input)");
+    document.addEventListener("pointerdown", () => { passing = false; });
+    document.addEventListener("keydown", ({ target, key }) => {
+      if (!inBase(target)) return;
+      passing = key !== "Enter";
+      if (key === "Enter" && (target.value || target.matches("input"))) choose(target);
     });
     document.addEventListener("change", ({ target }) => {
-      const box = target.closest("#recipe-form .base")?.querySelector("[data-setting]");
-      if (!box) return;
-      if (target !== box && !target.value) return box.select();
-      if (target !== box) box.value = target.value;
-      typed(box);
+      if (!inBase(target) || passing && target.matches("select")) return;
+      choose(target);
+      soon();
+    });
+    document.addEventListener("focusout", ({ target }) => {
+      if (!inBase(target)) return;
+      if (target.matches("select") && target.value) choose(target);
+      mirror(target.closest(".base").querySelector("[data-setting]"));
     });
     document.addEventListener("click", (event) => {
       for (const [selector, act] of Object.entries(SMALL)) {
@@ -194,11 +251,7 @@
       soon();
       if (button.id === "recipe-start") return start();
       if (button.dataset.export !== undefined) return files(button.dataset.export);
-      if (button.dataset.recipe === "") return button.closest(".brought").remove();
-      if (button.dataset.recipe) return fill("press", JSON.parse(button.dataset.recipe));
-      if (button.dataset.card) return fill("press", { card: Number(button.dataset.card) });
-      if (button.dataset.preset) return fill("press", { preset: button.dataset.preset });
-      return fill("press", { set: JSON.parse(button.dataset.set) });
+      return press(button, event.detail === 0);
     });
     // One may come to another step and another project at once.
     let due = false;
@@ -208,10 +261,14 @@
     };
     studio.on("step", opens);
     studio.on("project", opens);
-    let away = false;
+    // What an answer was lost of is asked for again, less and less often.
+    let rest = 0, pause = 1;
     studio.on("live", ({ online }) => {
-      if (online && away) project ? check() : open(); // what was typed meanwhile was not taken
-      away = !online;
+      if (!unsent && !ofAnother()) [rest, pause] = [0, 1];
+      else if (online && !filling && !checking && --rest < 0) {
+        [rest, pause] = [pause, Math.min(30, 2 * pause)];
+        ofAnother() ? open() : check();
+      }
     });
   };
 })();

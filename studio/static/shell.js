@@ -162,6 +162,7 @@
   /** A short message in the corner; kind: "good", "info", "warn" or "bad" (which stays until closed). */
   function toast(text, kind = "info") {
     if (!tray) document.body.append(tray = h("div.toasts", { role: "status", "aria-live": "polite" }));
+    if ([...tray.children].some((note) => note.textContent === text)) return; // it is said already
     const close = h("button.icon-button", { "aria-label": "Close", onclick: () => note.remove() }, icon("close"));
     const note = h(`div.toast.${kind}`, null, icon(kind === "good" ? "check" : "alert"), h("span", null, text), close);
     tray.append(note);

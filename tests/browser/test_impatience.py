@@ -50,6 +50,7 @@ def expect_recipe(page: Page, project: str) -> None:
     form = page.locator("#recipe-form")
     expect(form).to_have_attribute("data-project", project, timeout=PATIENT)
     expect(form).to_have_js_property("inert", False, timeout=PATIENT)
+    expect(page.locator("#recipe-page")).to_have_js_property("inert", False, timeout=PATIENT)
 
 
 class Held:
@@ -158,7 +159,7 @@ def test_what_is_typed_while_answers_are_out_goes_where_it_was_typed(
     rank.fill("3")
     page.get_by_label("Project", exact=True).select_option("milo")
     expect(page).to_have_url(re.compile("project=milo"))
-    expect(page.locator("#recipe-form")).to_have_js_property("inert", True)
+    expect(page.locator("#recipe-page")).to_have_js_property("inert", True)
     answer.release()
     expect_recipe(page, "milo")
     expect(rank).not_to_have_value("3")
@@ -168,17 +169,78 @@ def test_what_is_typed_while_answers_are_out_goes_where_it_was_typed(
 
 
 def test_a_recipe_that_does_not_come_leaves_nothing_to_type_into(page: Page, server: StudioProcess) -> None:
-    """What is typed would be the other project's. Coming back asks for it again."""
+    """What is typed would be the other project's. It is asked for again."""
     open_page(page, server, "recipe", "luna")
     page.route(ASKED, lambda route: route.abort())
     page.get_by_label("Project", exact=True).select_option("milo")
     expect(page.locator(".toasts")).to_contain_text("The studio did not answer")
-    expect(page.locator("#recipe-form")).to_have_js_property("inert", True)
+    expect(page.locator("#recipe-page")).to_have_js_property("inert", True)
     page.unroute(ASKED)
-    steps = page.get_by_role("navigation", name="Steps")
-    for step in ("Photos", "Recipe"):
-        steps.get_by_role("button", name=re.compile(f"^{step}")).click()
     expect_recipe(page, "milo")
+
+
+def test_an_answer_that_is_lost_loses_nothing_that_was_typed(page: Page, server: StudioProcess) -> None:
+    open_page(page, server, "recipe", "luna")
+    page.route(ASKED, lambda route: route.abort())
+    page.locator("#recipe-train-steps input").fill("614")
+    expect(page.locator(".toasts .toast")).to_have_count(1)
+    page.locator("#recipe-train-steps input").fill("6145")
+    page.wait_for_timeout(200)
+    expect(page.locator(".toasts .toast")).to_have_count(1)
+    page.unroute(ASKED)
+    expect(page.locator("#recipe-summary")).to_contain_text("6145 steps")
+    assert Workspace(server.workspace).project("luna").config().train.steps == 6145
+
+
+def test_a_second_press_of_start_is_none(page: Page, server: StudioProcess) -> None:
+    open_page(page, server, "recipe", "luna")
+    start, launches = page.locator("#recipe-start"), []
+
+    def keep_launches(route: Route) -> None:
+        if '"launch"' in (route.request.post_data or ""):
+            launches.append(route)
+        else:
+            route.continue_()
+
+    page.route(ASKED, keep_launches)
+    start.click()
+    wait_until(lambda: page.wait_for_timeout(50) or launches)
+    expect(start).to_be_disabled()
+    start.evaluate("button => { button.disabled = false; button.click(); }")
+    launches[0].fulfill(json={"answer": "<p>Not now.</p>"})
+    expect(page.locator("#recipe-answer")).to_have_text("Not now.")
+    expect(start).to_be_enabled()
+    assert len(launches) == 1
+
+
+def test_keys_go_through_the_known_bases_without_choosing_each(page: Page, server: StudioProcess) -> None:
+    project = Workspace(server.workspace).create_project("Keys")
+    open_page(page, server, "recipe", project.id)
+    bases, box = page.get_by_label("Known bases"), page.get_by_label("Base model", exact=True)
+    before = box.input_value()
+    bases.focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowDown")
+    assert (box.input_value(), project.config().model.base) == (before, before)
+    chosen = bases.input_value()
+    assert chosen != before
+    page.keyboard.press("Tab")
+    expect(box).to_have_value(chosen)
+    expect(page.locator("#recipe-model-base-note")).to_contain_text("are downloaded once")
+    assert project.config().model.base == chosen
+
+
+def test_a_number_that_no_script_can_hold_is_put_in_whole(page: Page, server: StudioProcess) -> None:
+    project = Workspace(server.workspace).create_project("Seeds")
+    open_page(page, server, "recipe", project.id)
+    config = project.config()
+    seeded = {"train": config.train.model_copy(update={"seed": 2**53 + 1})}
+    project.save_config(config.model_copy(update=seeded))
+    page.locator('#recipe-advanced [data-fold]:has(b:text-is("Training"))').click()
+    page.locator("#recipe-train-steps input").fill("5")
+    page.get_by_role("button", name="Show it here").click()
+    expect(page.locator("#recipe-train-seed input")).to_have_value(str(2**53 + 1))
+    assert project.config().train.seed == 2**53 + 1
 
 
 def test_what_is_typed_without_a_connection_is_kept_once_it_is_back(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from html import unescape
 from typing import Any
 
@@ -29,8 +30,11 @@ class RecipePage:
         """What a function answers, with some settings changed before (names with _ for . and -)."""
         for key, value in typed.items():
             self.values[SETTINGS[key.replace("_", "-")]] = value
+        message = dict(message or {})
+        if "set" in message:
+            message["set"] = json.dumps(message["set"])
         asked = {"project": self._project, "values": dict(self.values), "known": self.said["known"]}
-        answer: dict[str, Any] = self._server[name]({**asked, **(message or {})})
+        answer: dict[str, Any] = self._server[name]({**asked, **message})
         self.values.update(answer.get("values", {}))
         self.said.update(answer)
         return answer
