@@ -196,7 +196,7 @@ def test_what_does_not_end_is_ended_within_the_grace(tmp_path: Path, tiny_base: 
         run = RunFolder(tmp_path / "run")
         run.create(config)
         process = trainer_in(run, "tests.trainer.stuck")
-        wait_until(process, lambda: run.raw_status().state == "downloading")
+        wait_until(process, (run.path / "stuck").exists)
         process.send_signal(signal.SIGTERM)
         errors = process.communicate(timeout=30)[1]
     assert process.returncode == 3, errors
