@@ -86,7 +86,7 @@ def build(studio: Studio) -> None:
         with gr.Row(elem_id="recipe-columns"):
             with gr.Column(scale=7, min_width=320):
                 form = form_html(ASKED, own={"model.base": base_html})
-                gr.HTML(f'<div id="recipe-form">{form}</div>', apply_default_css=False)
+                gr.HTML(f'<div id="recipe-form" inert>{form}</div>', apply_default_css=False)
             with gr.Column(scale=4, min_width=280, elem_id="recipe-side"):
                 gr.HTML(
                     SIDE,
@@ -120,7 +120,7 @@ def build(studio: Studio) -> None:
 
 
 SIDE = """<div id="recipe-summary"></div>
-<button type="button" class="btn primary big" id="recipe-start" disabled>Start training</button>
+<button type="button" class="btn primary" id="recipe-start" disabled>Start training</button>
 <div id="recipe-answer"></div>
 <div id="recipe-files"><button type="button" class="btn quiet" data-export>Export recipe.toml</button>
 <button type="button" class="btn quiet" data-export="kohya">For kohya</button></div>"""
@@ -135,7 +135,8 @@ def base_html(record: Record, attributes: str) -> str:
         for family in CATALOGUE.values()
     )
     return (
-        f'<div class="base"><select data-fills="{record.path}" autocomplete="off" aria-label="Known bases">'
+        '<div class="base"><select autocomplete="off" aria-label="Known bases" '
+        'aria-describedby="recipe-model-base-note">'
         f"{option_html('', 'Another base')}{groups}</select>{input_html(record, attributes)}</div>"
     )
 

@@ -135,8 +135,12 @@
       if (name !== "open_recipe") unsent = !answer;
       return studio.call(answer);
     });
-    questions = turn.then((answer) => { if (answer) take(answer); lock(); });
-    return questions.then(() => turn);
+    const taken = turn.then((answer) => {
+      if (answer) take(answer);
+      return answer;
+    });
+    questions = taken.catch((error) => console.error(error)); // one that goes wrong is not the last
+    return taken.finally(lock);
   }
 
   const typed = (more) => () => {
@@ -144,13 +148,10 @@
     return { project, values, known, ...more };
   };
 
-  async function fill(name, question) {
+  function fill(name, question) {
     filling += 1;
     lock();
-    const answer = await ask(name, question);
-    filling -= 1;
-    lock();
-    return answer;
+    return ask(name, question).finally(() => { filling -= 1; lock(); });
   }
 
   /** What was typed is checked as soon as the answer to what was typed before is there. */
