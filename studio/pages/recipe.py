@@ -112,7 +112,7 @@ def build(studio: Studio) -> None:
         dropped,
         [bring, brought],
         [bring, brought],
-        js="(files) => [files, studio.project()]",
+        js="(files) => [files, studio.recipeDroppedInto()]",
         show_progress="hidden",
         api_visibility="private",
         queue=False,
@@ -151,10 +151,13 @@ def open_recipe(studio: Studio, message: Message) -> dict[str, Any]:
 
 
 def check(studio: Studio, message: Message) -> dict[str, Any]:
-    """Something was typed: keep what is right, and say what is not."""
+    """Something was typed: keep what is right, and say what is not. A ``fresh`` look at the page puts in what
+    was changed elsewhere."""
     project, merged, told = _take_in(studio, message)
     values = flatten(merged.config)
-    return _shown(project, merged, told, {path: values[path] for path in merged.settled})
+    elsewhere = merged.elsewhere.keys() - merged.problems.keys() if message.get("fresh") else ()
+    changed = {*merged.settled, *elsewhere}
+    return _shown(project, merged, told, {path: values[path] for path in changed})
 
 
 def look(studio: Studio, files: Sequence[str], project_id: str) -> str:

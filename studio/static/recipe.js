@@ -39,7 +39,8 @@
     const words = advanced.querySelector(".find input").value.toLowerCase().split(/\s+/).filter(Boolean);
     const changed = advanced.querySelector("[data-changed]").getAttribute("aria-pressed") === "true";
     const searching = words.length > 0 || changed;
-    const fits = (field) => searching && (!changed || field.querySelector(".reset"))
+    const inHand = (field) => field.classList.contains("found") && field.contains(document.activeElement);
+    const fits = (field) => searching && (!changed || field.querySelector(".reset") || inHand(field))
       && words.every((word) => textOf(field).includes(word));
     advanced.classList.toggle("searching", searching);
     for (const field of all(".form-field", advanced)) field.classList.toggle("found", Boolean(fits(field)));
@@ -54,10 +55,14 @@
     said.hidden = !said.hasChildNodes();
   }
 
+  function tellWhetherAll() {
+    one("#recipe-presets [data-more]")?.setAttribute("aria-expanded", String(one("#recipe-presets").classList.contains("all")));
+  }
+
   const SMALL = {
     "[data-fold]": (button) => button.closest(".form-section").classList.toggle("open", flip(button, "aria-expanded")),
     "[data-changed]": (button) => { flip(button, "aria-pressed"); find(); },
-    "[data-more]": (button) => button.closest("#recipe-presets").classList.toggle("all", flip(button, "aria-expanded")),
+    "[data-more]": () => { one("#recipe-presets").classList.toggle("all"); tellWhetherAll(); },
     ".form-field .info-text": (help) => help.classList.toggle("whole"),
   };
 
@@ -86,11 +91,16 @@
     return input.value === input.shown || isBase(input) ? input.given : input.value;
   }
 
+  /** Put HTML there, unless it is there; what was unfolded and what had the focus stays so. */
   function say(element, html = "") {
     if (element.said === html) return;
     const open = all("details", element).map((details) => details.open);
+    const focused = element.contains(document.activeElement) ? document.activeElement : null;
+    const data = JSON.stringify(focused?.dataset ?? {}), place = all("button", element).indexOf(focused);
     element.innerHTML = element.said = html;
     all("details", element).forEach((details, n) => { details.open ||= open[n] ?? false; });
+    const buttons = all("button", element);
+    if (focused) (buttons.find((button) => JSON.stringify(button.dataset) === data) ?? buttons[place])?.focus();
   }
 
   // Asking Python, one question at a time --------------------------------------------------------------
@@ -106,11 +116,13 @@
 
   function lock() {
     one("#recipe-form").inert = filling > 0;
+    one("#recipe-form").ariaBusy = String(filling > 0);
     one("#recipe-page").inert = ofAnother();
     one("#recipe-start").disabled = !ready || filling > 0;
   }
 
-  function take(answer) {
+  /** Show an answer; what was typed since the question was asked stays. */
+  function take(answer, asked) {
     if (answer.report !== undefined) say(one("#recipe-report"), answer.report);
     if (answer.answer !== undefined) say(one("#recipe-answer"), answer.answer);
     if (answer.known === undefined) return; // no more than that was said
@@ -119,10 +131,12 @@
     ({ known, ready } = answer);
     for (const input of settings()) {
       const path = input.dataset.setting;
-      if (path in answer.values) put(input, answer.values[path]);
+      const edited = asked && asked[path] !== valueOf(input);
+      if (path in answer.values && !edited) put(input, answer.values[path]);
       say(document.getElementById(input.id.replace(/input$/, "note")), answer.notes[path]);
     }
     say(one("#recipe-presets"), answer.presets);
+    tellWhetherAll();
     say(one("#recipe-summary"), answer.summary);
     if (one("#recipe-advanced").classList.contains("searching")) find();
   }
@@ -130,17 +144,17 @@
   /** The answer, null where there is none: the question is called for when its turn comes. */
   function ask(name, question) {
     const turn = questions.then(async () => {
-      const asked = server[name](question());
-      const answer = await Promise.race([asked, new Promise((done) => setTimeout(done, PATIENCE))]).catch(() => null);
-      if (name !== "open_recipe") unsent = !answer;
-      return studio.call(answer);
-    });
-    const taken = turn.then((answer) => {
-      if (answer) take(answer);
+      const message = question();
+      const late = new Promise((done) => setTimeout(done, PATIENCE));
+      const came = await Promise.race([server[name](message), late]).catch(() => null);
+      if (name !== "open_recipe") unsent = !came;
+      if (!came && name === "press") [project, unsent] = ["", false]; // what it did is not known: it is opened again
+      const answer = await studio.call(came);
+      if (answer) take(answer, message.values);
       return answer;
     });
-    questions = taken.catch((error) => console.error(error)); // one that goes wrong is not the last
-    return taken.finally(lock);
+    questions = turn.catch((error) => console.error(error)); // one that goes wrong is not the last
+    return turn.finally(lock);
   }
 
   const typed = (more) => () => {
@@ -164,26 +178,32 @@
     });
   }
 
-  /** Show the project that is open; before that, what was typed and never taken is sent once more. */
+  /** Show the project that is open. What was typed goes with it: it may not have been taken, or be wrong yet. */
   async function open() {
     const wanted = studio.project();
     if (!wanted || studio.step() !== "recipe") return;
     lock();
+    if (!ofAnother()) return void fill("check", typed({ fresh: true }));
     if (unsent && !await fill("check", typed())) return;
     if (await fill("open_recipe", () => ({ project: wanted }))) studio.refreshBadges?.(); // the first time it makes one
   }
 
   async function start() {
     if (filling) return;
+    const asked = studio.project();
     const answer = await fill("launch", typed());
+    if (asked !== studio.project() || studio.step() !== "recipe") return;
     if (answer?.run) studio.go("train");
+    else one("#recipe-start").focus();
   }
 
   async function files(kind) {
+    const asked = project;
     if (!await ask("check", typed())) return;
-    const answer = await studio.call((kind ? server.export_kohya : server.export)({ project }));
+    const answer = await studio.call((kind ? server.export_kohya : server.export)({ project: asked }));
     for (const [name, text] of Object.entries(answer?.files ?? {})) download(name, text);
     if (answer?.said) studio.toast(answer.said, "info");
+    if (answer && one("#recipe-form .say.error")) studio.toast("What is marked in red is not in the file; it has the values before.", "warn");
   }
 
   /** A button of our HTML that Python has to know of. */
@@ -193,10 +213,9 @@
     if (recipe && filling) return undefined; // twice would make the way back one to what it has just brought
     const more = recipe ? JSON.parse(recipe) : card ? { card: Number(card) } : preset ? { preset } : { set };
     await fill("press", typed(more));
-    // The button may be another now, or none: keys go on from where it was.
-    if (!byKeys) return undefined;
-    const there = set ? `[data-setting="${Object.keys(JSON.parse(set))[0]}"]` : preset && `[data-preset="${preset}"]`;
-    return there && one(`#recipe-page ${there}`)?.focus();
+    // A button in the form is locked with it, and gone: keys go on from its setting.
+    if (byKeys && set) one(`#recipe-form [data-setting="${Object.keys(JSON.parse(set))[0]}"]`)?.focus();
+    return undefined;
   }
 
   /** Another base was chosen from the list, or typed. */
@@ -207,10 +226,19 @@
     mirror(box);
     if (box.value === box.shown) return undefined;
     box.given = box.shown = box.value;
-    return fill("check", typed());
+    return ask("check", typed());
   }
 
-  studio.brought = (report) => say(one("#recipe-report"), report);
+  // Recipes that are dropped belong to the project that was open then, whichever is when they are read.
+  let target = "";
+  for (const happening of ["drop", "change"]) {
+    document.addEventListener(happening, (event) => { if (event.target.closest?.("#recipe-import")) target = studio.project(); }, true);
+  }
+  studio.recipeDroppedInto = () => target;
+  studio.brought = (report) => {
+    if (target === studio.project()) say(one("#recipe-report"), report);
+    else studio.toast("The recipe was dropped into another project; open that, and drop it again.", "warn");
+  };
 
   studio.panels.recipe = (functions) => {
     server = functions;
@@ -224,21 +252,24 @@
       soon();
     });
     // Arrow keys go through the list of bases one by one: the one they end at is chosen.
-    let passing = false;
+    let passing = false, unfolded = false;
     const inBase = (target) => target.closest?.("#recipe-form .base :is(select, input)");
-    document.addEventListener("pointerdown", () => { passing = false; });
-    document.addEventListener("keydown", ({ target, key }) => {
+    document.addEventListener("pointerdown", () => { passing = unfolded = false; });
+    document.addEventListener("keydown", ({ target, key, altKey }) => {
       if (!inBase(target)) return;
-      passing = key !== "Enter";
+      unfolded ||= altKey || key === " " || key === "F4";
+      passing = !unfolded && key !== "Enter";
       if (key === "Enter" && (target.value || target.matches("input"))) choose(target);
     });
     document.addEventListener("change", ({ target }) => {
       if (!inBase(target) || passing && target.matches("select")) return;
+      unfolded = false;
       choose(target);
       soon();
     });
     document.addEventListener("focusout", ({ target }) => {
       if (!inBase(target)) return;
+      unfolded = false;
       if (target.matches("select") && target.value) choose(target);
       mirror(target.closest(".base").querySelector("[data-setting]"));
     });
@@ -265,10 +296,12 @@
     // What an answer was lost of is asked for again, less and less often.
     let rest = 0, pause = 1;
     studio.on("live", ({ online }) => {
-      if (!unsent && !ofAnother()) [rest, pause] = [0, 1];
+      const owed = studio.step() === "recipe" && studio.project() && (unsent || ofAnother());
+      if (!owed) [rest, pause] = [0, 1];
       else if (online && !filling && !checking && --rest < 0) {
         [rest, pause] = [pause, Math.min(30, 2 * pause)];
-        ofAnother() ? open() : check();
+        if (ofAnother()) open();
+        else check();
       }
     });
   };

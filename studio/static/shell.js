@@ -11,6 +11,7 @@
   let choose = () => {};
   let booted = false;
   let early = ""; // the step that was clicked before that
+  let wanted = ""; // the project that was picked last, until it is open
 
   // Panels are built when Gradio gets to them: one that comes late still hears where we are.
   const REMEMBERED = ["projects", "project", "step", "live"];
@@ -146,7 +147,7 @@
   async function call(promise) {
     const answer = await Promise.resolve(promise).catch(() => null);
     if (!answer) { // Gradio keeps what went wrong to itself; an answer is an object always
-      toast("The studio did not answer. It may be restarting; try again in a moment.", "bad");
+      toast("The studio did not answer. It may be restarting; try again in a moment.", "warn");
       return null;
     }
     if (answer.error) {
@@ -162,7 +163,7 @@
   /** A short message in the corner; kind: "good", "info", "warn" or "bad" (which stays until closed). */
   function toast(text, kind = "info") {
     if (!tray) document.body.append(tray = h("div.toasts", { role: "status", "aria-live": "polite" }));
-    if ([...tray.children].some((note) => note.textContent === text)) return; // it is said already
+    [...tray.children].find((note) => note.textContent === text)?.remove(); // once is enough
     const close = h("button.icon-button", { "aria-label": "Close", onclick: () => note.remove() }, icon("close"));
     const note = h(`div.toast.${kind}`, null, icon(kind === "good" ? "check" : "alert"), h("span", null, text), close);
     tray.append(note);
@@ -212,9 +213,8 @@
 
   /** Open another project, at the step we are at unless one is named. */
   function open(project, step) {
-    if (project === place.project) return step && go(step);
     if (step) go(step);
-    choose(project, place.step);
+    if (project !== place.project || wanted) choose(wanted = project, place.step);
   }
 
   /** The project that is open has another name now. */
@@ -227,7 +227,8 @@
     choose = chooser;
     const arrive = () => {
       const news = JSON.parse(props.value || "{}");
-      if (news.project === undefined) return;
+      if (news.project === undefined || wanted && news.project !== wanted) return; // another was picked since
+      wanted = "";
       const moved = news.project !== place.project;
       Object.assign(place, { project: news.project, projects: news.projects, password: news.password });
       document.querySelector("#studio-root").dataset.project = place.project;
@@ -235,7 +236,7 @@
       if (!booted) {
         booted = true;
         place.step = "";
-        go(early || news.step);
+        go(place.project ? early || news.step : "photos");
         document.body.classList.add("booted");
         document.querySelector("#loading")?.remove();
       }

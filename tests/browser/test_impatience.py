@@ -192,6 +192,18 @@ def test_an_answer_that_is_lost_loses_nothing_that_was_typed(page: Page, server:
     assert Workspace(server.workspace).project("luna").config().train.steps == 6145
 
 
+def test_what_is_wrong_yet_is_there_after_a_look_elsewhere(page: Page, server: StudioProcess) -> None:
+    open_page(page, server, "recipe", "luna")
+    number = page.locator("#recipe-train-steps input")
+    number.fill("12x")
+    steps = page.get_by_role("navigation", name="Steps")
+    for step in ("Captions", "Recipe"):
+        steps.get_by_role("button", name=re.compile(f"^{step}")).click()
+    expect_recipe(page, "luna")
+    expect(number).to_have_value("12x")
+    expect(page.locator("#recipe-train-steps-note")).to_contain_text("'12x' is not allowed")
+
+
 def test_a_second_press_of_start_is_none(page: Page, server: StudioProcess) -> None:
     open_page(page, server, "recipe", "luna")
     start, launches = page.locator("#recipe-start"), []
@@ -226,6 +238,7 @@ def test_keys_go_through_the_known_bases_without_choosing_each(page: Page, serve
     assert chosen != before
     page.keyboard.press("Tab")
     expect(box).to_have_value(chosen)
+    expect(box).to_be_focused()
     expect(page.locator("#recipe-model-base-note")).to_contain_text("are downloaded once")
     assert project.config().model.base == chosen
 

@@ -203,6 +203,19 @@ def test_two_tabs_write_only_what_was_changed_in_them(
     assert "Changed in another tab to 900." in other.note("train-steps")
 
 
+def test_a_fresh_look_shows_what_was_changed_elsewhere_and_keeps_what_is_wrong_yet(
+    studio: Studio, project: Project, page: RecipePage
+) -> None:
+    RecipePage(studio, project).call("check", adapter_rank="5", train_steps="900")
+    page.call("check", {"fresh": True}, train_steps="12x", train_seed="7")
+    assert (page.shows("adapter-rank"), page.shows("train-steps")) == ("5", "12x")
+    assert "another tab" not in page.note("adapter-rank") and "12x" in page.note("train-steps")
+    assert project.config().train.steps == 900
+    page.call("check", train_steps="13")
+    config = project.config()
+    assert (config.train.steps, config.train.seed, config.adapter.rank) == (13, 7, 5)
+
+
 def test_a_start_shows_first_what_another_tab_changed(
     studio: Studio, project: Project, page: RecipePage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
