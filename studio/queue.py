@@ -93,7 +93,7 @@ class Job(BaseModel):
 
 
 def new_job(kind: Kind, **details: Any) -> Job:
-    job_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    job_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
     return Job(id=job_id, kind=kind, added=time.time(), **details)
 
 
