@@ -335,7 +335,6 @@ def form_html(paths: Collection[str], own: Mapping[str, Maker] | None = None) ->
     ``recipe-train-steps``, the line below it is ``recipe-train-steps-note``. What is folded is in the page
     all the same.
     """
-
     makers = own or {}
 
     def sections(basic: bool) -> str:

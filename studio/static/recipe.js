@@ -70,10 +70,9 @@
 
   // The base is looked up as a whole, not letter by letter, and has a list of known ones beside its box.
   const isBase = (input) => Boolean(input.closest(".base"));
-  const listOf = (box) => box.closest(".base").querySelector("select");
 
   function mirror(box) {
-    const list = listOf(box);
+    const list = box.closest(".base").querySelector("select");
     list.value = box.value.trim();
     if (list.selectedIndex < 0) list.value = "";
   }
